@@ -1,0 +1,116 @@
+//! The one source of time.
+//!
+//! Every decision takes `now` as an argument; only the composition root and the pingora adapters ask a
+//! [`Clock`]. Clippy refuses `SystemTime::now` and `Instant::now` everywhere else.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// A wall-clock instant in whole milliseconds since the Unix epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnixMillis(pub u64);
+
+impl UnixMillis {
+    /// The instant `seconds` after the epoch; saturates instead of overflowing.
+    #[must_use]
+    pub const fn from_secs(seconds: u64) -> Self {
+        Self(seconds.saturating_mul(1_000))
+    }
+
+    /// Whole seconds since the epoch, rounded down.
+    #[must_use]
+    pub const fn as_secs(self) -> u64 {
+        self.0 / 1_000
+    }
+
+    /// Whole seconds since the epoch, rounded up: what a client may safely wait for.
+    #[must_use]
+    pub const fn as_secs_ceil(self) -> u64 {
+        self.0.div_ceil(1_000)
+    }
+
+    /// This instant plus `duration`, saturating.
+    #[must_use]
+    pub fn plus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(millis(duration)))
+    }
+
+    /// Milliseconds from `earlier` to `self`, zero when `earlier` is later.
+    #[must_use]
+    pub const fn millis_since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// `duration` in whole milliseconds, saturating at `u64::MAX`.
+#[must_use]
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Tells the time.
+pub trait Clock: Send + Sync + 'static {
+    /// The current wall-clock time.
+    fn now(&self) -> UnixMillis;
+}
+
+/// The operating system's wall clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[allow(clippy::disallowed_methods, reason = "the one place that reads the system clock")]
+    fn now(&self) -> UnixMillis {
+        // A clock before 1970 reads as the epoch: nothing here can do better.
+        UnixMillis(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis))
+    }
+}
+
+/// A clock that moves only when told to, for tests and offline explanations.
+#[derive(Debug, Default)]
+pub struct ManualClock(AtomicU64);
+
+impl ManualClock {
+    /// A clock standing at `now`.
+    #[must_use]
+    pub const fn at(now: UnixMillis) -> Self {
+        Self(AtomicU64::new(now.0))
+    }
+
+    /// Moves the clock forward by `duration`.
+    pub fn advance(&self, duration: Duration) {
+        self.0.fetch_add(millis(duration), Ordering::SeqCst);
+    }
+
+    /// Sets the clock, backwards too.
+    pub fn set(&self, now: UnixMillis) {
+        self.0.store(now.0, Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> UnixMillis {
+        UnixMillis(self.0.load(Ordering::SeqCst))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_round_up_for_waiting_and_down_for_display() {
+        assert_eq!(UnixMillis(1_001).as_secs(), 1);
+        assert_eq!(UnixMillis(1_001).as_secs_ceil(), 2);
+        assert_eq!(UnixMillis::from_secs(u64::MAX).0, u64::MAX);
+    }
+
+    #[test]
+    fn a_manual_clock_moves_only_when_told() {
+        let clock = ManualClock::at(UnixMillis(5));
+        clock.advance(Duration::from_millis(7));
+        assert_eq!(clock.now(), UnixMillis(12));
+        clock.set(UnixMillis(3));
+        assert_eq!(clock.now(), UnixMillis(3));
+    }
+}
