@@ -1,0 +1,100 @@
+//! Why the store gave no answer.
+
+use ::redis::{ErrorKind, RedisError, ServerErrorKind};
+
+/// The store gave no answer that can be used; the caller decides from memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// The breaker is open: nothing was sent.
+    #[error("not asked: earlier calls failed")]
+    BreakerOpen,
+    /// The deadline passed; the command may still be executed.
+    #[error("no answer within the deadline")]
+    DeadlinePassed,
+    /// No connection could be made.
+    #[error("cannot connect")]
+    CannotConnect,
+    /// The connection broke while the command was under way.
+    #[error("connection lost")]
+    ConnectionLost,
+    /// Redis does not know the script (after a restart).
+    #[error("script not loaded")]
+    ScriptUnknown,
+    /// Redis cannot serve at the moment: loading, read-only, out of memory, authentication.
+    #[error("Redis refuses to serve")]
+    Refusing,
+    /// Redis rejected this one command.
+    #[error("Redis rejected the command")]
+    Rejected,
+}
+
+/// [`Unavailable`] as a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FailureKind {
+    /// Nothing was sent.
+    BreakerOpen,
+    /// No answer in time.
+    Deadline,
+    /// Connecting or keeping the connection failed.
+    Connection,
+    /// Redis answered with an error.
+    Reply,
+}
+
+impl FailureKind {
+    /// Every kind, for metrics that start at zero.
+    pub const ALL: [Self; 4] = [Self::BreakerOpen, Self::Deadline, Self::Connection, Self::Reply];
+
+    /// The metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::BreakerOpen => "breaker_open",
+            Self::Deadline => "deadline",
+            Self::Connection => "connection",
+            Self::Reply => "reply",
+        }
+    }
+}
+
+impl Unavailable {
+    /// The metric label's kind.
+    pub const fn kind(self) -> FailureKind {
+        match self {
+            Self::BreakerOpen => FailureKind::BreakerOpen,
+            Self::DeadlinePassed => FailureKind::Deadline,
+            Self::CannotConnect | Self::ConnectionLost => FailureKind::Connection,
+            Self::ScriptUnknown | Self::Refusing | Self::Rejected => FailureKind::Reply,
+        }
+    }
+
+    /// Whether the failure says something about the store and not only about one command.
+    pub(super) const fn counts_against_store(self) -> bool {
+        !matches!(self, Self::BreakerOpen | Self::ScriptUnknown | Self::Rejected)
+    }
+
+    /// Whether one such failure is proof enough, so that no further request need try.
+    pub(super) const fn is_conclusive(self) -> bool {
+        matches!(self, Self::CannotConnect | Self::Refusing)
+    }
+}
+
+impl From<RedisError> for Unavailable {
+    fn from(error: RedisError) -> Self {
+        match error.kind() {
+            ErrorKind::Server(ServerErrorKind::NoScript) => Self::ScriptUnknown,
+            ErrorKind::Server(
+                ServerErrorKind::BusyLoading
+                | ServerErrorKind::ReadOnly
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::ClusterDown,
+            )
+            | ErrorKind::AuthenticationFailed => Self::Refusing,
+            ErrorKind::Io => Self::ConnectionLost,
+            _ if error.is_unrecoverable_error() => Self::ConnectionLost,
+            _ if matches!(error.code(), Some("OOM" | "NOAUTH" | "WRONGPASS" | "NOPERM" | "MISCONF")) => {
+                Self::Refusing
+            }
+            _ => Self::Rejected,
+        }
+    }
+}
