@@ -52,7 +52,8 @@ impl Store {
     async fn probe(&self, scripts: &[&'static Script], recovery: &dyn Recovery) -> RedisResult<()> {
         let mut connection = self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
         for _ in 0..PROMPT_ANSWERS {
-            let answer = cmd("PING").exec_async(&mut connection);
+            let ping = cmd("PING");
+            let answer = ping.exec_async(&mut connection);
             tokio::time::timeout(self.settings.deadline, answer).await.map_err(std::io::Error::from)??;
         }
         for script in scripts {
