@@ -1,5 +1,7 @@
 //! Upstreams: their members, which one is next, and the headers sent on to them.
 
+mod peer;
 mod select;
 
+pub use self::peer::peer;
 pub use self::select::{Member, Protocol, Settings, Upstream};
