@@ -4,4 +4,5 @@
 pub mod client_addr;
 pub mod clock;
 pub mod header_names;
+pub mod pipeline;
 pub mod route;
