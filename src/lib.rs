@@ -6,3 +6,4 @@ pub mod clock;
 pub mod header_names;
 pub mod pipeline;
 pub mod route;
+pub mod upstream;

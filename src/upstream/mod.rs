@@ -1,0 +1,3 @@
+//! What happens between the gateway and the servers behind it.
+
+pub mod forward;
