@@ -1,7 +1,10 @@
 //! Tollgate: a reverse-proxy gateway that gives an unmodified HTTP API authentication with real logout,
 //! shared rate limits and a per-user cache. `docs/architecture.md` has the picture.
 
+pub mod client_addr;
 pub mod clock;
 pub mod header_names;
+pub mod pipeline;
 pub mod redis;
+pub mod route;
 pub mod upstream;

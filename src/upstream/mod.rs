@@ -1,5 +1,6 @@
 //! Upstreams: their members, which one is next, and the headers sent on to them.
 
+pub mod forward;
 mod peer;
 mod select;
 

@@ -1,0 +1,138 @@
+//! Which header names are removed, and which are never removed on a client's word. It compares spellings, not
+//! values.
+
+use std::collections::HashSet;
+
+use http::HeaderName;
+
+/// Hop-by-hop request headers (RFC 9110 section 7.6.1 and history). `Transfer-Encoding` is not among them: the
+/// transport frames by it, and the head check has left only `chunked`.
+static HOP_BY_HOP: [&str; 9] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "upgrade",
+    "http2-settings",
+];
+
+/// Hop-by-hop response headers beside `Connection` and `Upgrade`.
+pub(super) static RESPONSE_HOP_BY_HOP: [HeaderName; 5] = [
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("proxy-authenticate"),
+    HeaderName::from_static("proxy-authentication-info"),
+    HeaderName::from_static("te"),
+];
+
+/// What only a gateway may say: addresses, schemes, hosts and paths of the original request, in the spellings of
+/// the usual proxies and frameworks; method overrides; `Proxy` (CVE-2016-5385); `Expect`, which the gateway has
+/// answered. Names that start with `x-forwarded-` are covered as a family.
+static GATEWAY_ONLY: [&str; 31] = [
+    "forwarded",
+    "x-forwarded",
+    "forwarded-for",
+    "forwarded-host",
+    "forwarded-proto",
+    "x-real-ip",
+    "x-client-ip",
+    "client-ip",
+    "true-client-ip",
+    "x-true-client-ip",
+    "x-cluster-client-ip",
+    "x-remote-addr",
+    "x-remote-ip",
+    "x-originating-ip",
+    "x-original-forwarded-for",
+    "x-envoy-external-address",
+    "cf-connecting-ip",
+    "fastly-client-ip",
+    "x-original-host",
+    "x-original-url",
+    "x-original-uri",
+    "x-rewrite-url",
+    "x-url-scheme",
+    "x-scheme",
+    "x-request-id",
+    "traceparent",
+    "tracestate",
+    "x-http-method-override",
+    "x-http-method",
+    "x-method-override",
+    "proxy",
+];
+
+static FORWARDED_FAMILY: &str = "x-forwarded-";
+
+/// End-to-end fields that `Connection` cannot remove, since something was or will be decided by them.
+static PROTECTED: [&str; 22] = [
+    "authorization",
+    "cookie",
+    "set-cookie",
+    "host",
+    "x-api-key",
+    "date",
+    "pragma",
+    "cache-control",
+    "vary",
+    "etag",
+    "age",
+    "expires",
+    "last-modified",
+    "location",
+    "www-authenticate",
+    "origin",
+    "referer",
+    "user-agent",
+    "range",
+    "transfer-encoding",
+    "strict-transport-security",
+    "x-frame-options",
+];
+
+static PROTECTED_FAMILIES: [&str; 5] = ["content-", "if-", "accept", "access-control-", "sec-"];
+
+/// Whether a `Connection` nomination of this lower-case name is ignored.
+pub(super) fn is_protected(name: &str) -> bool {
+    PROTECTED.contains(&name) || PROTECTED_FAMILIES.iter().any(|family| name.starts_with(family))
+}
+
+/// Whether this lower-case, dashed name has a meaning of its own, so that no identity may be carried in it.
+/// `X-Forwarded-User` and its like are free for that.
+pub(super) fn is_reserved(name: &str) -> bool {
+    is_protected(name)
+        || matches!(
+            name,
+            "expect" | "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-port" | "x-forwarded-proto"
+        )
+        || HOP_BY_HOP.contains(&name)
+        || GATEWAY_ONLY.contains(&name)
+}
+
+/// The names removed from every request, prepared for one lookup per header.
+#[derive(Clone, Debug)]
+pub(super) struct Set {
+    names: HashSet<Box<str>, ahash::RandomState>,
+}
+
+impl Set {
+    /// The fixed names and the configured ones.
+    pub(super) fn new<'a>(configured: impl Iterator<Item = &'a HeaderName>) -> Self {
+        let configured = configured.map(|name| name.as_str().replace('_', "-").into());
+        let fixed = HOP_BY_HOP.iter().chain(&GATEWAY_ONLY).chain(&["expect"]).map(|name| (*name).into());
+        Self { names: fixed.chain(configured).collect() }
+    }
+
+    /// Whether a lower-case name is to go. A name with `_` is judged as if it had `-`, since CGI-like servers see
+    /// no difference; for the same reason `_` spellings of protected end-to-end fields go.
+    pub(super) fn holds(&self, name: &str) -> bool {
+        if !name.contains('_') {
+            return self.names.contains(name) || name.starts_with(FORWARDED_FAMILY);
+        }
+        let dashed = name.replace('_', "-");
+        self.names.contains(&*dashed) || dashed.starts_with(FORWARDED_FAMILY) || is_protected(&dashed)
+    }
+}
