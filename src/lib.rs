@@ -3,3 +3,5 @@
 
 pub mod clock;
 pub mod header_names;
+pub mod identifiers;
+pub mod identity;
