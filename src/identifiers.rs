@@ -14,8 +14,7 @@ pub const MAX_KEY_PART: usize = 64;
 pub const DIGEST_PREFIX: &str = "sha256-";
 
 /// Everything but `[A-Za-z0-9._~@-]`: no separator, glob or hash-tag character survives.
-const UNSAFE: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'.').remove(b'_').remove(b'~').remove(b'@').remove(b'-');
+const UNSAFE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_').remove(b'~').remove(b'@').remove(b'-');
 
 /// `part` as it stands in a store key: percent-encoded outside `[A-Za-z0-9._~@-]`, or `sha256-` and the
 /// first 32 hex digits of its SHA-256 where that would exceed [`MAX_KEY_PART`] bytes.
@@ -87,10 +86,7 @@ mod tests {
 
     #[test]
     fn sha256_is_the_known_one() {
-        assert_eq!(
-            sha256_hex(b"abc"),
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
+        assert_eq!(sha256_hex(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 
     proptest! {

@@ -183,7 +183,8 @@ fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<Cow<'h, str>>
             if key.trim_ascii() != name.as_bytes() {
                 continue;
             }
-            let value = std::str::from_utf8(value.trim_ascii()).map_err(|_| CredentialProblem::NotOneToken)?;
+            let value =
+                std::str::from_utf8(value.trim_ascii()).map_err(|_| CredentialProblem::NotOneToken)?;
             let value = value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value);
             if found.replace(value).is_some() {
                 return Err(CredentialProblem::Repeated);
@@ -245,7 +246,10 @@ mod tests {
         }
     }
 
-    fn take(lines: &[(&'static str, &str)], query: Option<&str>) -> Result<Option<String>, CredentialProblem> {
+    fn take(
+        lines: &[(&'static str, &str)],
+        query: Option<&str>,
+    ) -> Result<Option<String>, CredentialProblem> {
         let mut headers = HeaderMap::new();
         for (name, value) in lines {
             headers.append(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());

@@ -109,7 +109,9 @@ impl Header {
 
 /// RFC 7519 section 5.1 and RFC 9068 section 2.1; `application/` may be left out (RFC 7515 section 4.1.9).
 fn is_token_type(typ: &str) -> bool {
-    ["JWT", "at+jwt", "application/jwt", "application/at+jwt"].iter().any(|known| known.eq_ignore_ascii_case(typ))
+    ["JWT", "at+jwt", "application/jwt", "application/at+jwt"]
+        .iter()
+        .any(|known| known.eq_ignore_ascii_case(typ))
 }
 
 #[cfg(test)]

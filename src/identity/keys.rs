@@ -392,7 +392,8 @@ fn pss_algorithms(mut parameters: Reader<'_>) -> Option<Algorithms> {
     if parameters.is_empty() {
         return Some(KeyKind::RsaPss.algorithms());
     }
-    let hash = parameters.enter(der::SEQUENCE)?.enter(der::CONTEXT_0)?.enter(der::SEQUENCE)?.take(der::OID)?;
+    let hash =
+        parameters.enter(der::SEQUENCE)?.enter(der::CONTEXT_0)?.enter(der::SEQUENCE)?.take(der::OID)?;
     SHA2.into_iter().find(|(oid, _)| *oid == hash).map(|(_, algorithm)| [algorithm].into())
 }
 
@@ -430,7 +431,8 @@ mod tests {
     use super::*;
 
     fn fixture(name: &str) -> String {
-        std::fs::read_to_string(format!("{}/tests/fixtures/keys/{name}.pem", env!("CARGO_MANIFEST_DIR"))).unwrap()
+        std::fs::read_to_string(format!("{}/tests/fixtures/keys/{name}.pem", env!("CARGO_MANIFEST_DIR")))
+            .unwrap()
     }
 
     #[test]
@@ -471,7 +473,8 @@ mod tests {
     #[test]
     fn rsa_exponents_one_even_and_huge_are_refused() {
         let mut modulus = [0xff; 256];
-        for exponent in [&[1][..], &[3], &[0], &[], &[1, 0, 0], &[1, 0, 2], &[0xff; 8], &[1; 9], &[2, 0, 0, 0, 1]]
+        for exponent in
+            [&[1][..], &[3], &[0], &[], &[1, 0, 0], &[1, 0, 2], &[0xff; 8], &[1; 9], &[2, 0, 0, 0, 1]]
         {
             assert_eq!(Key::rsa(&modulus, exponent).unwrap_err(), KeyProblem::RsaExponent, "{exponent:?}");
         }
@@ -504,10 +507,7 @@ mod tests {
         assert_eq!(check_secret(good), Ok(()));
         assert_eq!(check_secret(&good[..31]), Err(KeyProblem::ShortSecret(31)));
         assert_eq!(check_secret(&[b'a'; 64]), Err(KeyProblem::GuessableSecret));
-        assert_eq!(
-            check_secret(b"a-string-secret-at-least-256-bits-long"),
-            Err(KeyProblem::GuessableSecret)
-        );
+        assert_eq!(check_secret(b"a-string-secret-at-least-256-bits-long"), Err(KeyProblem::GuessableSecret));
         assert_eq!(check_secret(fixture("rsa-2048-public").as_bytes()), Err(KeyProblem::PemAsSecret));
         assert!(Key::weak_secret(b"dev").is_ok());
         assert!(Key::weak_secret(b"").is_err());
