@@ -4,6 +4,8 @@
 pub mod client_addr;
 pub mod clock;
 pub mod header_names;
+pub mod identifiers;
+pub mod identity;
 pub mod pipeline;
 pub mod redis;
 pub mod route;

@@ -1,0 +1,189 @@
+//! What a verified token proves, with every store key and header line it will need already made.
+//!
+//! An [`Identity`] is built once per token and shared; the hot path only reads it.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+
+use super::claims::Times;
+use super::mapping::Person;
+use super::revocation::{Effect, Revocation};
+use crate::clock::UnixMillis;
+use crate::identifiers::{DIGEST_PREFIX, encode_key_part, sha256_hex};
+
+/// Longest `jti` kept readable in a key, in bytes.
+const MAX_READABLE_JTI: usize = 128;
+
+/// What tells one token from another for revocation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenId {
+    /// The token's own `jti`, any non-empty text.
+    Jti(Box<str>),
+    /// A SHA-256 in 64 hex digits: of the whole token, or of `header.payload` where a signature has several
+    /// valid spellings and would let a revoked token back in.
+    Sha256(Box<str>),
+}
+
+impl TokenId {
+    /// `<prefix>blacklist:<jti>`, or `<prefix>blacklist:sha256-<hex>` for a token without `jti` and for a
+    /// `jti` that is long, not of `[A-Za-z0-9._~@-]`, or made to look like a digest.
+    #[must_use]
+    pub fn blacklist_key(&self, prefix: &str) -> String {
+        let part: Cow<'_, str> = match self {
+            Self::Jti(jti) if is_readable(jti) => Cow::Borrowed(jti),
+            Self::Jti(jti) => Cow::Owned(format!("{DIGEST_PREFIX}{}", sha256_hex(jti.as_bytes()))),
+            Self::Sha256(hex) => Cow::Owned(format!("{DIGEST_PREFIX}{hex}")),
+        };
+        format!("{prefix}blacklist:{part}")
+    }
+}
+
+/// Store keys that concern one token and its subject.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keys {
+    /// `blacklist:<token id>`: exists while the token is revoked.
+    pub blacklist: Arc<str>,
+    /// `session:<subject>`: the subject's live session.
+    pub session: Arc<str>,
+    /// `ban:user:<subject>`: exists while the subject is banned.
+    pub ban: Arc<str>,
+    /// `revoked_before:<subject>`: tokens issued before this second are revoked.
+    pub cutoff: Arc<str>,
+}
+
+/// Somebody whose token was verified.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Identity {
+    /// Who: 1 to 256 bytes, otherwise arbitrary; never put it into a key or header as it is.
+    pub subject: Arc<str>,
+    /// [`Self::subject`] as it stands in store keys.
+    pub subject_key_part: Arc<str>,
+    /// The plan the token names; it may be unknown to the configuration.
+    pub plan: Option<Box<str>>,
+    /// Factor on limits, finite and above zero, not capped.
+    pub multiplier: f64,
+    /// Permissions in the token's order.
+    pub permissions: Box<[Box<str>]>,
+    /// E-mail address, not verified.
+    pub email: Option<Box<str>>,
+    /// `iat` in seconds since the epoch.
+    pub issued_at: Option<u64>,
+    /// `exp` in seconds since the epoch.
+    pub expires_at: Option<u64>,
+    /// First moment at which the token is refused as expired: `exp` plus the issuer's leeway.
+    pub usable_until: Option<UnixMillis>,
+    /// What tells this token from others.
+    pub token_id: TokenId,
+    /// Store keys, prefix included.
+    pub keys: Keys,
+    /// Header lines for the upstream: `X-User-Id`, `X-User-Plan`, `X-User-Permissions`, forwarded claims.
+    pub headers: Box<[(HeaderName, HeaderValue)]>,
+}
+
+impl Identity {
+    /// The identity of `person` by the token `token_id`; `key_prefix` begins every store key.
+    #[must_use]
+    pub fn new(person: Person, token_id: TokenId, times: &Times, leeway: Duration, key_prefix: &str) -> Self {
+        let subject_key_part: Arc<str> = encode_key_part(&person.subject).into();
+        let key = |family: &str| format!("{key_prefix}{family}:{subject_key_part}").into();
+        Self {
+            keys: Keys {
+                blacklist: token_id.blacklist_key(key_prefix).into(),
+                session: key("session"),
+                ban: key("ban:user"),
+                cutoff: key("revoked_before"),
+            },
+            headers: person.header_lines().into(),
+            subject_key_part,
+            subject: person.subject,
+            plan: person.plan,
+            multiplier: person.multiplier,
+            permissions: person.permissions,
+            email: person.email,
+            issued_at: times.issued_at.map(UnixMillis::as_secs),
+            expires_at: times.expires_at.map(UnixMillis::as_secs),
+            usable_until: times.expires_at.map(|at| at.plus(leeway)),
+            token_id,
+        }
+    }
+
+    /// Whether the token grants `permission`, compared exactly.
+    #[must_use]
+    pub fn may(&self, permission: &str) -> bool {
+        self.permissions.iter().any(|granted| **granted == *permission)
+    }
+
+    /// What logging out with this token revokes: the token, until nobody would accept it any more. A token
+    /// without `exp` stays revoked for `longest`.
+    #[must_use]
+    pub fn revocation(&self, now: UnixMillis, longest: Duration) -> Revocation {
+        Revocation {
+            key: Arc::clone(&self.keys.blacklist),
+            effect: Effect::Token,
+            until: self.usable_until.unwrap_or_else(|| now.plus(longest)),
+        }
+    }
+
+    /// What logging out everywhere revokes: see [`Revocation::everywhere`].
+    #[must_use]
+    pub fn revocation_everywhere(&self, now: UnixMillis, longest: Duration) -> Revocation {
+        Revocation::everywhere(Arc::clone(&self.keys.cutoff), now, longest)
+    }
+}
+
+fn is_readable(jti: &str) -> bool {
+    (1..=MAX_READABLE_JTI).contains(&jti.len())
+        && !jti.starts_with(DIGEST_PREFIX)
+        && jti.bytes().all(|b| b.is_ascii_alphanumeric() || b"._~@-".contains(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(subject: &str, jti: &str) -> Identity {
+        let times = Times { expires_at: Some(UnixMillis::from_secs(100)), ..Times::default() };
+        Identity::new(
+            Person::named(subject),
+            TokenId::Jti(jti.into()),
+            &times,
+            Duration::from_secs(30),
+            "tg:",
+        )
+    }
+
+    #[test]
+    fn keys_have_the_names_operators_know() {
+        let identity = identity("42", "abc-1");
+        assert_eq!(&*identity.keys.blacklist, "tg:blacklist:abc-1");
+        assert_eq!(&*identity.keys.session, "tg:session:42");
+        assert_eq!(&*identity.keys.ban, "tg:ban:user:42");
+        assert_eq!(&*identity.keys.cutoff, "tg:revoked_before:42");
+    }
+
+    #[test]
+    fn hostile_names_cannot_forge_or_grow_keys() {
+        let long = "x".repeat(10_000);
+        for hostile in ["a:b", "*", "{x}", "a\r\nDEL b", "sha256-00", "é", " ", long.as_str()] {
+            let identity = identity(hostile, hostile);
+            let id = identity.keys.blacklist.strip_prefix("tg:blacklist:sha256-").unwrap();
+            assert!(id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit()), "{hostile}");
+            assert!(identity.keys.session.len() < 80);
+            assert!(!identity.keys.session.contains(['*', '{', '\r', ' ']));
+            assert_eq!(identity.keys.session.matches(':').count(), 2);
+        }
+    }
+
+    #[test]
+    fn logout_lasts_as_long_as_the_token_would() {
+        let now = UnixMillis::from_secs(90);
+        let mut identity = identity("42", "a");
+        assert_eq!(identity.revocation(now, Duration::from_secs(7)).ttl(now), Some(Duration::from_secs(40)));
+        identity.usable_until = None;
+        assert_eq!(identity.revocation(now, Duration::from_secs(7)).ttl(now), Some(Duration::from_secs(7)));
+    }
+}

@@ -1,0 +1,167 @@
+//! What a route asks of its callers, and whether this request meets it.
+//!
+//! It answers with an identity, with nobody, or with why not; making a response of that is the pipeline's.
+
+use std::sync::Arc;
+
+use super::credentials::{Credential, CredentialProblem};
+use super::identity::Identity;
+use super::refused::Refused;
+use super::verifier::Verifier;
+use crate::clock::UnixMillis;
+
+/// Whether a route wants to know its callers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Requirement {
+    /// Tokens are not looked at.
+    None,
+    /// Nobody in particular is welcome, but a token that is present must be valid.
+    Optional,
+    /// Only callers with a valid token.
+    #[default]
+    Required,
+}
+
+/// Permissions are asked of callers that are not looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("permissions need a requirement of `required` or `optional`, not `none`")]
+pub struct PermissionsWithoutIdentity;
+
+/// What a route asks of its callers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    requirement: Requirement,
+    permissions: Vec<Box<str>>,
+}
+
+impl Access {
+    /// Asks for a requirement and for all of `permissions`. With permissions, `Optional` admits nobody
+    /// without a token either.
+    pub fn new(
+        requirement: Requirement,
+        permissions: Vec<Box<str>>,
+    ) -> Result<Self, PermissionsWithoutIdentity> {
+        if requirement == Requirement::None && !permissions.is_empty() {
+            return Err(PermissionsWithoutIdentity);
+        }
+        Ok(Self { requirement, permissions })
+    }
+
+    /// Whether callers are looked at.
+    pub const fn requirement(&self) -> Requirement {
+        self.requirement
+    }
+
+    /// The permissions asked for.
+    pub fn permissions(&self) -> &[Box<str>] {
+        &self.permissions
+    }
+}
+
+/// Why a request is not admitted for want of identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum IdentityRefusal {
+    /// There is no token where one is needed.
+    #[error("no token")]
+    NotAuthenticated,
+    /// The request's credentials cannot be used.
+    #[error(transparent)]
+    Credential(#[from] CredentialProblem),
+    /// The token is refused.
+    #[error(transparent)]
+    Token(#[from] Refused),
+    /// The caller is known but lacks a permission.
+    #[error("a permission is missing")]
+    Forbidden,
+}
+
+impl IdentityRefusal {
+    /// The metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotAuthenticated => "not_authenticated",
+            Self::Credential(problem) => problem.as_str(),
+            Self::Token(refused) => refused.as_str(),
+            Self::Forbidden => "forbidden",
+        }
+    }
+
+    /// The text a client reads.
+    pub const fn detail(self) -> &'static str {
+        match self {
+            Self::NotAuthenticated => "Not authenticated",
+            Self::Credential(_) => "Invalid token",
+            Self::Token(refused) => refused.detail(),
+            Self::Forbidden => "Not enough permissions",
+        }
+    }
+
+    /// Whether the caller is known (403) rather than not (401).
+    pub const fn is_forbidden(self) -> bool {
+        matches!(self, Self::Forbidden)
+    }
+
+    /// The `WWW-Authenticate` challenge (RFC 6750 section 3).
+    pub const fn www_authenticate(self) -> &'static str {
+        match self {
+            Self::NotAuthenticated => r#"Bearer realm="tollgate""#,
+            Self::Credential(_) => {
+                r#"Bearer realm="tollgate", error="invalid_request", error_description="Invalid token""#
+            }
+            Self::Token(Refused::Expired) => {
+                r#"Bearer realm="tollgate", error="invalid_token", error_description="Token expired""#
+            }
+            Self::Token(Refused::Revoked) => {
+                r#"Bearer realm="tollgate", error="invalid_token", error_description="Token revoked""#
+            }
+            Self::Token(_) => {
+                r#"Bearer realm="tollgate", error="invalid_token", error_description="Invalid token""#
+            }
+            Self::Forbidden => r#"Bearer realm="tollgate", error="insufficient_scope""#,
+        }
+    }
+}
+
+/// Who the caller is, or `None` for nobody in particular. Revocation is asked afterwards, before
+/// [`permit`].
+pub fn authenticate(
+    requirement: Requirement,
+    credential: Result<Option<Credential<'_>>, CredentialProblem>,
+    verifier: &Verifier,
+    now: UnixMillis,
+) -> Result<Option<Arc<Identity>>, IdentityRefusal> {
+    if requirement == Requirement::None {
+        return Ok(None);
+    }
+    match credential? {
+        Some(credential) => Ok(Some(verifier.verify(&credential.token, now)?)),
+        None if requirement == Requirement::Required => Err(IdentityRefusal::NotAuthenticated),
+        None => Ok(None),
+    }
+}
+
+/// Whether the caller has every permission the route asks for.
+pub fn permit(access: &Access, identity: Option<&Identity>) -> Result<(), IdentityRefusal> {
+    if access.permissions.is_empty() {
+        return Ok(());
+    }
+    let identity = identity.ok_or(IdentityRefusal::NotAuthenticated)?;
+    if access.permissions.iter().all(|permission| identity.may(permission)) {
+        Ok(())
+    } else {
+        Err(IdentityRefusal::Forbidden)
+    }
+}
+
+/// [`authenticate`] and [`permit`] in one. A revoked token without the permission hears of the permission
+/// first; call the two with the revocation check between them where that matters.
+pub fn resolve(
+    access: &Access,
+    credential: Result<Option<Credential<'_>>, CredentialProblem>,
+    verifier: &Verifier,
+    now: UnixMillis,
+) -> Result<Option<Arc<Identity>>, IdentityRefusal> {
+    let identity = authenticate(access.requirement, credential, verifier, now)?;
+    permit(access, identity.as_deref())?;
+    Ok(identity)
+}

@@ -1,0 +1,517 @@
+//! Revoked tokens and subject cut-offs: what one revocation is, what this instance knows of them while the
+//! store is away, and what it still owes the store.
+//!
+//! It never talks to the store; TTLs and values are handed to whoever does.
+
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ahash::RandomState;
+use parking_lot::{Mutex, RwLock};
+
+use super::identity::Identity;
+use crate::clock::UnixMillis;
+
+/// Revocations remembered by default.
+pub const DEFAULT_KNOWN: usize = 1_000_000;
+/// Revocations kept for a store that is away by default.
+pub const DEFAULT_PENDING: usize = 100_000;
+/// How long a token without `exp` stays revoked by default: 30 days.
+pub const DEFAULT_LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// What a revocation does to tokens that fall under its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The one token is revoked.
+    Token,
+    /// Tokens issued before this second since the epoch, and those that do not say when, are revoked.
+    IssuedBefore(u64),
+}
+
+impl Effect {
+    /// Tokens with an `iat` below this are revoked.
+    const fn not_before(self) -> u64 {
+        match self {
+            Self::Token => u64::MAX,
+            Self::IssuedBefore(second) => second,
+        }
+    }
+
+    /// The stronger of two effects on one key.
+    const fn max(self, other: Self) -> Self {
+        if self.not_before() >= other.not_before() { self } else { other }
+    }
+}
+
+/// One revocation: a store key, what it means, and until when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revocation {
+    /// The store key, prefix included.
+    pub key: Arc<str>,
+    /// What it means.
+    pub effect: Effect,
+    /// From here on no token it concerns would be accepted anyway.
+    pub until: UnixMillis,
+}
+
+impl Revocation {
+    /// Revokes everything issued to a subject up to and including the running second, for `longest`: at least
+    /// the longest life of any of its tokens. A token issued within the same second is revoked too, because
+    /// `iat` cannot tell it from those that must go.
+    #[must_use]
+    pub fn everywhere(cutoff_key: Arc<str>, now: UnixMillis, longest: Duration) -> Self {
+        let effect = Effect::IssuedBefore(now.as_secs().saturating_add(1));
+        Self { key: cutoff_key, effect, until: now.plus(longest) }
+    }
+
+    /// What is stored under the key: `1`, or the cut-off in seconds. Where a cut-off exists already the
+    /// larger one must win.
+    #[must_use]
+    pub fn value(&self) -> Cow<'static, str> {
+        match self.effect {
+            Effect::Token => Cow::Borrowed("1"),
+            Effect::IssuedBefore(second) => Cow::Owned(second.to_string()),
+        }
+    }
+
+    /// Remaining life in the store, never zero; `None` when the revocation has no effect any more.
+    #[must_use]
+    pub fn ttl(&self, now: UnixMillis) -> Option<Duration> {
+        match self.until.millis_since(now) {
+            0 => None,
+            left => Some(Duration::from_millis(left)),
+        }
+    }
+}
+
+/// Whether a stored cut-off revokes `identity`. What cannot be read as a number revokes: it fails closed.
+#[must_use]
+pub fn is_cut_off(identity: &Identity, stored_cutoff: &str) -> bool {
+    stored_cutoff.trim().parse::<u64>().map_or(true, |second| identity.issued_at.unwrap_or(0) < second)
+}
+
+/// What became of a revocation that was learnt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learned {
+    /// It is now held.
+    Held,
+    /// It, or a stronger one, was held already.
+    AlreadyHeld,
+    /// It has no effect any more.
+    Past,
+    /// It is held, and the revocation that would have ended soonest was given up for it.
+    AtTheCostOfAnother,
+    /// The table is full of revocations that last longer; this one is not held.
+    NotHeld,
+}
+
+/// Revocations this instance holds, bounded; they go on while the store is away.
+///
+/// Keys are kept as 128-bit hashes under random seeds: a false match is as unlikely as guessing one, and no
+/// key can be aimed at another's place.
+pub struct Known {
+    shards: Box<[RwLock<Shard>]>,
+    seeds: (RandomState, RandomState),
+    per_shard: usize,
+    held: AtomicUsize,
+    dropped: AtomicU64,
+}
+
+impl Known {
+    /// A table for at most about `capacity` revocations (a multiple of the shard count, at least one).
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        let shards = (capacity / 1024).clamp(1, 64).next_power_of_two();
+        Self {
+            shards: (0..shards).map(|_| RwLock::default()).collect(),
+            seeds: (RandomState::new(), RandomState::new()),
+            per_shard: capacity.div_ceil(shards).max(1),
+            held: AtomicUsize::new(0),
+            dropped: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether a held revocation concerns this token now.
+    #[must_use]
+    pub fn is_revoked(&self, identity: &Identity, now: UnixMillis) -> bool {
+        if self.held.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        let issued_at = identity.issued_at.unwrap_or(0);
+        [&identity.keys.blacklist, &identity.keys.cutoff].into_iter().any(|key| {
+            self.find(key).is_some_and(|entry| {
+                entry.until > now
+                    && match entry.effect {
+                        Effect::Token => true,
+                        Effect::IssuedBefore(second) => issued_at < second,
+                    }
+            })
+        })
+    }
+
+    /// Holds a revocation; of two for one key the later end and the stronger effect are kept.
+    pub fn learn(&self, revocation: &Revocation, now: UnixMillis) -> Learned {
+        if revocation.until <= now {
+            return Learned::Past;
+        }
+        let hash = self.hash(&revocation.key);
+        let Some(shard) = self.shard(hash) else { return Learned::NotHeld };
+        let mut shard = shard.write();
+        let before = shard.entries.len();
+        let learned = shard.learn(hash, revocation, self.per_shard, now);
+        self.count(before, shard.entries.len());
+        drop(shard);
+        if matches!(learned, Learned::AtTheCostOfAnother | Learned::NotHeld) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        learned
+    }
+
+    /// Lets go of revocations without effect; returns how many. One shard is locked at a time.
+    pub fn expire(&self, now: UnixMillis) -> usize {
+        let mut gone = 0;
+        for shard in &self.shards {
+            let mut shard = shard.write();
+            let before = shard.entries.len();
+            shard.expire(now);
+            self.count(before, shard.entries.len());
+            gone += before - shard.entries.len();
+        }
+        gone
+    }
+
+    /// Revocations held, ended ones not yet let go included.
+    pub fn len(&self) -> usize {
+        self.held.load(Ordering::Acquire)
+    }
+
+    /// Whether none is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Revocations given up before their end since the start, for want of room. Alert on any.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    fn find(&self, key: &str) -> Option<Entry> {
+        let hash = self.hash(key);
+        self.shard(hash)?.read().entries.get(&hash).copied()
+    }
+
+    fn hash(&self, key: &str) -> u128 {
+        u128::from(self.seeds.0.hash_one(key)) << 64 | u128::from(self.seeds.1.hash_one(key))
+    }
+
+    fn shard(&self, hash: u128) -> Option<&RwLock<Shard>> {
+        // The top bits; the map below uses the bottom ones.
+        self.shards.get((hash >> 120) as usize & (self.shards.len() - 1))
+    }
+
+    /// Called with the shard locked, so that a reader who sees zero missed nothing that was learnt before.
+    fn count(&self, before: usize, after: usize) {
+        if after >= before {
+            self.held.fetch_add(after - before, Ordering::Release);
+        } else {
+            self.held.fetch_sub(before - after, Ordering::Release);
+        }
+    }
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self::new(DEFAULT_KNOWN)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    until: UnixMillis,
+    effect: Effect,
+}
+
+/// Entries by hash, and the same by their end.
+#[derive(Default)]
+struct Shard {
+    entries: HashMap<u128, Entry, BuildHasherDefault<AlreadyHashed>>,
+    by_end: BTreeSet<(UnixMillis, u128)>,
+}
+
+impl Shard {
+    fn learn(&mut self, hash: u128, new: &Revocation, capacity: usize, now: UnixMillis) -> Learned {
+        if let Some(entry) = self.entries.get_mut(&hash) {
+            let (until, effect) = (entry.until.max(new.until), entry.effect.max(new.effect));
+            if (until, effect) == (entry.until, entry.effect) {
+                return Learned::AlreadyHeld;
+            }
+            self.by_end.remove(&(entry.until, hash));
+            self.by_end.insert((until, hash));
+            *entry = Entry { until, effect };
+            return Learned::Held;
+        }
+        let mut learned = Learned::Held;
+        if self.entries.len() >= capacity {
+            self.expire(now);
+        }
+        if self.entries.len() >= capacity {
+            if self.by_end.first().is_some_and(|(soonest, _)| *soonest >= new.until) {
+                return Learned::NotHeld;
+            }
+            if let Some((_, soonest)) = self.by_end.pop_first() {
+                self.entries.remove(&soonest);
+            }
+            learned = Learned::AtTheCostOfAnother;
+        }
+        self.entries.insert(hash, Entry { until: new.until, effect: new.effect });
+        self.by_end.insert((new.until, hash));
+        learned
+    }
+
+    fn expire(&mut self, now: UnixMillis) {
+        while let Some((end, hash)) = self.by_end.first().copied() {
+            if end > now {
+                break;
+            }
+            self.by_end.pop_first();
+            self.entries.remove(&hash);
+        }
+    }
+}
+
+/// Takes the low half of a hash as the hash.
+#[derive(Default)]
+struct AlreadyHashed(u64);
+
+impl Hasher for AlreadyHashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "the low half is wanted")]
+    fn write_u128(&mut self, hash: u128) {
+        self.0 = hash as u64;
+    }
+}
+
+/// Revocations made while the store was away, owed to it, bounded.
+pub struct Pending {
+    owed: Mutex<Owed>,
+    capacity: usize,
+    dropped: AtomicU64,
+}
+
+#[derive(Default)]
+struct Owed {
+    by_key: HashMap<Arc<str>, (UnixMillis, Effect), RandomState>,
+    by_end: BTreeSet<(UnixMillis, Arc<str>)>,
+}
+
+impl Pending {
+    /// Keeps at most `capacity` revocations, at least one.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        Self { owed: Mutex::default(), capacity: capacity.max(1), dropped: AtomicU64::new(0) }
+    }
+
+    /// Keeps a revocation to be written later; also for handing back what could not be written. When full the
+    /// one that ends soonest is given up and counted.
+    pub fn push(&self, revocation: Revocation) {
+        let Revocation { key, mut effect, mut until } = revocation;
+        let mut owed = self.owed.lock();
+        if let Some((known_until, known_effect)) = owed.by_key.get(&key).copied() {
+            until = until.max(known_until);
+            effect = effect.max(known_effect);
+            owed.by_end.remove(&(known_until, Arc::clone(&key)));
+        }
+        owed.by_end.insert((until, Arc::clone(&key)));
+        owed.by_key.insert(key, (until, effect));
+        if owed.by_key.len() > self.capacity
+            && let Some((_, soonest)) = owed.by_end.pop_first()
+        {
+            owed.by_key.remove(&soonest);
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes at most `max` of what is owed, longest-lived first, leaving out what has no effect any more.
+    pub fn drain(&self, now: UnixMillis, max: usize) -> Vec<Revocation> {
+        let mut owed = self.owed.lock();
+        let mut taken = Vec::with_capacity(max.min(owed.by_key.len()));
+        while taken.len() < max
+            && let Some((until, key)) = owed.by_end.pop_last()
+        {
+            let Some((_, effect)) = owed.by_key.remove(&key) else { continue };
+            if until > now {
+                taken.push(Revocation { key, effect, until });
+            }
+        }
+        taken
+    }
+
+    /// Revocations owed.
+    pub fn len(&self) -> usize {
+        self.owed.lock().by_key.len()
+    }
+
+    /// Whether nothing is owed.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Revocations given up since the start, for want of room. Alert on any.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+impl Default for Pending {
+    fn default() -> Self {
+        Self::new(DEFAULT_PENDING)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::claims::Times;
+    use super::super::identity::TokenId;
+    use super::super::mapping::Person;
+    use super::*;
+
+    fn identity(subject: &str, jti: &str, issued_at: Option<u64>) -> Identity {
+        let times = Times {
+            issued_at: issued_at.map(UnixMillis::from_secs),
+            expires_at: Some(UnixMillis::from_secs(10_000)),
+            ..Times::default()
+        };
+        Identity::new(Person::named(subject), TokenId::Jti(jti.into()), &times, Duration::ZERO, "")
+    }
+
+    fn token(name: &str, until: u64) -> Revocation {
+        Revocation {
+            key: format!("blacklist:{name}").into(),
+            effect: Effect::Token,
+            until: UnixMillis(until),
+        }
+    }
+
+    #[test]
+    fn a_revoked_token_is_known_until_its_end_and_others_are_not() {
+        let known = Known::new(100);
+        let (alice, bob) = (identity("alice", "a", Some(1)), identity("bob", "b", Some(1)));
+        let now = UnixMillis::from_secs(100);
+        assert!(!known.is_revoked(&alice, now));
+        assert_eq!(known.learn(&alice.revocation(now, DEFAULT_LONGEST), now), Learned::Held);
+        assert_eq!(known.learn(&alice.revocation(now, DEFAULT_LONGEST), now), Learned::AlreadyHeld);
+        assert!(known.is_revoked(&alice, now));
+        assert!(!known.is_revoked(&bob, now));
+        assert!(known.is_revoked(&alice, UnixMillis(9_999_999)));
+        assert!(!known.is_revoked(&alice, UnixMillis(10_000_000)));
+        assert_eq!(known.expire(UnixMillis(10_000_000)), 1);
+        assert!(known.is_empty());
+    }
+
+    #[test]
+    fn a_cut_off_revokes_what_was_issued_up_to_its_second() {
+        let known = Known::new(100);
+        let now = UnixMillis(100_500);
+        let revocation = identity("alice", "x", None).revocation_everywhere(now, DEFAULT_LONGEST);
+        known.learn(&revocation, now);
+        for (issued_at, revoked) in [(None, true), (Some(0), true), (Some(100), true), (Some(101), false)] {
+            let alice = identity("alice", "y", issued_at);
+            assert_eq!(known.is_revoked(&alice, now), revoked, "{issued_at:?}");
+            assert_eq!(is_cut_off(&alice, &revocation.value()), revoked, "{issued_at:?}");
+        }
+        assert!(!known.is_revoked(&identity("bob", "z", None), now));
+        assert!(is_cut_off(&identity("alice", "y", Some(500)), "not a number"));
+    }
+
+    #[test]
+    fn an_earlier_cut_off_does_not_weaken_a_later_one() {
+        let known = Known::new(100);
+        let key: Arc<str> = "revoked_before:alice".into();
+        let (early, late) = (UnixMillis::from_secs(100), UnixMillis::from_secs(200));
+        known.learn(&Revocation::everywhere(Arc::clone(&key), late, DEFAULT_LONGEST), early);
+        known.learn(&Revocation::everywhere(key, early, DEFAULT_LONGEST), early);
+        assert!(known.is_revoked(&identity("alice", "a", Some(150)), late));
+    }
+
+    #[test]
+    fn a_full_table_gives_up_the_soonest_and_says_so() {
+        let known = Known::new(2);
+        let now = UnixMillis(0);
+        assert_eq!(known.learn(&token("a", 0), now), Learned::Past);
+        assert_eq!(known.learn(&token("a", 10), now), Learned::Held);
+        assert_eq!(known.learn(&token("b", 20), now), Learned::Held);
+        assert_eq!(known.learn(&token("c", 5), now), Learned::NotHeld);
+        assert_eq!(known.learn(&token("d", 30), now), Learned::AtTheCostOfAnother);
+        assert_eq!(known.dropped(), 2);
+        assert!(!known.is_revoked(&identity("s", "a", None), now));
+        assert!(known.is_revoked(&identity("s", "b", None), now));
+        assert!(known.is_revoked(&identity("s", "d", None), now));
+        assert_eq!(known.learn(&token("e", 90), UnixMillis(25)), Learned::Held, "ended ones make room");
+        assert_eq!((known.dropped(), known.len()), (2, 2));
+    }
+
+    #[test]
+    fn many_tokens_spread_and_are_all_found() {
+        let known = Known::new(200_000);
+        for n in 0..20_000 {
+            known.learn(&token(&n.to_string(), 1_000), UnixMillis(0));
+        }
+        assert_eq!((known.len(), known.dropped()), (20_000, 0));
+        for n in 0..20_000 {
+            assert!(known.is_revoked(&identity("s", &n.to_string(), None), UnixMillis(0)), "{n}");
+        }
+        assert!(!known.is_revoked(&identity("s", "20000", None), UnixMillis(0)));
+    }
+
+    #[test]
+    fn what_is_owed_is_bounded_merged_and_drained_once() {
+        let pending = Pending::new(2);
+        pending.push(token("a", 10));
+        pending.push(token("a", 40));
+        pending.push(token("b", 20));
+        pending.push(token("c", 30));
+        assert_eq!((pending.len(), pending.dropped()), (2, 1));
+        assert_eq!(pending.drain(UnixMillis(0), 1), [token("a", 40)]);
+        assert_eq!(pending.drain(UnixMillis(30), 10), []);
+        assert!(pending.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_unexpired_is_forgotten_uncounted(
+            steps in prop::collection::vec((0_u8..20, 1_u64..50, 0_u64..3), 1..120),
+        ) {
+            let known = Known::new(8);
+            let mut now = UnixMillis(0);
+            let mut latest: HashMap<u8, u64> = HashMap::new();
+            for (name, life, step) in steps {
+                now = UnixMillis(now.0 + step);
+                known.learn(&token(&name.to_string(), now.0 + life), now);
+                let end = latest.entry(name).or_default();
+                *end = (*end).max(now.0 + life);
+                let missing = latest
+                    .iter()
+                    .filter(|(_, end)| **end > now.0)
+                    .filter(|(name, _)| !known.is_revoked(&identity("s", &name.to_string(), None), now))
+                    .count() as u64;
+                prop_assert!(missing <= known.dropped());
+                prop_assert!(known.len() <= 8);
+            }
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! Deciding whether a token is genuine and valid now, with a bounded memory of tokens already verified.
+//!
+//! Only success is remembered, and the moment is judged anew each time; revocation is decided elsewhere.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use serde_json::Value;
+
+use super::algorithm::{Algorithm, Algorithms};
+use super::claims::{Claims, Rules, Times};
+use super::identity::{Identity, TokenId};
+use super::jwt::Parsed;
+use super::keys::KeySet;
+use super::mapping::Mapping;
+use super::refused::Refused;
+use crate::clock::UnixMillis;
+use crate::identifiers::sha256_hex;
+
+/// Tokens remembered as verified by default.
+pub const DEFAULT_CACHE_ENTRIES: usize = 10_000;
+/// Longest token accepted by default, in bytes.
+pub const DEFAULT_MAX_TOKEN_BYTES: usize = super::credentials::DEFAULT_MAX_BYTES;
+
+/// Why verification settings are refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsProblem {
+    /// An issuer allows no algorithm.
+    #[error("issuer `{0}` allows no algorithm")]
+    NoAlgorithm(Box<str>),
+    /// An issuer allows an algorithm that none of its keys can verify.
+    #[error("issuer `{0}` allows {1}, but none of its keys can verify that")]
+    AlgorithmWithoutKey(Box<str>, Algorithm),
+    /// An issuer has a key that none of its algorithms uses.
+    #[error("issuer `{0}` has a {1} key that none of its algorithms uses")]
+    KeyWithoutAlgorithm(Box<str>, &'static str),
+    /// Two issuers have the same name.
+    #[error("two issuers are named `{0}`")]
+    DuplicateName(Box<str>),
+    /// Two issuers claim the same `iss`.
+    #[error("two issuers declare iss `{0}`")]
+    DuplicateIss(Box<str>),
+    /// More than one issuer has no `iss`, so that none could ever be chosen.
+    #[error("issuers `{0}` and `{1}` both declare no iss; a token could not be told to belong to either")]
+    SeveralWithoutIss(Box<str>, Box<str>),
+}
+
+/// Somebody whose tokens are accepted.
+#[derive(Clone, Debug)]
+pub struct Issuer {
+    name: Box<str>,
+    iss: Vec<Box<str>>,
+    algorithms: Algorithms,
+    keys: KeySet,
+    /// What its tokens must say.
+    pub rules: Rules,
+    /// How its claims are read.
+    pub mapping: Mapping,
+}
+
+impl Issuer {
+    /// An issuer with default rules and mapping. `name` is the configuration's; `iss` lists the accepted
+    /// values of that claim, and where empty the issuer takes any token no other issuer claims. `keys` may be
+    /// empty when they come later, see [`Verifier::replace_keys`].
+    pub fn new(
+        name: impl Into<Box<str>>,
+        iss: Vec<Box<str>>,
+        algorithms: impl Into<Algorithms>,
+        keys: KeySet,
+    ) -> Result<Self, SettingsProblem> {
+        let (name, algorithms) = (name.into(), algorithms.into());
+        if algorithms.is_empty() {
+            return Err(SettingsProblem::NoAlgorithm(name));
+        }
+        if !keys.keys().is_empty() {
+            if let Some(orphan) = algorithms
+                .iter()
+                .find(|wanted| !keys.keys().iter().any(|key| key.algorithms().contains(*wanted)))
+            {
+                return Err(SettingsProblem::AlgorithmWithoutKey(name, orphan));
+            }
+            if let Some(key) =
+                keys.keys().iter().find(|key| key.algorithms().intersection(algorithms).is_empty())
+            {
+                return Err(SettingsProblem::KeyWithoutAlgorithm(name, key.kind().as_str()));
+            }
+        }
+        Ok(Self { name, iss, algorithms, keys, rules: Rules::default(), mapping: Mapping::default() })
+    }
+
+    /// The configuration's name for it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// What a [`Verifier`] is made from.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    issuers: Vec<Issuer>,
+    /// Longest token, in bytes.
+    pub max_token_bytes: usize,
+    /// Tokens remembered as verified; one longer than 1 KiB counts for several. Zero remembers none.
+    pub cache_entries: usize,
+    /// What every store key begins with.
+    pub key_prefix: Box<str>,
+}
+
+impl Settings {
+    /// Settings for these issuers, which must be distinguishable. Without any, every token is refused.
+    pub fn new(issuers: Vec<Issuer>) -> Result<Self, SettingsProblem> {
+        let mut seen: Vec<&str> = Vec::new();
+        let mut without_iss: Option<&Issuer> = None;
+        for (at, issuer) in issuers.iter().enumerate() {
+            if issuers.iter().take(at).any(|other| other.name == issuer.name) {
+                return Err(SettingsProblem::DuplicateName(issuer.name.clone()));
+            }
+            if issuer.iss.is_empty()
+                && let Some(other) = without_iss.replace(issuer)
+            {
+                return Err(SettingsProblem::SeveralWithoutIss(other.name.clone(), issuer.name.clone()));
+            }
+            for iss in &issuer.iss {
+                if seen.contains(&&**iss) {
+                    return Err(SettingsProblem::DuplicateIss(iss.clone()));
+                }
+                seen.push(iss);
+            }
+        }
+        Ok(Self {
+            issuers,
+            max_token_bytes: DEFAULT_MAX_TOKEN_BYTES,
+            cache_entries: DEFAULT_CACHE_ENTRIES,
+            key_prefix: Box::default(),
+        })
+    }
+}
+
+/// Verifies tokens. Shared by all threads; it never blocks on anything slow.
+pub struct Verifier {
+    issuers: Box<[Trusted]>,
+    max_token_bytes: usize,
+    key_prefix: Box<str>,
+    cache: Option<Cache<Box<str>, Arc<Verified>, ByLength>>,
+    /// Raised whenever keys change; what was verified before counts no more.
+    generation: AtomicU64,
+}
+
+/// An issuer with keys that may be exchanged.
+pub(super) struct Trusted {
+    pub(super) issuer: Issuer,
+    keys: ArcSwap<KeySet>,
+}
+
+struct Verified {
+    identity: Arc<Identity>,
+    times: Times,
+    leeway: Duration,
+    generation: u64,
+}
+
+/// Bounds the cache's memory: a token's weight is its started KiB.
+#[derive(Clone)]
+struct ByLength;
+
+impl Weighter<Box<str>, Arc<Verified>> for ByLength {
+    fn weight(&self, token: &Box<str>, _: &Arc<Verified>) -> u64 {
+        token.len() as u64 / 1024 + 1
+    }
+}
+
+impl Verifier {
+    /// Prepares verification.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        let trusted = |mut issuer: Issuer| {
+            let keys = ArcSwap::from_pointee(std::mem::take(&mut issuer.keys));
+            Trusted { issuer, keys }
+        };
+        let entries = settings.cache_entries;
+        Self {
+            issuers: settings.issuers.into_iter().map(trusted).collect(),
+            max_token_bytes: settings.max_token_bytes,
+            key_prefix: settings.key_prefix,
+            cache: (entries > 0).then(|| Cache::with_weighter(entries, entries as u64, ByLength)),
+            generation: AtomicU64::new(0),
+        }
+    }
+
+    /// Who presents this token, if it is genuine and valid at `now`. Revocation is not looked at.
+    ///
+    /// # Errors
+    /// The first reason against the token; times are judged only once the signature is known to be good, so
+    /// that `Expired` is never said of a forgery.
+    pub fn verify(&self, token: &str, now: UnixMillis) -> Result<Arc<Identity>, Refused> {
+        // Read before the keys: a result by old keys then carries the old number.
+        let generation = self.generation.load(Ordering::Acquire);
+        if let Some(known) = self.cache.as_ref().and_then(|cache| cache.get(token))
+            && known.generation == generation
+        {
+            known.times.check(known.leeway, now)?;
+            return Ok(Arc::clone(&known.identity));
+        }
+        let verified = self.verify_anew(token, generation)?;
+        let identity = Arc::clone(&verified.identity);
+        let verdict = verified.times.check(verified.leeway, now);
+        if verdict.is_ok()
+            && let Some(cache) = &self.cache
+        {
+            cache.insert(token.into(), Arc::new(verified));
+        }
+        verdict.map(|()| identity)
+    }
+
+    /// Exchanges the keys of the issuer of this configuration name; false when there is none. Everything
+    /// verified so far is verified anew.
+    pub fn replace_keys(&self, name: &str, keys: KeySet) -> bool {
+        let Some(trusted) = self.issuers.iter().find(|trusted| *trusted.issuer.name == *name) else {
+            return false;
+        };
+        trusted.keys.store(Arc::new(keys));
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        if let Some(cache) = &self.cache {
+            cache.clear();
+        }
+        true
+    }
+
+    /// Tokens remembered as verified.
+    pub fn cached(&self) -> usize {
+        self.cache.as_ref().map_or(0, Cache::len)
+    }
+
+    pub(super) const fn max_token_bytes(&self) -> usize {
+        self.max_token_bytes
+    }
+
+    /// The issuer a token belongs to by its `iss`: one that declares the value, else the one that declares
+    /// none.
+    pub(super) fn trusted(&self, claims: &Claims) -> Result<&Trusted, Refused> {
+        let iss = match claims.get("iss") {
+            None => None,
+            Some(Value::String(iss)) => Some(iss.as_str()),
+            Some(_) => return Err(Refused::Malformed),
+        };
+        let declares = |trusted: &&Trusted| trusted.issuer.iss.iter().any(|known| Some(&**known) == iss);
+        self.issuers
+            .iter()
+            .find(declares)
+            .or_else(|| self.issuers.iter().find(|trusted| trusted.issuer.iss.is_empty()))
+            .ok_or(Refused::Issuer)
+    }
+
+    /// The identity a genuine token stands for.
+    pub(super) fn identify(
+        &self,
+        token: &str,
+        parsed: &Parsed<'_>,
+        trusted: &Trusted,
+        times: &Times,
+    ) -> Result<Identity, Refused> {
+        let person = trusted.issuer.mapping.apply(&parsed.claims)?;
+        let id = token_id(token, parsed)?;
+        Ok(Identity::new(person, id, times, trusted.issuer.rules.leeway, &self.key_prefix))
+    }
+
+    fn verify_anew(&self, token: &str, generation: u64) -> Result<Verified, Refused> {
+        let parsed = Parsed::read(token, self.max_token_bytes)?;
+        let trusted = self.trusted(&parsed.claims)?;
+        trusted.check_signature(&parsed)?;
+        let rules = &trusted.issuer.rules;
+        let times = Times::read(&parsed.claims)?;
+        rules.check_content(&parsed.claims, &times)?;
+        let identity = Arc::new(self.identify(token, &parsed, trusted, &times)?);
+        Ok(Verified { identity, times, leeway: rules.leeway, generation })
+    }
+}
+
+impl Trusted {
+    pub(super) fn check_signature(&self, parsed: &Parsed<'_>) -> Result<(), Refused> {
+        if !self.issuer.algorithms.contains(parsed.algorithm) {
+            return Err(Refused::AlgorithmNotAllowed);
+        }
+        let keys = self.keys.load();
+        let mut verdict = Err(Refused::UnknownKey);
+        for key in keys.candidates(parsed.algorithm, parsed.kid.as_deref()) {
+            if key.verifies(parsed.algorithm, parsed.signing_input.as_bytes(), parsed.signature) {
+                return Ok(());
+            }
+            verdict = Err(Refused::BadSignature);
+        }
+        verdict
+    }
+}
+
+/// What tells this token from others. An empty `jti` counts as none: it would stand for many tokens.
+fn token_id(token: &str, parsed: &Parsed<'_>) -> Result<TokenId, Refused> {
+    match parsed.claims.get("jti") {
+        Some(Value::String(jti)) if !jti.is_empty() => Ok(TokenId::Jti(jti.as_str().into())),
+        None | Some(Value::String(_) | Value::Null) => {
+            let text = if parsed.algorithm.has_several_signatures() { parsed.signing_input } else { token };
+            Ok(TokenId::Sha256(sha256_hex(text.as_bytes()).into()))
+        }
+        Some(_) => Err(Refused::Malformed),
+    }
+}
+
+#[cfg(test)]
+mod tests;
