@@ -47,14 +47,19 @@ impl Default for Rules {
 impl Rules {
     /// Judges everything but the moment.
     pub fn check_content(&self, claims: &Claims, times: &Times) -> Result<(), Refused> {
-        if self.require_exp && times.expires_at.is_none() {
-            return Err(Refused::MissingClaim);
-        }
-        if self.required.iter().any(|name| claims.get(&**name).is_none_or(Value::is_null)) {
-            return Err(Refused::MissingClaim);
-        }
+        self.check_presence(claims, times)?;
         self.check_lifetime(times)?;
         self.check_audience(claims)
+    }
+
+    /// Presence of `exp` and of the required claims.
+    pub fn check_presence(&self, claims: &Claims, times: &Times) -> Result<(), Refused> {
+        let lacks = |name: &str| claims.get(name).is_none_or(Value::is_null);
+        let unlimited = self.require_exp && times.expires_at.is_none();
+        if unlimited || self.required.iter().any(|name| lacks(name)) {
+            return Err(Refused::MissingClaim);
+        }
+        Ok(())
     }
 
     /// `exp - iat` against the maximum.

@@ -10,6 +10,7 @@ pub mod credentials;
 mod der;
 #[allow(clippy::module_inception, reason = "the type the whole module is about")]
 mod identity;
+pub mod inspect;
 pub mod json;
 pub mod jwt;
 pub mod keys;

@@ -165,3 +165,92 @@ pub fn resolve(
     permit(access, identity.as_deref())?;
     Ok(identity)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::super::Algorithm;
+    use super::super::credentials::Source;
+    use super::super::keys::{Key, KeySet};
+    use super::super::mint::{MintKey, MintRequest, mint};
+    use super::super::verifier::{Issuer, Settings};
+    use super::*;
+
+    const SECRET: &[u8] = b"correct-horse-battery-staple-0123456789";
+    const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
+
+    fn verifier() -> Verifier {
+        let keys = KeySet::new(vec![Key::secret(SECRET).unwrap()]).unwrap();
+        let issuer = Issuer::new("main", vec![], [Algorithm::HS256], keys).unwrap();
+        Verifier::new(Settings::new(vec![issuer]).unwrap())
+    }
+
+    fn token(permissions: &[&str]) -> String {
+        let key = MintKey::secret(Algorithm::HS256, SECRET).unwrap();
+        let permissions = permissions.iter().map(|p| (*p).to_owned()).collect();
+        mint(&MintRequest { permissions, ..MintRequest::new("alice") }, &key, NOW).unwrap()
+    }
+
+    #[test]
+    fn requirements_hold() {
+        use Requirement::{None as Ignored, Optional, Required};
+        let verifier = verifier();
+        let (plain, admin) = (token(&[]), token(&["admin", "read"]));
+        let carried = |token: &str| {
+            Ok(Some(Credential { token: Cow::Owned(token.to_owned()), source: &Source::Bearer }))
+        };
+        let invalid = IdentityRefusal::Token(Refused::Malformed);
+        for (requirement, permissions, credential, verdict) in [
+            (Ignored, &[][..], carried("rubbish"), Ok(false)),
+            (Ignored, &[], Err(CredentialProblem::Repeated), Ok(false)),
+            (Optional, &[], Ok(None), Ok(false)),
+            (Optional, &[], carried(&plain), Ok(true)),
+            (Optional, &[], carried("rubbish"), Err(invalid)),
+            (Optional, &[], Err(CredentialProblem::Repeated), Err(CredentialProblem::Repeated.into())),
+            (Optional, &["admin"], Ok(None), Err(IdentityRefusal::NotAuthenticated)),
+            (Required, &[], Ok(None), Err(IdentityRefusal::NotAuthenticated)),
+            (Required, &[], carried("rubbish"), Err(invalid)),
+            (Required, &[], carried(&plain), Ok(true)),
+            (Required, &["admin"], carried(&plain), Err(IdentityRefusal::Forbidden)),
+            (Required, &["admin", "write"], carried(&admin), Err(IdentityRefusal::Forbidden)),
+            (Required, &["read", "admin"], carried(&admin), Ok(true)),
+        ] {
+            let access =
+                Access::new(requirement, permissions.iter().map(|p| Box::from(*p)).collect()).unwrap();
+            let resolved = resolve(&access, credential, &verifier, NOW).map(|identity| identity.is_some());
+            assert_eq!(resolved, verdict, "{requirement:?} {permissions:?}");
+        }
+        assert!(Access::new(Ignored, vec!["admin".into()]).is_err());
+    }
+
+    #[test]
+    fn clients_read_the_texts_they_know() {
+        for (refusal, detail, challenge) in [
+            (IdentityRefusal::NotAuthenticated, "Not authenticated", r#"Bearer realm="tollgate""#),
+            (
+                Refused::Expired.into(),
+                "Token expired",
+                r#"Bearer realm="tollgate", error="invalid_token", error_description="Token expired""#,
+            ),
+            (
+                Refused::Revoked.into(),
+                "Token revoked",
+                r#"Bearer realm="tollgate", error="invalid_token", error_description="Token revoked""#,
+            ),
+            (
+                Refused::BadSignature.into(),
+                "Invalid token",
+                r#"Bearer realm="tollgate", error="invalid_token", error_description="Invalid token""#,
+            ),
+        ] {
+            assert_eq!((refusal.detail(), refusal.www_authenticate()), (detail, challenge));
+        }
+        let mut labels: Vec<_> = Refused::ALL.iter().map(|refused| refused.as_str()).collect();
+        labels.extend(CredentialProblem::ALL.iter().map(|problem| problem.as_str()));
+        let count = labels.len();
+        labels.sort_unstable();
+        labels.dedup();
+        assert_eq!(labels.len(), count);
+    }
+}
