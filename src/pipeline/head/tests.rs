@@ -56,7 +56,7 @@ fn a_plain_head_is_taken_apart() {
     assert_eq!((&*head.host, head.port), ("api.example.com", Some(8080)));
     assert_eq!((head.path, head.query), (&b"/a/b"[..], Some("x=1&y")));
     assert_eq!(head.framing, Framing::Absent);
-    assert!(!head.wants_websocket && !head.ignored_upgrade && !head.was_absolute && !head.expects_continue);
+    assert!(head.upgrade == Upgrade::Absent && !head.was_absolute && !head.expects_continue);
     let request = Request::new("GET", "/admin?", &[("host", b"h")]);
     assert_eq!(request.judge().unwrap().query, Some(""));
 }
@@ -257,11 +257,10 @@ fn size_limits_have_their_own_status() {
 fn only_a_clean_websocket_handshake_upgrades() {
     let handshake: [(&'static str, &[u8]); 3] =
         [("host", b"h"), ("upgrade", b"WebSocket"), ("connection", b"keep-alive, Upgrade")];
-    assert!(Request::new("GET", "/", &handshake).judge().unwrap().wants_websocket);
+    assert_eq!(Request::new("GET", "/", &handshake).judge().unwrap().upgrade, Upgrade::WebSocket);
     let ignored = |method: &str, lines: &[(&'static str, &[u8])]| {
         let request = Request::new(method, "/", lines);
-        let head = request.judge().unwrap();
-        !head.wants_websocket && head.ignored_upgrade
+        request.judge().unwrap().upgrade == Upgrade::Ignored
     };
     assert!(ignored("POST", &handshake));
     assert!(ignored("GET", &handshake[..2]));
