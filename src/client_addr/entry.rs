@@ -24,17 +24,8 @@ pub(super) fn elements(line: &[u8]) -> impl Iterator<Item = &[u8]> {
                 quoted ^= byte == b'"';
                 byte == b',' && !quoted
             });
-            let element = match comma {
-                Some(at) => {
-                    rest = line.get(..at);
-                    line.get(at + 1..)?
-                }
-                None => {
-                    rest = None;
-                    line
-                }
-            };
-            let element = trim(element);
+            rest = comma.and_then(|at| line.get(..at));
+            let element = trim(line.get(comma.map_or(0, |at| at + 1)..)?);
             if !element.is_empty() {
                 return Some(element);
             }

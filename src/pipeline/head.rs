@@ -62,6 +62,17 @@ pub enum Framing {
     Chunked,
 }
 
+/// What becomes of the `Upgrade` header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upgrade {
+    /// There is none.
+    Absent,
+    /// A well-formed WebSocket handshake over HTTP/1.1 (RFC 6455 section 4.1).
+    WebSocket,
+    /// Anything else: to be stripped, not honoured (RFC 9110 section 7.8 lets a server ignore it).
+    Ignored,
+}
+
 /// A head that means one thing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head<'a> {
@@ -75,10 +86,8 @@ pub struct Head<'a> {
     pub query: Option<&'a str>,
     /// How long the body is.
     pub framing: Framing,
-    /// A well-formed WebSocket handshake over HTTP/1.1 (RFC 6455 section 4.1).
-    pub wants_websocket: bool,
-    /// An `Upgrade` that is not a WebSocket handshake: to be stripped, not honoured.
-    pub ignored_upgrade: bool,
+    /// What the `Upgrade` header asks for.
+    pub upgrade: Upgrade,
     /// The target came in absolute form; what goes on is the origin form.
     pub was_absolute: bool,
     /// The client waits for `100 Continue` (RFC 9110 section 10.1.1).
@@ -113,15 +122,18 @@ pub fn inspect<'a>(input: &HeadInput<'a>, limits: &HeadLimits) -> Result<Head<'a
     if input.is_h2 {
         check_h2_fields(input.headers)?;
     }
-    let wants_websocket = lines.upgrade.is_some() && is_websocket(input, framing);
+    let upgrade = match lines.upgrade {
+        None => Upgrade::Absent,
+        Some(_) if is_websocket(input, framing) => Upgrade::WebSocket,
+        Some(_) => Upgrade::Ignored,
+    };
     Ok(Head {
         host: authority.host,
         port: authority.port,
         path: target.path,
         query: target.query,
         framing,
-        wants_websocket,
-        ignored_upgrade: lines.upgrade.is_some() && !wants_websocket,
+        upgrade,
         was_absolute: target.absolute.is_some(),
         expects_continue,
     })

@@ -87,10 +87,14 @@ impl Pattern {
         while let Some(piece) = pieces.next() {
             let is_last = pieces.peek().is_none();
             if piece == "**" && is_last {
-                shapes.iter_mut().for_each(|shape| shape.rest = true);
+                for shape in &mut shapes {
+                    shape.rest = true;
+                }
             } else if let Some(name) = piece.strip_prefix(':') {
                 push_param(&mut params, name)?;
-                shapes.iter_mut().for_each(|shape| shape.segments.push(Segment::Param));
+                for shape in &mut shapes {
+                    shape.segments.push(Segment::Param);
+                }
             } else {
                 let literals = literals(piece, is_last)?;
                 if shapes.len() * literals.len() > MAX_ALTERNATIVES {
@@ -160,7 +164,9 @@ fn literals(piece: &str, is_last: bool) -> Result<Vec<Box<str>>, Error> {
         if literal.contains('}') {
             return Err(Error::Alternatives);
         }
-        texts.iter_mut().for_each(|text| text.push_str(literal));
+        for text in &mut texts {
+            text.push_str(literal);
+        }
         let Some((group, after)) = group else { break };
         let choices: Vec<&str> = group.split(',').collect();
         if choices.iter().any(|choice| choice.is_empty() || choice.contains('{')) {

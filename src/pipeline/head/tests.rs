@@ -56,7 +56,7 @@ fn a_plain_head_is_taken_apart() {
     assert_eq!((&*head.host, head.port), ("api.example.com", Some(8080)));
     assert_eq!((head.path, head.query), (&b"/a/b"[..], Some("x=1&y")));
     assert_eq!(head.framing, Framing::Absent);
-    assert!(!head.wants_websocket && !head.ignored_upgrade && !head.was_absolute && !head.expects_continue);
+    assert!(head.upgrade == Upgrade::Absent && !head.was_absolute && !head.expects_continue);
     let request = Request::new("GET", "/admin?", &[("host", b"h")]);
     assert_eq!(request.judge().unwrap().query, Some(""));
 }
@@ -257,11 +257,10 @@ fn size_limits_have_their_own_status() {
 fn only_a_clean_websocket_handshake_upgrades() {
     let handshake: [(&'static str, &[u8]); 3] =
         [("host", b"h"), ("upgrade", b"WebSocket"), ("connection", b"keep-alive, Upgrade")];
-    assert!(Request::new("GET", "/", &handshake).judge().unwrap().wants_websocket);
+    assert_eq!(Request::new("GET", "/", &handshake).judge().unwrap().upgrade, Upgrade::WebSocket);
     let ignored = |method: &str, lines: &[(&'static str, &[u8])]| {
         let request = Request::new(method, "/", lines);
-        let head = request.judge().unwrap();
-        !head.wants_websocket && head.ignored_upgrade
+        request.judge().unwrap().upgrade == Upgrade::Ignored
     };
     assert!(ignored("POST", &handshake));
     assert!(ignored("GET", &handshake[..2]));
@@ -361,4 +360,92 @@ proptest! {
             prop_assert!(!head.path.contains(&b'?') && !head.host.is_empty());
         }
     }
+}
+
+/// What the upstream of a gateway with a protected `/admin` and an open `/**` gets: `None` when refused, else
+/// whether the protection applied and the target that goes on.
+fn passed(method: &str, target: &str, version: Version) -> Option<(bool, String)> {
+    use crate::route::normalise::{self, normalise};
+    use crate::route::pattern::Pattern;
+    use crate::route::table::{Entry, Found, Table};
+    let entry = |text: &str| Entry {
+        name: text.into(),
+        host: None,
+        pattern: Pattern::parse(text).unwrap(),
+        methods: Vec::new(),
+        value: text == "/admin",
+    };
+    let table = Table::build(vec![entry("/admin"), entry("/**")]).unwrap();
+    let mut request = Request::new(method, target, &[("host", b"h")]);
+    request.version = version;
+    let head = request.judge().ok()?;
+    let path = normalise(head.path, normalise::Options::default()).ok()?;
+    let Found::Route(matched) = table.find(&head.host, &request.method, &path) else { panic!("no route") };
+    Some((*matched.value, normalise::target(&path, head.query)))
+}
+
+#[test]
+fn no_spelling_of_a_protected_path_passes_as_open() {
+    for target in [
+        "/admin",
+        "//admin",
+        "/./admin",
+        "/x/../admin",
+        "/%61dmin",
+        "/admin?",
+        "/admin?x=/../open",
+        "http://h/admin",
+        "http://h//admin",
+        "/x/%2e%2e/admin",
+        "/.//admin",
+        "/adm%69n",
+    ] {
+        let (protected, sent) = passed("GET", target, Version::HTTP_11).unwrap();
+        assert!(protected && sent.starts_with("/admin"), "{target} -> {sent}");
+    }
+    for target in [
+        "/admin%2f",
+        "/x%2f..%2fadmin",
+        "/x/..%5cadmin",
+        "/admin;x=1",
+        "/admin%00",
+        "/admin%",
+        "/admin#f",
+        "admin",
+        "x:/admin",
+        "\\admin",
+        "*",
+        "/../admin",
+        "/%c0%afadmin",
+        "/admin%0a",
+        "http://other/admin",
+        "/x/..;/admin",
+        "//h/../../admin",
+        "/admin%3b",
+        "/admin%5c",
+        "/admin\\",
+        "/admin%c0%80",
+        "",
+        "?/admin",
+        "h:80",
+        "http:/admin",
+    ] {
+        assert_eq!(passed("GET", target, Version::HTTP_11), None, "{target}");
+    }
+    // These are other paths: they pass as open, and what goes on still is another path.
+    for (target, expected) in [
+        ("/%2561dmin", "/%2561dmin"),
+        ("/ADMIN", "/ADMIN"),
+        ("/admin/.", "/admin/"),
+        ("/admin%20", "/admin%20"),
+        ("/admin%3f", "/admin%3F"),
+        ("/admin%23", "/admin%23"),
+    ] {
+        assert_eq!(passed("GET", target, Version::HTTP_11), Some((false, expected.to_owned())));
+    }
+    for method in ["CONNECT", "TRACE", "get", "FOO"] {
+        assert_eq!(passed(method, "/admin", Version::HTTP_11), None, "{method}");
+    }
+    assert_eq!(passed("GET", "/admin", Version::HTTP_10), Some((true, "/admin".to_owned())));
+    assert_eq!(passed("GET", "/admin", Version::HTTP_09), None);
 }

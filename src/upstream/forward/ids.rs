@@ -86,6 +86,7 @@ impl TraceParent {
     }
 
     /// The same trace with a new parent id: what a span of the gateway's own hands on.
+    #[must_use]
     pub fn child(&self) -> Self {
         let mut child = *self;
         let parent: [u8; 16] = hex(u128::from(fastrand::u64(1..)));
