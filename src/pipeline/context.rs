@@ -1,0 +1,124 @@
+//! What is known of one request, as it learns it. It travels through the phases and decides nothing.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::HeaderValue;
+
+use super::refusal::Refusal;
+use crate::cache::Lookup;
+use crate::client_addr::{ClientAddr, Scheme};
+use crate::clock::UnixMillis;
+use crate::identity::Identity;
+use crate::metrics::Held;
+use crate::route::Route;
+use crate::upstream::forward::TraceParent;
+
+/// How far a request got.
+#[derive(Debug)]
+pub enum Admission {
+    /// Not judged yet.
+    Pending,
+    /// Let through.
+    Admitted(Box<Admitted>),
+}
+
+/// A request that passed every stage.
+#[derive(Debug)]
+pub struct Admitted {
+    /// The route it takes.
+    pub route: Arc<Route>,
+    /// Values of the route's `:name` segments.
+    pub params: Box<[(Box<str>, Box<str>)]>,
+    /// The caller; `None` for nobody in particular.
+    pub identity: Option<Arc<Identity>>,
+    /// What the cache is asked; `None` where the route has no cache or the request goes past it.
+    pub lookup: Option<Lookup>,
+    /// The canonical target and its host, when they differ from what came.
+    pub target: Target,
+}
+
+/// What is asked of the upstream.
+#[derive(Clone, Debug, Default)]
+pub struct Target {
+    /// Canonical path and query; `None` when the request came in that form.
+    pub rewritten: Option<Box<str>>,
+    /// A WebSocket handshake.
+    pub websocket: bool,
+}
+
+/// Everything about one request that outlives a phase.
+#[derive(Debug)]
+pub struct Context {
+    /// Wall-clock time of arrival.
+    pub received_at: UnixMillis,
+    /// For measuring.
+    pub started: Instant,
+    /// Whose address counts; unknown until the client address stage.
+    pub client: Option<ClientAddr>,
+    /// Scheme the client used.
+    pub scheme: Scheme,
+    /// Host and port the client asked for.
+    pub host: Box<str>,
+    /// Correlation id, sent upstream and downstream.
+    pub request_id: HeaderValue,
+    /// Trace context sent upstream.
+    pub trace: TraceParent,
+    /// Name and metrics of the route, known even when a later stage refuses.
+    pub route: Option<Arc<Route>>,
+    /// The caller, known even when a later stage refuses.
+    pub identity: Option<Arc<Identity>>,
+    /// How far it got.
+    pub admission: Admission,
+    /// Fields that tell the client about its limits.
+    pub quota: Vec<(http::HeaderName, HeaderValue)>,
+    /// Why the gateway answered itself.
+    pub refusal: Option<Refusal>,
+    /// Members already tried, the last one being in use.
+    pub tried: Vec<SocketAddr>,
+    /// When the last member was chosen.
+    pub asked_at: Option<Instant>,
+    /// Microseconds until the upstream's answer began.
+    pub upstream_micros: Option<u64>,
+    /// Body bytes received so far.
+    pub body_bytes: u64,
+    /// What the cache did, for the log.
+    pub cache_outcome: Option<crate::metrics::CacheOutcome>,
+    /// Counts the request while it is in flight.
+    pub in_flight: Held,
+}
+
+impl Context {
+    /// A request that just arrived.
+    pub fn new(now: UnixMillis, in_flight: Held) -> Self {
+        Self {
+            received_at: now,
+            started: Instant::now(),
+            client: None,
+            scheme: Scheme::Http,
+            host: Box::default(),
+            request_id: HeaderValue::from_static("-"),
+            trace: TraceParent::fresh(),
+            route: None,
+            identity: None,
+            admission: Admission::Pending,
+            quota: Vec::new(),
+            refusal: None,
+            tried: Vec::new(),
+            asked_at: None,
+            upstream_micros: None,
+            body_bytes: 0,
+            cache_outcome: None,
+            in_flight,
+        }
+    }
+
+    /// The request once it was admitted.
+    pub fn admitted(&self) -> Option<&Admitted> {
+        match &self.admission {
+            Admission::Pending => None,
+            Admission::Admitted(admitted) => Some(admitted),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Talking to the client's session: reading its head as plain values, bounding it in time, and writing the
+//! gateway's own replies.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, DATE};
+use http::{HeaderName, HeaderValue, Method};
+use pingora::Result;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+
+use crate::pipeline::Reply;
+use crate::pipeline::head::HeadInput;
+
+/// The address at the other end; unspecified for transports that have none.
+pub(super) fn peer(session: &Session) -> IpAddr {
+    session
+        .client_addr()
+        .and_then(|address| address.as_inet())
+        .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), std::net::SocketAddr::ip)
+}
+
+/// The head's own bytes, where HTTP/1 keeps them.
+pub(super) fn raw_head(session: &Session) -> Option<Bytes> {
+    session.as_downstream().as_http1().map(|http1| http1.get_headers_raw_bytes())
+}
+
+/// The head as plain values.
+pub(super) fn head<'a>(session: &'a Session, raw: Option<&'a Bytes>) -> HeadInput<'a> {
+    let request = session.req_header();
+    let is_h2 = session.as_downstream().is_http2();
+    HeadInput {
+        method: &request.method,
+        target: request.raw_path(),
+        version: request.version,
+        headers: &request.headers,
+        is_h2,
+        authority: if is_h2 { request.uri.authority().map(http::uri::Authority::as_str) } else { None },
+        raw: raw.map(Bytes::as_ref),
+    }
+}
+
+/// Writes a reply of the gateway's own, keeping the connection where HTTP allows it.
+pub(super) async fn write(
+    session: &mut Session,
+    reply: &Reply,
+    stamp: &[(HeaderName, HeaderValue)],
+) -> Result<()> {
+    let fields = reply.headers.len() + stamp.len() + 3;
+    let mut header = ResponseHeader::build_no_case(reply.status, Some(fields))?;
+    for (name, value) in reply.headers.iter().chain(stamp) {
+        header.append_header(name.clone(), value.clone())?;
+    }
+    header.insert_header(CONTENT_LENGTH, HeaderValue::from(reply.body.len()))?;
+    header.insert_header(DATE, date())?;
+    // HTTP/1 drops the body of an answer to HEAD by itself, HTTP/2 would send it.
+    let has_body = session.req_header().method != Method::HEAD && !reply.body.is_empty();
+    session.write_response_header(Box::new(header), !has_body).await?;
+    if has_body {
+        session.write_response_body(Some(reply.body.clone()), true).await?;
+    }
+    Ok(())
+}
+
+/// The `Date` of an own reply (RFC 9110 section 6.6.1).
+#[allow(clippy::disallowed_methods, reason = "a date for people, not a decision")]
+fn date() -> HeaderValue {
+    let text = httpdate::fmt_http_date(std::time::SystemTime::now());
+    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}

@@ -1,0 +1,43 @@
+//! What a route is bound to: the settings of every concern that a request on it goes through. It decides
+//! nothing.
+
+use std::sync::Arc;
+
+use crate::cache::{RouteCache, TagTemplate};
+use crate::identity::Access;
+use crate::metrics::RouteMetrics;
+use crate::upstream::Upstream;
+
+/// Who answers a request to a logout route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logout {
+    /// The gateway itself; the upstream hears nothing.
+    Gateway,
+    /// The upstream; a 2xx makes it a logout.
+    Forward,
+}
+
+/// A route and everything it is bound to.
+#[derive(Debug)]
+pub struct Route {
+    /// Name in the configuration, in logs and in metrics.
+    pub name: Arc<str>,
+    /// Where requests go; `None` where the gateway answers all of them.
+    pub upstream: Option<Arc<Upstream>>,
+    /// What is asked of callers.
+    pub access: Access,
+    /// Indices of the limit policies, in the order of the configuration.
+    pub policies: Box<[usize]>,
+    /// How responses are cached.
+    pub cache: Option<RouteCache>,
+    /// What a successful unsafe request invalidates.
+    pub invalidates: Box<[TagTemplate]>,
+    /// Whether a request here is a logout.
+    pub logout: Option<Logout>,
+    /// Longest request body, in bytes.
+    pub max_body: u64,
+    /// Whether `%2F` may stand in a path segment.
+    pub allow_encoded_slashes: bool,
+    /// What is counted.
+    pub metrics: RouteMetrics,
+}
