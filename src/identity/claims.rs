@@ -13,7 +13,7 @@ use crate::clock::{UnixMillis, millis};
 /// The claims of a token.
 pub type Claims = Map<String, Value>;
 
-/// Largest accepted NumericDate: the last second of the year 9999. Anything later is a mistake, most often
+/// Largest accepted `NumericDate`: the last second of the year 9999. Anything later is a mistake, most often
 /// milliseconds for seconds.
 pub const MAX_NUMERIC_DATE: u64 = 253_402_300_799;
 
@@ -99,7 +99,7 @@ pub struct Times {
 }
 
 impl Times {
-    /// Reads the three time claims; any that is present must be a sane NumericDate.
+    /// Reads the three time claims; any that is present must be a sane `NumericDate`.
     pub fn read(claims: &Claims) -> Result<Self, Refused> {
         Ok(Self {
             issued_at: numeric_date(claims.get("iat"))?,
@@ -147,7 +147,7 @@ mod tests {
 
     use super::*;
 
-    fn claims(value: Value) -> Claims {
+    fn claims(value: &Value) -> Claims {
         value.as_object().unwrap().clone()
     }
 
@@ -217,15 +217,15 @@ mod tests {
             (json!({"aud": {"api": 1}}), Err(Refused::Malformed)),
             (json!({"aud": null}), Err(Refused::Malformed)),
         ] {
-            assert_eq!(rules.check_audience(&claims(aud.clone())), verdict, "{aud}");
+            assert_eq!(rules.check_audience(&claims(&aud)), verdict, "{aud}");
         }
-        assert_eq!(Rules::default().check_audience(&claims(json!({"aud": "other"}))), Ok(()));
+        assert_eq!(Rules::default().check_audience(&claims(&json!({"aud": "other"}))), Ok(()));
     }
 
     #[test]
     fn required_claims_and_lifetimes_are_enforced() {
         let check = |rules: &Rules, value: Value| {
-            let claims = claims(value);
+            let claims = claims(&value);
             rules.check_content(&claims, &Times::read(&claims)?)
         };
         let plain = Rules::default();

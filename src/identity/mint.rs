@@ -206,3 +206,61 @@ fn inner_key(pkcs8: &[u8]) -> Option<&[u8]> {
     info.take(der::SEQUENCE)?;
     info.take(der::OCTET_STRING)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: &[u8] = b"correct-horse-battery-staple-0123456789";
+
+    fn fixture(name: &str) -> String {
+        std::fs::read_to_string(format!("{}/tests/fixtures/keys/{name}.pem", env!("CARGO_MANIFEST_DIR")))
+            .unwrap()
+    }
+
+    #[test]
+    fn keys_that_cannot_sign_with_the_algorithm_are_refused() {
+        use Algorithm::{ES256, ES384, EdDsa, HS256, RS256};
+        for (algorithm, name, problem) in [
+            (HS256, "rsa-2048-private", MintProblem::WrongKind(HS256)),
+            (RS256, "rsa-2048-public", MintProblem::NotAPrivateKey),
+            (RS256, "ec-p256-private", MintProblem::CannotSign(RS256)),
+            (ES256, "ec-p256-sec1-private", MintProblem::NotAPrivateKey),
+            (ES256, "ec-p384-private", MintProblem::CannotSign(ES256)),
+            (ES384, "ec-p256-private", MintProblem::CannotSign(ES384)),
+            (ES256, "rsa-2048-private", MintProblem::CannotSign(ES256)),
+            (EdDsa, "ec-p256-private", MintProblem::CannotSign(EdDsa)),
+        ] {
+            assert_eq!(MintKey::private_pem(algorithm, &fixture(name)).err(), Some(problem), "{name}");
+        }
+        assert_eq!(MintKey::secret(RS256, SECRET).err(), Some(MintProblem::WrongKind(RS256)));
+        assert!(matches!(
+            MintKey::secret(HS256, b"short"),
+            Err(MintProblem::Key(KeyProblem::ShortSecret(5)))
+        ));
+        assert!(MintKey::weak_secret(HS256, b"short").is_ok());
+    }
+
+    #[test]
+    fn senseless_requests_are_refused() {
+        let key = MintKey::secret(Algorithm::HS256, SECRET).unwrap();
+        for factor in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let request = MintRequest { multiplier: Some(factor), ..MintRequest::new("a") };
+            assert_eq!(mint(&request, &key, UnixMillis(0)).err(), Some(MintProblem::Multiplier), "{factor}");
+        }
+        for name in OWN_CLAIMS {
+            let mut request = MintRequest::new("a");
+            request.extra.insert(name.into(), json!(1));
+            assert!(
+                matches!(mint(&request, &key, UnixMillis(0)), Err(MintProblem::ReservedClaim(_))),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_material() {
+        let key = MintKey::secret(Algorithm::HS256, SECRET).unwrap();
+        assert!(!format!("{key:?}").contains("battery"));
+    }
+}

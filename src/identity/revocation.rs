@@ -88,6 +88,36 @@ impl Revocation {
     }
 }
 
+impl Revocation {
+    /// Longest message accepted, in bytes.
+    pub const MAX_MESSAGE_BYTES: usize = 1024;
+
+    /// The form in which instances tell each other: `<until in ms> <t, or the cut-off in seconds> <key>`.
+    #[must_use]
+    pub fn to_message(&self) -> String {
+        match self.effect {
+            Effect::Token => format!("{} t {}", self.until.0, self.key),
+            Effect::IssuedBefore(second) => format!("{} {second} {}", self.until.0, self.key),
+        }
+    }
+
+    /// Reads [`Self::to_message`]; `None` for anything else.
+    #[must_use]
+    pub fn from_message(message: &str) -> Option<Self> {
+        if message.len() > Self::MAX_MESSAGE_BYTES {
+            return None;
+        }
+        let mut words = message.splitn(3, ' ');
+        let until = UnixMillis(words.next()?.parse().ok()?);
+        let effect = match words.next()? {
+            "t" => Effect::Token,
+            second => Effect::IssuedBefore(second.parse().ok()?),
+        };
+        let key = words.next().filter(|key| !key.is_empty())?.into();
+        Some(Self { key, effect, until })
+    }
+}
+
 /// Whether a stored cut-off revokes `identity`. What cannot be read as a number revokes: it fails closed.
 #[must_use]
 pub fn is_cut_off(identity: &Identity, stored_cutoff: &str) -> bool {
@@ -446,6 +476,18 @@ mod tests {
         known.learn(&Revocation::everywhere(Arc::clone(&key), late, DEFAULT_LONGEST), early);
         known.learn(&Revocation::everywhere(key, early, DEFAULT_LONGEST), early);
         assert!(known.is_revoked(&identity("alice", "a", Some(150)), late));
+    }
+
+    #[test]
+    fn instances_understand_each_other_and_nothing_else() {
+        let now = UnixMillis(5);
+        for revocation in [token("a", 9), Revocation::everywhere("k".into(), now, DEFAULT_LONGEST)] {
+            assert_eq!(Revocation::from_message(&revocation.to_message()), Some(revocation));
+        }
+        let long = format!("1 t {}", "k".repeat(2_000));
+        for message in ["", "1", "1 t", "1 t ", "x t k", "1 x k", "-1 t k", "1 -1 k", &long] {
+            assert_eq!(Revocation::from_message(message), None, "{message}");
+        }
     }
 
     #[test]

@@ -304,7 +304,7 @@ fn claims_are_judged_after_the_signature() {
         (json!({"sub": "a", "exp": SECS - 29}).to_string(), None),
         (json!({"sub": "a", "exp": SECS - 30}).to_string(), Some(Refused::Expired)),
         (json!({"sub": "a", "exp": 0}).to_string(), Some(Refused::Expired)),
-        (json!({"sub": "a", "exp": SECS as f64 + 0.5}).to_string(), None),
+        (json!({"sub": "a", "exp": 1_700_000_000.5}).to_string(), None),
         (json!({"sub": "a", "exp": (SECS + 60).to_string()}).to_string(), Some(Refused::Malformed)),
         (json!({"sub": "a", "exp": -1}).to_string(), Some(Refused::Malformed)),
         (json!({"sub": "a", "exp": 1e300}).to_string(), Some(Refused::Malformed)),
@@ -561,5 +561,34 @@ proptest! {
         let at = at % token.len();
         let changed = format!("{}{}{}", &token[..at], with, &token[at + 1..]);
         prop_assert!(changed == token || verifier.verify(&changed, NOW).is_err());
+    }
+}
+
+#[test]
+fn what_threads_share_may_be_shared() {
+    fn shared<T: Send + Sync + 'static>() {}
+    shared::<Verifier>();
+    shared::<Identity>();
+    shared::<super::super::revocation::Known>();
+    shared::<super::super::revocation::Pending>();
+}
+
+#[test]
+fn keys_exchanged_under_load_never_let_an_old_token_stay() {
+    let verifier = verifier(vec![hs_issuer()]);
+    let token = hs256().sign_claims(&good_claims()).unwrap();
+    let other = Key::secret(b"another-secret-of-sufficient-length-98765").unwrap();
+    let other = KeySet::new(vec![other]).unwrap();
+    let own = KeySet::new(vec![Key::secret(SECRET).unwrap()]).unwrap();
+    for _ in 0..50 {
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| (0..20).for_each(|_| drop(verifier.verify(&token, NOW))));
+            }
+            scope.spawn(|| verifier.replace_keys("main", other.clone()));
+        });
+        assert_eq!(verifier.verify(&token, NOW).err(), Some(Refused::BadSignature));
+        verifier.replace_keys("main", own.clone());
+        assert!(verifier.verify(&token, NOW).is_ok());
     }
 }
