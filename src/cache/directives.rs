@@ -1,0 +1,218 @@
+//! `Cache-Control` as written (RFC 9111 section 5.2): quoted arguments, several lines, duplicates.
+//! Where a directive is repeated or malformed the most restrictive reading is taken; it decides nothing else.
+
+use http::{HeaderMap, HeaderName, header};
+
+/// Largest number of seconds that is kept apart (RFC 9111 section 1.2.2).
+const MAX_SECONDS: u64 = 1 << 31;
+
+/// Directives of a response (RFC 9111 section 5.2.2); durations in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "one per directive of the RFC")]
+pub struct ResponseDirectives {
+    /// There was a `Cache-Control` field.
+    pub present: bool,
+    /// `no-store`.
+    pub no_store: bool,
+    /// `no-cache`, with or without field names.
+    pub no_cache: bool,
+    /// `private`, with or without field names.
+    pub private: bool,
+    /// `public`.
+    pub public: bool,
+    /// `must-revalidate`.
+    pub must_revalidate: bool,
+    /// `proxy-revalidate`.
+    pub proxy_revalidate: bool,
+    /// `must-understand`.
+    pub must_understand: bool,
+    /// `max-age`; zero when malformed.
+    pub max_age: Option<u64>,
+    /// `s-maxage`; zero when malformed.
+    pub s_maxage: Option<u64>,
+    /// `stale-while-revalidate` (RFC 5861).
+    pub stale_while_revalidate: Option<u64>,
+    /// `stale-if-error` (RFC 5861).
+    pub stale_if_error: Option<u64>,
+}
+
+impl ResponseDirectives {
+    /// Reads every `Cache-Control` line of `headers`.
+    pub fn parse(headers: &HeaderMap) -> Self {
+        let mut found = Self { present: headers.contains_key(header::CACHE_CONTROL), ..Self::default() };
+        each_directive(headers, &header::CACHE_CONTROL, |name, argument| match name {
+            "no-store" => found.no_store = true,
+            "no-cache" => found.no_cache = true,
+            "private" => found.private = true,
+            "public" => found.public = true,
+            "must-revalidate" => found.must_revalidate = true,
+            "proxy-revalidate" => found.proxy_revalidate = true,
+            "must-understand" => found.must_understand = true,
+            "max-age" => shortest(&mut found.max_age, argument),
+            "s-maxage" => shortest(&mut found.s_maxage, argument),
+            "stale-while-revalidate" => shortest(&mut found.stale_while_revalidate, argument),
+            "stale-if-error" => shortest(&mut found.stale_if_error, argument),
+            _ => {}
+        });
+        found
+    }
+}
+
+/// Directives of a request (RFC 9111 section 5.2.1); durations in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RequestDirectives {
+    /// `no-store`.
+    pub no_store: bool,
+    /// `no-cache`, or `Pragma: no-cache` without `Cache-Control`.
+    pub no_cache: bool,
+    /// `only-if-cached`.
+    pub only_if_cached: bool,
+    /// `max-age`; zero when malformed.
+    pub max_age: Option<u64>,
+    /// `min-fresh`; ignored when malformed.
+    pub min_fresh: Option<u64>,
+    /// `max-stale`; without an argument any staleness will do.
+    pub max_stale: Option<u64>,
+}
+
+impl RequestDirectives {
+    /// Reads every `Cache-Control` line of `headers`, or `Pragma` where there is none.
+    pub fn parse(headers: &HeaderMap) -> Self {
+        let mut found = Self::default();
+        each_directive(headers, &header::CACHE_CONTROL, |name, argument| match name {
+            "no-store" => found.no_store = true,
+            "no-cache" => found.no_cache = true,
+            "only-if-cached" => found.only_if_cached = true,
+            "max-age" => shortest(&mut found.max_age, argument),
+            "min-fresh" => found.min_fresh = found.min_fresh.max(argument.and_then(seconds)),
+            "max-stale" => match argument {
+                None => found.max_stale = found.max_stale.or(Some(u64::MAX)),
+                some => shortest(&mut found.max_stale, some),
+            },
+            _ => {}
+        });
+        if !headers.contains_key(header::CACHE_CONTROL) {
+            each_directive(headers, &header::PRAGMA, |name, _| found.no_cache |= name == "no-cache");
+        }
+        found
+    }
+}
+
+/// Seconds of a delta-seconds argument; `None` when it is not one.
+pub fn seconds(text: &str) -> Option<u64> {
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    // Only an overflow is left to go wrong.
+    Some(text.parse().unwrap_or(MAX_SECONDS).min(MAX_SECONDS))
+}
+
+fn shortest(slot: &mut Option<u64>, argument: Option<&str>) {
+    let found = argument.and_then(seconds).unwrap_or(0);
+    *slot = Some(slot.map_or(found, |earlier| earlier.min(found)));
+}
+
+/// Calls `visit` with each lower-case directive name and its unquoted argument.
+fn each_directive(headers: &HeaderMap, name: &HeaderName, mut visit: impl FnMut(&str, Option<&str>)) {
+    for line in headers.get_all(name) {
+        // Bytes outside ASCII only occur inside arguments that nobody reads.
+        let line = String::from_utf8_lossy(line.as_bytes());
+        let mut rest: &str = &line;
+        while !rest.is_empty() {
+            let end = element_end(rest);
+            let (element, after) = rest.split_at(end);
+            rest = after.strip_prefix(',').unwrap_or(after);
+            let element = element.trim_matches([' ', '\t']);
+            let (name, argument) = match element.split_once('=') {
+                Some((name, argument)) => (name, Some(unquote(argument))),
+                None => (element, None),
+            };
+            if name.bytes().any(|b| b.is_ascii_uppercase()) {
+                visit(&name.to_ascii_lowercase(), argument);
+            } else {
+                visit(name, argument);
+            }
+        }
+    }
+}
+
+/// Where the list element at the start of `text` ends: at a comma outside quotes.
+fn element_end(text: &str) -> usize {
+    let (mut quoted, mut escaped) = (false, false);
+    for (position, byte) in text.bytes().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b',' if !quoted => return position,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+fn unquote(argument: &str) -> &str {
+    argument.strip_prefix('"').and_then(|a| a.strip_suffix('"')).unwrap_or(argument)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    fn response(lines: &[&str]) -> ResponseDirectives {
+        ResponseDirectives::parse(&headers(lines))
+    }
+
+    fn headers(lines: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(header::CACHE_CONTROL, HeaderValue::from_str(line).unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn arguments_may_be_quoted_and_hide_commas() {
+        let found = response(&["Private=\"set-cookie, no-store\", MAX-AGE=\"60\""]);
+        assert!(found.private && !found.no_store);
+        assert_eq!(found.max_age, Some(60));
+        assert!(response(&["no-cache=\"a\\\", no-store\""]).no_cache);
+        assert!(!response(&["no-cache=\"a\\\", no-store\""]).no_store);
+    }
+
+    #[test]
+    fn repeated_and_malformed_directives_read_most_restrictively() {
+        assert_eq!(response(&["max-age=60", "max-age=10, max-age=100"]).max_age, Some(10));
+        for bad in ["max-age", "max-age=", "max-age=-1", "max-age=1.5", "max-age=1 2", "max-age=ten"] {
+            assert_eq!(response(&[bad]).max_age, Some(0), "{bad}");
+        }
+        assert_eq!(response(&["max-age=99999999999999999999"]).max_age, Some(MAX_SECONDS));
+        assert_eq!(response(&["xmax-age=5, max-agex=5, extension"]).max_age, None);
+    }
+
+    #[test]
+    fn request_directives_are_read() {
+        let found = RequestDirectives::parse(&headers(&["no-cache, max-stale, min-fresh=5", "max-stale=7"]));
+        assert!(found.no_cache);
+        assert_eq!((found.max_stale, found.min_fresh), (Some(7), Some(5)));
+        let mut pragma = HeaderMap::new();
+        pragma.insert(header::PRAGMA, HeaderValue::from_static("No-Cache"));
+        assert!(RequestDirectives::parse(&pragma).no_cache);
+        pragma.insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=5"));
+        assert!(!RequestDirectives::parse(&pragma).no_cache);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_panic(line in proptest::collection::vec(32u8..=255, 0..80)) {
+            if let Ok(value) = HeaderValue::from_bytes(&line) {
+                let mut headers = HeaderMap::new();
+                headers.insert(header::CACHE_CONTROL, value);
+                ResponseDirectives::parse(&headers);
+                RequestDirectives::parse(&headers);
+            }
+        }
+    }
+}

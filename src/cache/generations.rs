@@ -1,0 +1,449 @@
+//! Generations: one value per tag, part of every cache key, replaced to invalidate all that depends on the tag.
+//! It remembers them for the time Redis is away; it never talks to Redis itself.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use sha2::{Digest, Sha256};
+
+use super::settings::Settings;
+use super::tag::{Tags, epoch_tag};
+
+/// 128 bits over the generations of a request's tags; part of its cache key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fingerprint(pub [u8; 16]);
+
+/// A generation to be written to Redis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// The Redis key, prefix included.
+    pub key: Box<str>,
+    /// The new generation, 32 hexadecimal digits.
+    pub value: Box<str>,
+    /// Life of the key; `None`: it stays (the epoch).
+    pub ttl: Option<Duration>,
+    tag: Box<str>,
+}
+
+/// What the generations read from Redis mean for a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// The cache may be used with this fingerprint.
+    Ready(Fingerprint),
+    /// Redis has no epoch: it is new or was flushed. The request goes without the cache, and the write
+    /// is to be made with `SET NX`.
+    EpochMissing(Write),
+    /// The number of values is not the number of tags: the request goes without the cache.
+    Malformed,
+}
+
+/// The generations known to this instance.
+#[derive(Debug)]
+pub struct Generations {
+    state: RwLock<State>,
+    /// Length of `State::pending`, to skip the lock in the usual case.
+    pending: AtomicUsize,
+    unique: Unique,
+    prefix: Box<str>,
+    ttl: Duration,
+    remembered: usize,
+    max_pending: usize,
+    /// Other instances read what this one writes.
+    shared: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Last known generation of a tag; `None`: known to have none.
+    known: HashMap<Box<str>, Option<Box<str>>, ahash::RandomState>,
+    /// What a tag outside `known` has. It changes whenever something is forgotten, so that a forgotten
+    /// invalidation can never make an old entry reachable again.
+    floor: Option<Box<str>>,
+    /// Bumped here, not yet confirmed by Redis; wins over whatever Redis says.
+    pending: HashMap<Box<str>, Box<str>, ahash::RandomState>,
+}
+
+impl Generations {
+    /// `shared`: there is a Redis. Without one, invalidations stay in this process.
+    pub fn new(settings: &Settings, shared: bool) -> Self {
+        Self {
+            state: RwLock::default(),
+            pending: AtomicUsize::new(0),
+            unique: Unique::new(),
+            prefix: settings.key_prefix.clone(),
+            // Longer than any entry can live, with an hour for fills under way and clocks that differ.
+            ttl: settings.max_lifetime.saturating_add(Duration::from_secs(3600)),
+            remembered: settings.generations_remembered.max(1),
+            max_pending: settings.pending_invalidations.max(1),
+            shared,
+        }
+    }
+
+    /// The Redis keys to read, in the order of `tags`.
+    pub fn keys<'a>(&'a self, tags: &'a Tags) -> impl ExactSizeIterator<Item = Box<str>> + 'a {
+        tags.iter().map(|tag| self.key(tag))
+    }
+
+    /// Judges what Redis answered for [`Self::keys`], and remembers it.
+    pub fn resolve<V: AsRef<[u8]>>(&self, tags: &Tags, values: &[Option<V>]) -> Resolution {
+        if values.len() != tags.len() {
+            return Resolution::Malformed;
+        }
+        let mut hasher = Sha256::new();
+        {
+            let busy = self.pending.load(Ordering::Acquire) > 0;
+            let state = busy.then(|| self.state.read());
+            for (position, (tag, value)) in tags.iter().zip(values).enumerate() {
+                let pending = state.as_ref().and_then(|state| state.pending.get(tag));
+                let value = pending.map_or_else(|| value.as_ref().map(AsRef::as_ref), |p| Some(p.as_bytes()));
+                if position == 0 && value.is_none() {
+                    return Resolution::EpochMissing(self.fresh_write(epoch_tag()));
+                }
+                mix(&mut hasher, tag, value);
+            }
+        }
+        self.observe(tags, values);
+        Resolution::Ready(finish(hasher))
+    }
+
+    /// The fingerprint from memory, while Redis is away or where there is none.
+    pub fn local(&self, tags: &Tags) -> Fingerprint {
+        let mut hasher = Sha256::new();
+        let state = self.state.read();
+        for tag in tags.iter() {
+            let value = state.known.get(tag).map_or(state.floor.as_deref(), Option::as_deref);
+            mix(&mut hasher, tag, value.map(str::as_bytes));
+        }
+        finish(hasher)
+    }
+
+    /// Gives every tag of `tags` a new generation, here at once. The writes are to reach Redis before the
+    /// writer gets its response, then to be given to [`Self::settle`]; those that fail stay pending.
+    pub fn invalidate<I: IntoIterator<Item = Box<str>>>(&self, tags: I) -> Vec<Write> {
+        let writes: Vec<Write> = tags.into_iter().map(|tag| self.fresh_write(tag)).collect();
+        let mut state = self.state.write();
+        for write in &writes {
+            state.remember(&write.tag, Some(write.value.clone()), self.remembered, &self.unique);
+        }
+        if !self.shared {
+            return Vec::new();
+        }
+        for write in &writes {
+            if state.pending.len() >= self.max_pending && !state.pending.contains_key(&write.tag) {
+                let epoch = self.fresh_write(epoch_tag());
+                state.pending.clear();
+                state.pending.insert(epoch.tag.clone(), epoch.value.clone());
+                state.remember(&epoch.tag, Some(epoch.value), self.remembered, &self.unique);
+            } else {
+                state.pending.insert(write.tag.clone(), write.value.clone());
+            }
+        }
+        self.pending.store(state.pending.len(), Ordering::Release);
+        writes
+    }
+
+    /// What Redis has not confirmed yet, for the moment it is back.
+    pub fn pending(&self) -> Vec<Write> {
+        if self.pending.load(Ordering::Acquire) == 0 {
+            return Vec::new();
+        }
+        let state = self.state.read();
+        state.pending.iter().map(|(tag, value)| self.write(tag.clone(), value.clone())).collect()
+    }
+
+    /// Redis has these: they need not be kept for it.
+    pub fn settle(&self, writes: &[Write]) {
+        let mut state = self.state.write();
+        for write in writes {
+            // A later invalidation of the same tag is not confirmed by an earlier write.
+            if state.pending.get(&write.tag) == Some(&write.value) {
+                state.pending.remove(&write.tag);
+            }
+        }
+        self.pending.store(state.pending.len(), Ordering::Release);
+    }
+
+    fn observe<V: AsRef<[u8]>>(&self, tags: &Tags, values: &[Option<V>]) {
+        let as_text = |value: &Option<V>| -> Option<Box<str>> {
+            value.as_ref().map(|v| String::from_utf8_lossy(v.as_ref()).into())
+        };
+        let unchanged = {
+            let state = self.state.read();
+            tags.iter().zip(values).all(|(tag, value)| state.agrees(tag, value.as_ref().map(AsRef::as_ref)))
+        };
+        if unchanged {
+            return;
+        }
+        let mut state = self.state.write();
+        for (tag, value) in tags.iter().zip(values) {
+            if !state.agrees(tag, value.as_ref().map(AsRef::as_ref)) {
+                state.remember(tag, as_text(value), self.remembered, &self.unique);
+            }
+        }
+    }
+
+    fn key(&self, tag: &str) -> Box<str> {
+        let mut key = String::with_capacity(self.prefix.len() + 10 + tag.len());
+        key.push_str(&self.prefix);
+        key.push_str("cache_tag:");
+        key.push_str(tag);
+        key.into()
+    }
+
+    fn fresh_write(&self, tag: Box<str>) -> Write {
+        self.write(tag, self.unique.next())
+    }
+
+    fn write(&self, tag: Box<str>, value: Box<str>) -> Write {
+        let ttl = (tag != epoch_tag()).then_some(self.ttl);
+        Write { key: self.key(&tag), value, ttl, tag }
+    }
+}
+
+impl State {
+    /// Nothing to learn from `value`: it is known, or a pending bump overrides it.
+    fn agrees(&self, tag: &str, value: Option<&[u8]>) -> bool {
+        if self.pending.contains_key(tag) {
+            return true;
+        }
+        let known = self.known.get(tag).map_or(self.floor.as_deref(), Option::as_deref);
+        known.map(str::as_bytes) == value
+    }
+
+    fn remember(&mut self, tag: &str, value: Option<Box<str>>, bound: usize, unique: &Unique) {
+        if let Some(known) = self.known.get_mut(tag) {
+            *known = value;
+            return;
+        }
+        if self.known.len() >= bound {
+            // One new floor for many forgotten tags: forgetting them one by one would change the floor,
+            // and so empty the cache, on every new tag.
+            self.known.clear();
+            self.floor = Some(unique.next());
+            for (tag, value) in &self.pending {
+                self.known.insert(tag.clone(), Some(value.clone()));
+            }
+        }
+        self.known.insert(tag.into(), value);
+    }
+}
+
+fn mix(hasher: &mut Sha256, tag: &str, value: Option<&[u8]>) {
+    hasher.update((tag.len() as u64).to_be_bytes());
+    hasher.update(tag);
+    match value {
+        None => hasher.update([0]),
+        Some(value) => {
+            hasher.update([1]);
+            hasher.update((value.len() as u64).to_be_bytes());
+            hasher.update(value);
+        }
+    }
+}
+
+fn finish(hasher: Sha256) -> Fingerprint {
+    Fingerprint(first_half(&hasher.finalize().into()))
+}
+
+fn first_half(digest: &[u8; 32]) -> [u8; 16] {
+    let (half, _) = digest.split_at(16);
+    half.try_into().unwrap_or_default()
+}
+
+/// Makes values that no instance has made or will make.
+#[derive(Debug)]
+struct Unique {
+    process: [u8; 16],
+    next: AtomicU64,
+}
+
+impl Unique {
+    fn new() -> Self {
+        // The standard library seeds each map from the operating system's randomness.
+        let random = || std::collections::hash_map::RandomState::new().build_hasher().finish();
+        let mut process = [0; 16];
+        for (slot, byte) in process.iter_mut().zip(
+            random()
+                .to_be_bytes()
+                .into_iter()
+                .chain(ahash::RandomState::new().hash_one(random()).to_be_bytes()),
+        ) {
+            *slot = byte;
+        }
+        Self { process, next: AtomicU64::new(0) }
+    }
+
+    fn next(&self) -> Box<str> {
+        let mut hasher = Sha256::new();
+        hasher.update(self.process);
+        hasher.update(self.next.fetch_add(1, Ordering::Relaxed).to_be_bytes());
+        hex(&first_half(&hasher.finalize().into())).into()
+    }
+}
+
+/// Lower-case hexadecimal digits of `bytes`.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .filter_map(|nibble| char::from_digit(u32::from(nibble), 16))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::tag::{route_tag, user_tag};
+
+    fn settings(remembered: usize, pending: usize) -> Settings {
+        Settings { generations_remembered: remembered, pending_invalidations: pending, ..Settings::default() }
+    }
+
+    fn tags(names: &[&str]) -> Tags {
+        let mut tags = Tags::epoch();
+        for name in names {
+            tags.push((*name).into());
+        }
+        tags
+    }
+
+    fn ready(resolution: Resolution) -> Fingerprint {
+        match resolution {
+            Resolution::Ready(fingerprint) => fingerprint,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A Redis in two lines.
+    #[derive(Default)]
+    struct Redis(HashMap<Box<str>, Box<str>>);
+
+    impl Redis {
+        fn read(&self, generations: &Generations, tags: &Tags) -> Vec<Option<Vec<u8>>> {
+            generations.keys(tags).map(|key| self.0.get(&key).map(|v| v.as_bytes().to_vec())).collect()
+        }
+
+        fn write(&mut self, writes: &[Write]) {
+            for write in writes {
+                self.0.insert(write.key.clone(), write.value.clone());
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_epoch_keeps_the_request_out_of_the_cache_until_it_is_created() {
+        let generations = Generations::new(&settings(10, 10), true);
+        let tags = tags(&["todo:1"]);
+        let mut redis = Redis::default();
+        let Resolution::EpochMissing(write) = generations.resolve(&tags, &redis.read(&generations, &tags))
+        else {
+            panic!("an epoch out of nowhere")
+        };
+        assert_eq!((&*write.key, write.ttl), ("cache_tag:-epoch", None));
+        redis.write(&[write]);
+        ready(generations.resolve(&tags, &redis.read(&generations, &tags)));
+        assert_eq!(generations.resolve::<&[u8]>(&tags, &[None]), Resolution::Malformed);
+    }
+
+    #[test]
+    fn an_invalidation_reaches_every_instance_and_only_its_tag() {
+        let (one, two) =
+            (Generations::new(&settings(10, 10), true), Generations::new(&settings(10, 10), true));
+        let mut redis = Redis::default();
+        redis.write(&one.invalidate([epoch_tag()]));
+        let (todo, other) = (tags(&["todo:1"]), tags(&["todo:2"]));
+        let before = ready(two.resolve(&todo, &redis.read(&two, &todo)));
+        let untouched = ready(two.resolve(&other, &redis.read(&two, &other)));
+
+        let writes = one.invalidate([Box::from("todo:1")]);
+        assert_eq!(writes[0].ttl, Some(Duration::from_secs(25 * 3600)));
+        // The writing instance sees it before Redis does.
+        assert_ne!(ready(one.resolve(&todo, &redis.read(&one, &todo))), before);
+        redis.write(&writes);
+        one.settle(&writes);
+
+        let after = ready(two.resolve(&todo, &redis.read(&two, &todo)));
+        assert_ne!(after, before);
+        assert_eq!(after, ready(one.resolve(&todo, &redis.read(&one, &todo))));
+        assert_eq!(untouched, ready(two.resolve(&other, &redis.read(&two, &other))));
+    }
+
+    #[test]
+    fn an_outage_keeps_entries_reachable_and_local_invalidations_hold_after_it() {
+        let generations = Generations::new(&settings(10, 10), true);
+        let mut redis = Redis::default();
+        redis.write(&[generations.fresh_write(epoch_tag()), generations.fresh_write("todo:1".into())]);
+        let tags = tags(&["todo:1"]);
+        let before = ready(generations.resolve(&tags, &redis.read(&generations, &tags)));
+        assert_eq!(generations.local(&tags), before);
+
+        // Redis is away: the write stays pending, and stale values from Redis do not revive the entry.
+        generations.invalidate([Box::from("todo:1")]);
+        let during = generations.local(&tags);
+        assert_ne!(during, before);
+        assert_eq!(ready(generations.resolve(&tags, &redis.read(&generations, &tags))), during);
+
+        let pending = generations.pending();
+        assert_eq!(pending.len(), 1);
+        redis.write(&pending);
+        generations.settle(&pending);
+        assert!(generations.pending().is_empty());
+        assert_eq!(ready(generations.resolve(&tags, &redis.read(&generations, &tags))), during);
+    }
+
+    #[test]
+    fn settling_an_older_write_keeps_a_newer_one_pending() {
+        let generations = Generations::new(&settings(10, 10), true);
+        let first = generations.invalidate([Box::from("a")]);
+        let second = generations.invalidate([Box::from("a")]);
+        generations.settle(&first);
+        assert_eq!(generations.pending(), second);
+    }
+
+    #[test]
+    fn too_many_pending_invalidations_become_a_new_epoch() {
+        let generations = Generations::new(&settings(100, 3), true);
+        let bystander = tags(&["bystander"]);
+        let before = generations.local(&bystander);
+        for n in 0..4 {
+            generations.invalidate([Box::from(format!("t:{n}"))]);
+        }
+        let pending = generations.pending();
+        assert_eq!(pending.len(), 1);
+        assert_eq!(&*pending[0].key, "cache_tag:-epoch");
+        assert_ne!(generations.local(&bystander), before);
+    }
+
+    #[test]
+    fn forgetting_a_tag_never_revives_an_entry() {
+        let generations = Generations::new(&settings(3, 10), false);
+        let tag = tags(&["a"]);
+        let first = generations.local(&tag);
+        assert!(generations.invalidate([Box::from("a")]).is_empty());
+        let second = generations.local(&tag);
+        for n in 0..10 {
+            generations.invalidate([Box::from(format!("filler:{n}"))]);
+        }
+        let third = generations.local(&tag);
+        assert!(first != second && third != first && third != second);
+        assert!(generations.state.read().known.len() <= 3);
+        assert!(generations.pending().is_empty());
+    }
+
+    #[test]
+    fn implicit_tags_differ_from_each_other() {
+        let generations = Generations::new(&settings(10, 10), false);
+        let fingerprints = [
+            generations.local(&tags(&[&route_tag("a")])),
+            generations.local(&tags(&[&user_tag(Some("a"))])),
+            generations.local(&tags(&[&user_tag(None)])),
+            generations.local(&tags(&[])),
+        ];
+        for (n, one) in fingerprints.iter().enumerate() {
+            assert!(fingerprints.iter().skip(n + 1).all(|other| one != other));
+        }
+    }
+}

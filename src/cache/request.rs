@@ -1,0 +1,188 @@
+//! Whether a request may use the cache at all, and what it asks of a stored response (RFC 9111 sections 3, 5.2.1).
+//! Pure; the caller's identity is what the gateway verified, never what the request claims.
+
+use http::{HeaderMap, HeaderName, Method, header};
+
+use super::directives::RequestDirectives;
+use super::settings::RouteCache;
+
+/// Who is asking, as far as the gateway verified it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caller<'a> {
+    /// Nobody in particular.
+    Anonymous,
+    /// The subject of a verified credential.
+    User(&'a str),
+}
+
+impl<'a> Caller<'a> {
+    /// The subject, if there is one.
+    pub const fn user(self) -> Option<&'a str> {
+        match self {
+            Self::Anonymous => None,
+            Self::User(user) => Some(user),
+        }
+    }
+}
+
+/// Why a request goes past the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Bypass {
+    /// Neither GET nor HEAD.
+    Method,
+    /// The request has a body, which may change the answer but is not part of the key.
+    Body,
+    /// A header that makes some backends treat the request as another one.
+    Override,
+    /// The request wants to become another protocol.
+    Upgrade,
+    /// `Cache-Control: no-store`.
+    NoStore,
+    /// A credential the gateway did not verify, on a route whose key would say "anonymous".
+    UnverifiedCredential,
+    /// The store has no epoch yet, or answered nonsense.
+    Epoch,
+}
+
+impl Bypass {
+    /// Every value, for metrics that start at zero.
+    pub const ALL: [Self; 7] = [
+        Self::Method,
+        Self::Body,
+        Self::Override,
+        Self::Upgrade,
+        Self::NoStore,
+        Self::UnverifiedCredential,
+        Self::Epoch,
+    ];
+
+    /// The metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Method => "method",
+            Self::Body => "body",
+            Self::Override => "override",
+            Self::Upgrade => "upgrade",
+            Self::NoStore => "no_store",
+            Self::UnverifiedCredential => "unverified_credential",
+            Self::Epoch => "epoch",
+        }
+    }
+}
+
+/// Headers by which a client may speak of another method, path or host than the request line does.
+static OVERRIDES: [HeaderName; 9] = [
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-http-method"),
+    HeaderName::from_static("x-method-override"),
+    HeaderName::from_static("x-original-url"),
+    HeaderName::from_static("x-rewrite-url"),
+    HeaderName::from_static("x-original-uri"),
+    HeaderName::from_static("x-original-host"),
+    HeaderName::from_static("x-host"),
+    HeaderName::from_static("x-forwarded-prefix"),
+];
+
+static CREDENTIALS: [HeaderName; 4] = [
+    header::AUTHORIZATION,
+    header::COOKIE,
+    header::PROXY_AUTHORIZATION,
+    HeaderName::from_static("x-api-key"),
+];
+
+/// What the request asks of the cache, or why it goes past it.
+pub fn judge(
+    route: &RouteCache,
+    method: &Method,
+    headers: &HeaderMap,
+    caller: Caller<'_>,
+) -> Result<RequestDirectives, Bypass> {
+    if method != Method::GET && method != Method::HEAD {
+        return Err(Bypass::Method);
+    }
+    if has_body(headers) {
+        return Err(Bypass::Body);
+    }
+    if OVERRIDES.iter().any(|name| headers.contains_key(name)) {
+        return Err(Bypass::Override);
+    }
+    if headers.contains_key(header::UPGRADE) {
+        return Err(Bypass::Upgrade);
+    }
+    let directives = RequestDirectives::parse(headers);
+    if directives.no_store {
+        return Err(Bypass::NoStore);
+    }
+    let unverified = caller == Caller::Anonymous && CREDENTIALS.iter().any(|name| headers.contains_key(name));
+    if unverified && !route.shared {
+        return Err(Bypass::UnverifiedCredential);
+    }
+    Ok(if route.honour_request_directives { directives } else { RequestDirectives::default() })
+}
+
+/// Whether a response to this write may have changed what is stored (RFC 9111 section 4.4). Beyond the RFC
+/// an unknown outcome (no answer, or a server error) counts: the write may have happened.
+pub fn write_invalidates(method: &Method, status: Option<http::StatusCode>) -> bool {
+    let safe = [&Method::GET, &Method::HEAD, &Method::OPTIONS, &Method::TRACE].contains(&method);
+    !safe && status.is_none_or(|status| !status.is_client_error())
+}
+
+fn has_body(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::TRANSFER_ENCODING)
+        || headers.get_all(header::CONTENT_LENGTH).iter().any(|length| length.as_bytes() != b"0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{HeaderValue, StatusCode};
+
+    fn judged(
+        shared: bool,
+        method: &Method,
+        line: (&'static str, &'static str),
+        caller: Caller<'_>,
+    ) -> Option<Bypass> {
+        let mut headers = HeaderMap::new();
+        if !line.0.is_empty() {
+            headers.insert(line.0, HeaderValue::from_static(line.1));
+        }
+        judge(&RouteCache { shared, ..RouteCache::new("r") }, method, &headers, caller).err()
+    }
+
+    #[test]
+    fn only_plain_reads_use_the_cache() {
+        let get = |name, value| judged(false, &Method::GET, (name, value), Caller::Anonymous);
+        assert_eq!(get("", ""), None);
+        assert_eq!(judged(false, &Method::HEAD, ("", ""), Caller::Anonymous), None);
+        assert_eq!(judged(false, &Method::POST, ("", ""), Caller::Anonymous), Some(Bypass::Method));
+        assert_eq!(get("content-length", "0"), None);
+        assert_eq!(get("content-length", "3"), Some(Bypass::Body));
+        assert_eq!(get("transfer-encoding", "chunked"), Some(Bypass::Body));
+        assert_eq!(get("x-http-method-override", "DELETE"), Some(Bypass::Override));
+        assert_eq!(get("x-original-url", "/admin"), Some(Bypass::Override));
+        assert_eq!(get("upgrade", "websocket"), Some(Bypass::Upgrade));
+        assert_eq!(get("cache-control", "no-store"), Some(Bypass::NoStore));
+        assert_eq!(get("cache-control", "no-cache"), None);
+    }
+
+    #[test]
+    fn an_unverified_credential_never_shares_anonymous_entries() {
+        for name in ["cookie", "authorization", "x-api-key"] {
+            let line = (name, "x");
+            let bypass = Some(Bypass::UnverifiedCredential);
+            assert_eq!(judged(false, &Method::GET, line, Caller::Anonymous), bypass);
+            assert_eq!(judged(false, &Method::GET, line, Caller::User("ada")), None);
+            assert_eq!(judged(true, &Method::GET, line, Caller::Anonymous), None);
+        }
+    }
+
+    #[test]
+    fn writes_invalidate_unless_they_were_refused() {
+        let post = |status: Option<u16>| {
+            write_invalidates(&Method::POST, status.map(|s| StatusCode::from_u16(s).unwrap()))
+        };
+        assert!(post(Some(200)) && post(Some(303)) && post(Some(500)) && post(None));
+        assert!(!post(Some(403)) && !write_invalidates(&Method::GET, None));
+    }
+}

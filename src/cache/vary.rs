@@ -1,0 +1,178 @@
+//! Variants (RFC 9111 section 4.1): which request headers select one, and how many an object may have.
+//! Values are normalised only where the meaning cannot change.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, header};
+use parking_lot::Mutex;
+use pingora::cache::VarianceBuilder;
+use pingora::cache::key::HashBinary;
+
+/// More header names in one `Vary` than this are not followed.
+const MAX_NAMES: usize = 16;
+/// Objects whose variants are counted at the same time.
+const COUNTED_OBJECTS: usize = 16_384;
+
+/// What a response's `Vary` amounts to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    /// No more names than the cache follows.
+    Followed,
+    /// `*`, or something that is not a header name.
+    Any,
+    /// Too many names.
+    TooWide,
+}
+
+/// Measures the `Vary` of a response.
+pub fn width(response: &HeaderMap) -> Width {
+    let mut count = 0;
+    for name in names(response) {
+        if name.is_none() {
+            return Width::Any;
+        }
+        count += 1;
+    }
+    if count > MAX_NAMES { Width::TooWide } else { Width::Followed }
+}
+
+/// The variant that `request` selects, `None` when nothing does: for `cache_vary_filter`.
+pub fn variance(declared: &[HeaderName], response: &HeaderMap, request: &HeaderMap) -> Option<HashBinary> {
+    let mut variance = VarianceBuilder::new();
+    for name in declared.iter().cloned().chain(names(response).flatten()) {
+        let value = normalised(&name, request);
+        variance.add_owned_name_value(name.as_str().to_owned(), value);
+    }
+    variance.finalize()
+}
+
+/// Names in `Vary`; `None` for `*` and for what is no name.
+fn names(response: &HeaderMap) -> impl Iterator<Item = Option<HeaderName>> + '_ {
+    response
+        .get_all(header::VARY)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|b| *b == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|name| !name.is_empty())
+        .map(|name| if name == b"*" { None } else { HeaderName::from_bytes(name).ok() })
+}
+
+/// All values of `name`: list elements trimmed and joined; codings of `Accept-Encoding` also lower-case and
+/// sorted. A leading byte tells an absent header from an empty one.
+fn normalised(name: &HeaderName, request: &HeaderMap) -> Vec<u8> {
+    let mut lines = request.get_all(name).iter().peekable();
+    if lines.peek().is_none() {
+        return vec![b'-'];
+    }
+    let list =
+        *name == header::ACCEPT_ENCODING || *name == header::ACCEPT || *name == header::ACCEPT_LANGUAGE;
+    let mut elements: Vec<Vec<u8>> = Vec::new();
+    for line in lines {
+        if list {
+            let split = line.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+            elements.extend(split.filter(|e| !e.is_empty()).map(<[u8]>::to_vec));
+        } else {
+            elements.push(line.as_bytes().trim_ascii().to_vec());
+        }
+    }
+    if *name == header::ACCEPT_ENCODING {
+        for element in &mut elements {
+            element.retain(|b| *b != b' ' && *b != b'\t');
+            element.make_ascii_lowercase();
+        }
+        elements.sort_unstable();
+        elements.dedup();
+    }
+    let mut value = vec![b'+'];
+    value.extend(elements.join(&b","[..]));
+    value
+}
+
+/// Counts variants per object, so that a client cannot fill the cache by varying a header.
+#[derive(Debug)]
+pub struct Variants {
+    seen: quick_cache::sync::Cache<u128, Arc<Mutex<Vec<u64>>>>,
+    max: usize,
+}
+
+impl Variants {
+    /// At most `max` variants per object.
+    pub fn new(max: usize) -> Self {
+        Self { seen: quick_cache::sync::Cache::new(COUNTED_OBJECTS), max }
+    }
+
+    /// Whether `variance` of `object` may be stored; it counts from now on.
+    pub fn admit(&self, object: u128, variance: &HashBinary) -> bool {
+        let half = variance.iter().take(8).fold(0_u64, |half, byte| half << 8 | u64::from(*byte));
+        let fresh = || Ok::<_, std::convert::Infallible>(Arc::default());
+        let Ok(seen) = self.seen.get_or_insert_with(&object, fresh);
+        let mut seen = seen.lock();
+        if seen.contains(&half) {
+            return true;
+        }
+        if seen.len() >= self.max {
+            return false;
+        }
+        seen.push(half);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    fn of(vary: &'static str, request: &[(&'static str, &'static str)]) -> Option<HashBinary> {
+        variance(&[], &headers(&[("vary", vary)]), &headers(request))
+    }
+
+    #[test]
+    fn nothing_to_vary_on_is_no_variant() {
+        assert_eq!(variance(&[], &HeaderMap::new(), &headers(&[("accept", "a")])), None);
+        let declared = [header::ACCEPT_LANGUAGE];
+        assert!(variance(&declared, &HeaderMap::new(), &HeaderMap::new()).is_some());
+    }
+
+    #[test]
+    fn only_named_headers_select_a_variant() {
+        let (en, de) = (("accept-language", "en"), ("accept-language", "de"));
+        assert_eq!(of("Accept-Language", &[en, ("x", "1")]), of("accept-language", &[en]));
+        assert_ne!(of("accept-language", &[en]), of("accept-language", &[de]));
+        assert_ne!(of("accept-language", &[en]), of("accept-language", &[]));
+        assert_ne!(of("x", &[("x", "")]), of("x", &[]));
+        assert_ne!(of("x", &[("x", "1"), ("x", "2")]), of("x", &[("x", "1")]));
+    }
+
+    #[test]
+    fn spellings_of_one_accept_encoding_share_a_variant() {
+        let one = of("accept-encoding", &[("accept-encoding", "gzip, br;q=0.5")]);
+        let two = of("accept-encoding", &[("accept-encoding", "BR; q=0.5"), ("accept-encoding", "gzip")]);
+        assert_eq!(one, two);
+        assert_ne!(one, of("accept-encoding", &[("accept-encoding", "gzip, br;q=0")]));
+    }
+
+    #[test]
+    fn unfollowable_vary_is_recognised() {
+        assert_eq!(width(&headers(&[("vary", "accept"), ("vary", "a, *")])), Width::Any);
+        assert_eq!(width(&headers(&[("vary", "a b")])), Width::Any);
+        assert_eq!(width(&headers(&[("vary", "a,b,c,d,e,f,g,h,i,j,k,l,m,n,o,p,q")])), Width::TooWide);
+        assert_eq!(width(&headers(&[("vary", "a,,b")])), Width::Followed);
+    }
+
+    #[test]
+    fn variants_per_object_are_bounded() {
+        let variants = Variants::new(2);
+        assert!(variants.admit(1, &[1; 16]) && variants.admit(1, &[2; 16]));
+        assert!(!variants.admit(1, &[3; 16]));
+        assert!(variants.admit(1, &[2; 16]) && variants.admit(2, &[3; 16]));
+    }
+}
