@@ -2,4 +2,5 @@
 //! shared rate limits and a per-user cache. `docs/architecture.md` has the picture.
 
 pub mod clock;
+pub mod config;
 pub mod header_names;
