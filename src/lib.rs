@@ -4,6 +4,7 @@
 pub mod cache;
 pub mod client_addr;
 pub mod clock;
+pub mod config;
 pub mod header_names;
 pub mod identifiers;
 pub mod identity;

@@ -1,0 +1,316 @@
+//! Reads `[identity]` and `[issuers.*]`: where tokens come from and which keys verify them. It proves that each
+//! key suits its algorithms and leaves verification to the identity floor.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use http::{HeaderName, header};
+use jsonwebtoken::DecodingKey;
+
+use super::reader::Reader;
+use super::spec::{Algorithm, ClaimNames, Identity, Issuer, IssuerKey, KeyMaterial, TokenSource};
+use super::tree::{self, Table};
+use super::value::{Kind, Leaf, Raw, Refused, Secret, Size};
+use crate::header_names;
+
+/// RFC 7518 section 3.2: a key as long as the hash of HS256.
+const MIN_SECRET: usize = 32;
+const MAX_KEY_FILE: u64 = 64 << 10;
+
+impl Leaf for TokenSource {
+    fn accepted() -> Cow<'static, str> {
+        "bearer, cookie:NAME, header:NAME, query:NAME".into()
+    }
+
+    fn decode(raw: &Raw) -> Result<Self, Refused> {
+        if raw.kind != Kind::Text {
+            return Err(Refused::default());
+        }
+        if raw.text == "bearer" {
+            return Ok(Self::Bearer);
+        }
+        let (place, name) = raw.text.split_once(':').ok_or_else(Refused::default)?;
+        let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| Refused::default())?;
+        match place {
+            "cookie" => Ok(Self::Cookie(name.into())),
+            "header" if header == header::AUTHORIZATION => Err(Refused::hint("; bearer reads Authorization")),
+            "header" => Ok(Self::Header(header)),
+            "query" => Ok(Self::Query(name.into())),
+            _ => Err(Refused::default()),
+        }
+    }
+}
+
+pub(super) fn identity(root: &Reader<'_>) -> Identity {
+    let reader = root.section("identity");
+    let headers = reader.section("headers");
+    let token_from: Vec<TokenSource> = reader.list("token_from");
+    if token_from.is_empty() && !reader.reported("token_from") {
+        reader.refuse("token_from", format!("is empty; accepted: {}", TokenSource::accepted()));
+    }
+    if token_from.iter().any(|source| matches!(source, TokenSource::Query(_))) {
+        reader.warn("token_from", "tokens in a query end up in the logs of proxies and backends");
+    }
+    let Size(max_token_size) = reader.get("max_token_size");
+    if !reader.reported("max_token_size") && !(256..=65_536).contains(&max_token_size) {
+        reader.refuse("max_token_size", "is out of range; accepted: 256 B to 64 KiB");
+    }
+    let identity = Identity {
+        token_from,
+        max_token_size,
+        verified_cache: reader.within("verified_cache", 0..=10_000_000),
+        user_id_header: headers.opt("user_id"),
+        plan_header: headers.opt("plan"),
+        permissions_header: headers.opt("permissions"),
+        claim_headers: reader.map("claim_headers", "<claim>"),
+    };
+    check_headers(&reader, &headers, &identity);
+    identity
+}
+
+fn check_headers(reader: &Reader<'_>, headers: &Reader<'_>, identity: &Identity) {
+    let claims = reader.section("claim_headers");
+    let named = [
+        (headers, "user_id", identity.user_id_header.as_ref()),
+        (headers, "plan", identity.plan_header.as_ref()),
+        (headers, "permissions", identity.permissions_header.as_ref()),
+    ];
+    let all = (named.into_iter().filter_map(|(reader, key, name)| Some((reader, key, name?))))
+        .chain(identity.claim_headers.iter().map(|(claim, name)| (&claims, &**claim, name)));
+    let mut seen = BTreeSet::new();
+    for (reader, key, name) in all {
+        if is_reserved(name) {
+            reader.refuse(key, format!("{name} already has a meaning; accepted: a header of its own"));
+        } else if !seen.insert(name.as_str()) {
+            reader.refuse(key, format!("{name} is used twice; accepted: a header of its own"));
+        }
+    }
+}
+
+/// Headers that the protocol, the cache or the gateway itself gives a meaning to.
+fn is_reserved(name: &HeaderName) -> bool {
+    const RESERVED: [HeaderName; 16] = [
+        header::AUTHORIZATION,
+        header::HOST,
+        header::CONNECTION,
+        header::CONTENT_LENGTH,
+        header::CONTENT_TYPE,
+        header::CONTENT_ENCODING,
+        header::TRANSFER_ENCODING,
+        header::TE,
+        header::TRAILER,
+        header::UPGRADE,
+        header::EXPECT,
+        header::COOKIE,
+        header::RANGE,
+        header::ACCEPT,
+        header::ACCEPT_ENCODING,
+        header::CACHE_CONTROL,
+    ];
+    RESERVED.contains(name)
+        || [
+            &header_names::FORWARDED,
+            &header_names::X_FORWARDED_FOR,
+            &header_names::X_FORWARDED_HOST,
+            &header_names::X_FORWARDED_PROTO,
+            &header_names::X_FORWARDED_PORT,
+            &header_names::X_REAL_IP,
+            &header_names::X_REQUEST_ID,
+            &header_names::TRACEPARENT,
+            &header_names::TRACESTATE,
+        ]
+        .into_iter()
+        .any(|reserved| *reserved == name)
+}
+
+/// What stands for `[issuers]` when the file has none and `JWT_SECRET` is set.
+pub(super) fn implicit_issuers() -> Table {
+    tree::parse("[issuers.default]\nalgorithms = [\"HS256\"]\nsecret = \"${JWT_SECRET}\"\n")
+        .map(Table::at_start)
+        .unwrap_or_default()
+}
+
+pub(super) fn issuers(root: &Reader<'_>) -> Vec<Issuer> {
+    root.named("issuers", "<name>").into_iter().map(|(name, reader)| issuer(name, &reader)).collect()
+}
+
+fn issuer(name: Box<str>, reader: &Reader<'_>) -> Issuer {
+    let algorithms = reader.required_list::<Algorithm>("algorithms");
+    let kinds: BTreeSet<bool> = algorithms.iter().map(|algorithm| algorithm.is_symmetric()).collect();
+    if kinds.len() > 1 {
+        reader.refuse(
+            "algorithms",
+            "mixes shared secrets (HS*) with public keys; accepted: one kind, the other in an issuer of its own",
+        );
+    }
+    let keys = keys(reader, &algorithms, kinds.len() == 1);
+    let max_lifetime = reader.opt::<Duration>("max_lifetime");
+    if max_lifetime
+        .is_some_and(|life| life < Duration::from_secs(1) || life > Duration::from_secs(315_576_000))
+    {
+        reader.refuse("max_lifetime", "is out of range; accepted: 1s to 10years");
+    }
+    Issuer {
+        name,
+        keys,
+        algorithms,
+        issuer: reader.opt::<String>("issuer").map(Into::into),
+        audience: texts(reader, "audience"),
+        leeway: reader.duration("leeway", Duration::ZERO..=Duration::from_secs(600)),
+        require_exp: reader.get("require_exp"),
+        required_claims: texts(reader, "required_claims"),
+        max_lifetime,
+        claims: claims(&reader.section("claims")),
+    }
+}
+
+fn claims(reader: &Reader<'_>) -> ClaimNames {
+    let subject = texts(reader, "subject");
+    if subject.is_empty() && !reader.reported("subject") {
+        reader.refuse("subject", "is empty; accepted: at least one claim such as \"sub\"");
+    }
+    let name = |key| reader.opt::<String>(key).unwrap_or_default().into();
+    ClaimNames {
+        subject,
+        plan: name("plan"),
+        multiplier: name("multiplier"),
+        permissions: name("permissions"),
+        email: name("email"),
+    }
+}
+
+pub(super) fn texts(reader: &Reader<'_>, key: &str) -> Vec<Box<str>> {
+    reader.list::<String>(key).into_iter().map(Into::into).collect()
+}
+
+fn keys(reader: &Reader<'_>, algorithms: &[Algorithm], one_kind: bool) -> Vec<IssuerKey> {
+    let own = ["secret", "public_key", "public_key_file"].into_iter().any(|key| reader.has(key));
+    let more = reader.tables("keys");
+    let mut keys = Vec::new();
+    if own || more.is_empty() {
+        keys.extend(key(reader, algorithms, one_kind));
+    } else {
+        // Asked for, so that a wrong value is reported even where it has no use.
+        let kid: Option<String> = reader.opt("kid");
+        if kid.is_some() {
+            reader.refuse("kid", "belongs to no key; accepted: a kid in each table of keys");
+        }
+    }
+    keys.extend(more.iter().filter_map(|table| key(table, algorithms, one_kind)));
+    let mut seen = BTreeSet::new();
+    for known in &keys {
+        if !seen.insert(known.kid.clone()) && known.kid.is_some() {
+            let kid = known.kid.as_deref().unwrap_or_default();
+            reader.refuse("keys", format!("two keys have the kid {kid:?}; accepted: one each"));
+        }
+    }
+    keys
+}
+
+fn key(reader: &Reader<'_>, algorithms: &[Algorithm], one_kind: bool) -> Option<IssuerKey> {
+    let kid = reader.opt::<String>("kid").map(Into::into);
+    let secret = reader.opt::<Secret>("secret");
+    let inline = reader.opt::<String>("public_key").map(|pem| ("public_key", pem.into_bytes()));
+    let file = reader.opt::<String>("public_key_file");
+    let file = file.and_then(|name| Some(("public_key_file", read_key(reader, &name)?)));
+    if ["secret", "public_key", "public_key_file"].into_iter().any(|key| reader.reported(key)) || !one_kind {
+        return None;
+    }
+    let symmetric = algorithms.iter().any(|algorithm| algorithm.is_symmetric());
+    match (secret, inline.or(file), symmetric) {
+        (Some(_), Some((key, _)), _) => {
+            reader.refuse(key, "stands beside a secret; accepted: one key here, others in the list keys");
+            None
+        }
+        (Some(secret), None, true) => {
+            check_secret(reader, &secret);
+            Some(IssuerKey { kid, material: KeyMaterial::Secret(secret) })
+        }
+        (Some(_), None, false) => {
+            reader.refuse(
+                "secret",
+                "is of no use to these algorithms; accepted: public_key or public_key_file, or algorithms HS*",
+            );
+            None
+        }
+        (None, Some((key, _)), true) => {
+            reader.refuse(key, "is of no use to HS* algorithms; accepted: secret, or RS*, PS*, ES*, EdDSA");
+            None
+        }
+        (None, Some((key, pem)), false) => {
+            check_public_key(reader, key, &pem, algorithms);
+            Some(IssuerKey { kid, material: KeyMaterial::PublicPem(pem) })
+        }
+        (None, None, true) => {
+            reader.refuse(
+                "secret",
+                "is missing; accepted: a secret such as \"${JWT_SECRET}\" for HS* algorithms",
+            );
+            None
+        }
+        (None, None, false) => {
+            reader
+                .refuse("public_key_file", "is missing; accepted: public_key or public_key_file with a PEM");
+            None
+        }
+    }
+}
+
+fn check_secret(reader: &Reader<'_>, secret: &Secret) {
+    let length = secret.expose().len();
+    if length >= MIN_SECRET {
+        return;
+    }
+    if reader.context().development {
+        reader.warn("secret", format!("has {length} bytes; production refuses fewer than {MIN_SECRET}"));
+    } else {
+        reader.refuse(
+            "secret",
+            format!(
+                "is too short; accepted: {MIN_SECRET} bytes or more (fewer only with environment = \"development\")"
+            ),
+        );
+    }
+}
+
+fn read_key(reader: &Reader<'_>, name: &str) -> Option<Vec<u8>> {
+    let path = reader.context().directory.join(name);
+    let outcome = std::fs::metadata(&path).and_then(|meta| {
+        if meta.is_file() && meta.len() <= MAX_KEY_FILE { std::fs::read(&path).map(Some) } else { Ok(None) }
+    });
+    match outcome {
+        Ok(Some(bytes)) => Some(bytes),
+        Ok(None) => {
+            reader.refuse("public_key_file", "is not a PEM file; accepted: a regular file of at most 64 KiB");
+            None
+        }
+        Err(error) => {
+            reader.refuse("public_key_file", format!("cannot be read: {}", error.kind()));
+            None
+        }
+    }
+}
+
+fn check_public_key(reader: &Reader<'_>, key: &str, pem: &[u8], algorithms: &[Algorithm]) {
+    const PRIVATE: &[u8] = b"PRIVATE KEY-----";
+    if pem.windows(PRIVATE.len()).any(|part| part == PRIVATE) {
+        reader.refuse(key, "is a private key; accepted: the public key that belongs to it");
+        return;
+    }
+    let suits = algorithms.iter().any(|algorithm| match algorithm {
+        Algorithm::Hs256 | Algorithm::Hs384 | Algorithm::Hs512 => false,
+        Algorithm::Rs256
+        | Algorithm::Rs384
+        | Algorithm::Rs512
+        | Algorithm::Ps256
+        | Algorithm::Ps384
+        | Algorithm::Ps512 => DecodingKey::from_rsa_pem(pem).is_ok(),
+        Algorithm::Es256 | Algorithm::Es384 => DecodingKey::from_ec_pem(pem).is_ok(),
+        Algorithm::EdDsa => DecodingKey::from_ed_pem(pem).is_ok(),
+    });
+    if !suits {
+        let names: Vec<&str> = algorithms.iter().map(|algorithm| algorithm.as_str()).collect();
+        reader.refuse(key, format!("is not accepted; accepted: a PEM public key for {}", names.join(", ")));
+    }
+}

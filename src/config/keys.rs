@@ -1,0 +1,228 @@
+//! Every key of the configuration file with its type, default and meaning. Readers take their defaults from here,
+//! unknown keys are found here, and `docs/configuration.md` is printed from here.
+
+use std::collections::BTreeMap;
+
+/// What an absent key means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Default {
+    /// The file must have it.
+    Required,
+    /// Nothing; `meaning` says what that does.
+    Unset,
+    /// This TOML value.
+    Is(&'static str),
+}
+
+/// One key.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// `<…>` stands for a name the operator chooses, `[]` for each table of a list.
+    pub path: &'static str,
+    /// Type and bounds, in words.
+    pub kind: &'static str,
+    /// What an absent key means.
+    pub default: Default,
+    /// One sentence.
+    pub meaning: &'static str,
+}
+
+const fn is(path: &'static str, kind: &'static str, default: &'static str, meaning: &'static str) -> Key {
+    Key { path, kind, default: Default::Is(default), meaning }
+}
+
+const fn unset(path: &'static str, kind: &'static str, meaning: &'static str) -> Key {
+    Key { path, kind, default: Default::Unset, meaning }
+}
+
+const fn required(path: &'static str, kind: &'static str, meaning: &'static str) -> Key {
+    Key { path, kind, default: Default::Required, meaning }
+}
+
+/// All keys, in the order of the documentation.
+#[rustfmt::skip]
+pub static KEYS: &[Key] = &[
+    is("environment", "production, development", r#""${TOLLGATE_ENV:-production}""#,
+        "Which `[environments.<name>]` overlay is in force; development also accepts short secrets."),
+
+    is("server.listen", "list of addresses", r#"["0.0.0.0:8080"]"#, "Public listeners."),
+    is("server.listen_h2c", "list of addresses", "[]",
+        "Internal listeners for HTTP/2 without TLS, with prior knowledge; nothing else is understood there."),
+    is("server.threads", "0 to 1024", "0", "Worker threads; 0: one per core."),
+    is("server.trusted_proxies", "list of addresses or networks", "[]",
+        "Peers whose forwarding headers are believed; from all others they are dropped."),
+    is("server.client_address_header", "x-forwarded-for, forwarded", r#""x-forwarded-for""#,
+        "The header in which trusted proxies report the client."),
+    is("server.ipv6_prefix", "1 to 128", "64", "Length of the IPv6 prefix that counts as one client."),
+    is("server.keepalive_timeout", "duration, 1s to 1h", r#""60s""#, "How long an idle client connection is kept."),
+    is("server.body_timeout", "duration, 100ms to 1h", r#""60s""#, "Longest pause while a request body arrives."),
+    is("server.write_timeout", "duration, 100ms to 1h", r#""60s""#, "Longest pause while a client takes its response."),
+    is("server.max_uri", "size, 256 B to 64 KiB", r#""8KiB""#, "Longest request target; above: 414."),
+    is("server.max_header_size", "size, 1 KiB to 1 MiB", r#""32KiB""#, "Most bytes of all request header fields; above: 431."),
+    is("server.max_headers", "8 to 256", "100", "Most request header fields; above: 431."),
+    is("server.max_body", "size", r#""10MiB""#, "Most bytes of a request body, for routes that do not say; above: 413."),
+    is("server.case_insensitive_paths", "boolean", "false", "Whether `/Todo` is `/todo`; for backends that think so."),
+    is("server.allow_encoded_slashes", "boolean", "false", "Whether `%2F` may stand in a path, for routes that do not say; otherwise 400."),
+    is("server.allow_path_parameters", "boolean", "false", "Whether `;` may stand in a path; otherwise 400."),
+    is("server.shutdown_timeout", "duration, up to 1h", r#""30s""#, "How long requests in flight may take to end at shutdown."),
+
+    is("admin.listen", "address", r#""127.0.0.1:9090""#,
+        "Listener for `/metrics`, `/health`, `/live`, `/ready` and the admin API; an address that is not loopback needs a token."),
+    unset("admin.token", "secret, 16 bytes or more", "Bearer credential of the admin API; without one the API is closed."),
+    is("admin.health_detail", "boolean", "true", "Whether `/health` shows Redis, memory, cache and connections."),
+
+    is("redis.url", "redis://, rediss://, or empty", r#""${REDIS_URL:-redis://localhost:6379}""#,
+        "The store that instances share; empty: memory only."),
+    is("redis.key_prefix", "string of letters, digits, `:`, `-`, `_`, `.`", r#""""#, "Put in front of every key."),
+    is("redis.connect_timeout", "duration, 10ms to 1m", r#""2s""#, "For opening a connection; no request waits for it."),
+    is("redis.deadline", "duration, 1ms to 1s", r#""20ms""#, "Longest time a request waits for Redis."),
+    is("redis.health_check_interval", "duration, 100ms to 1h", r#""30s""#, "Pause between checks of the connection."),
+    is("redis.breaker_failures", "1 to 1000", "5", "Failures in a row after which requests stop waiting for Redis."),
+
+    is("log.format", "json, human", r#""json""#, "Shape of the lines."),
+    is("log.level", "error, warn, info, debug, trace", r#""info""#, "Least severe level that is logged."),
+    is("log.access", "boolean", "true", "Whether each request gives a line."),
+    is("log.access_fields", "list of fields",
+        r#"["request_id", "client", "method", "host", "path", "protocol", "route", "user", "plan", "status", "refusal", "cache", "upstream", "duration", "bytes_in", "bytes_out"]"#,
+        "Fields of that line; `user_agent` and `referer` exist too."),
+
+    is("identity.token_from", "list of bearer, cookie:NAME, header:NAME, query:NAME", r#"["bearer"]"#,
+        "Where a token may be, tried in this order."),
+    is("identity.max_token_size", "size, 256 B to 64 KiB", r#""8KiB""#, "Longer tokens are refused unread."),
+    is("identity.verified_cache", "0 to 10000000", "10000", "Most verified tokens remembered, so that a signature is checked once."),
+    is("identity.headers.user_id", "header name, or empty", r#""X-User-Id""#, "Tells the upstream the subject; empty: not sent."),
+    is("identity.headers.plan", "header name, or empty", r#""X-User-Plan""#, "Tells the upstream the plan; empty: not sent."),
+    is("identity.headers.permissions", "header name, or empty", r#""X-User-Permissions""#, "Tells the upstream the permissions, comma-separated; empty: not sent."),
+    unset("identity.claim_headers.<claim>", "header name", "Tells the upstream this claim of the token."),
+
+    required("issuers.<name>.algorithms", "list of HS256, HS384, HS512, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA",
+        "Accepted signatures: secrets (HS*) or public keys, never both in one issuer."),
+    unset("issuers.<name>.secret", "secret, 32 bytes or more (any length in development)", "Shared secret for HS*."),
+    unset("issuers.<name>.public_key", "PEM", "Public key, inline."),
+    unset("issuers.<name>.public_key_file", "path", "Public key in a PEM file; relative to this file."),
+    unset("issuers.<name>.kid", "string", "The `kid` that the key above answers to; without one, tokens need none."),
+    unset("issuers.<name>.keys[].kid", "string", "The `kid` of a further key."),
+    unset("issuers.<name>.keys[].secret", "secret", "As above, for a further key."),
+    unset("issuers.<name>.keys[].public_key", "PEM", "As above, for a further key."),
+    unset("issuers.<name>.keys[].public_key_file", "path", "As above, for a further key."),
+    unset("issuers.<name>.issuer", "string", "Required `iss`; without one, `iss` is not looked at."),
+    is("issuers.<name>.audience", "list of strings", "[]", "One of these must be in `aud`; empty: `aud` is not looked at."),
+    is("issuers.<name>.leeway", "duration, up to 10m", r#""30s""#, "Tolerance for clocks that differ."),
+    is("issuers.<name>.require_exp", "boolean", "true", "Whether a token without `exp` is refused."),
+    is("issuers.<name>.required_claims", "list of strings", "[]", "Claims that must be present."),
+    unset("issuers.<name>.max_lifetime", "duration, 1s to 10 years", "Longest life (`exp` minus `iat`) that is accepted; without one, any."),
+    is("issuers.<name>.claims.subject", "list of strings", r#"["sub", "user_id"]"#, "Claims that hold the user, the first present one counts."),
+    is("issuers.<name>.claims.plan", "string", r#""subscription_plan""#, "Claim that holds the plan."),
+    is("issuers.<name>.claims.multiplier", "string", r#""rate_limit_multiplier""#, "Claim that holds the factor on the plan's limits."),
+    is("issuers.<name>.claims.permissions", "string", r#""permissions""#, "Claim that holds the permissions."),
+    is("issuers.<name>.claims.email", "string", r#""email""#, "Claim that holds the e-mail address."),
+
+    is("limits.default_plan", "plan", r#""free""#, "Plan of users whose token names none, or an unknown one."),
+    is("limits.anonymous_plan", "plan", r#""anonymous""#, "Plan of callers without a token."),
+    is("limits.multiplier_cap", "1 to 1000000", "20", "Largest multiplier that a token may bring."),
+    is("limits.reset", "epoch, delta", r#""epoch""#, "`X-RateLimit-Reset` as seconds since 1970, or from now."),
+    is("limits.x_ratelimit_headers", "boolean", "true", "Whether `X-RateLimit-Limit`, `-Remaining` and `-Reset` are sent."),
+    is("limits.ietf_headers", "boolean", "true", "Whether `RateLimit-Policy` and `RateLimit` are sent."),
+    is("limits.local_keys", "1000 to 10000000", "100000", "Most counters and refusals an instance holds in its memory."),
+
+    unset("plans.<name>.windows[].limit", "1 to 1000000000", "Requests in this window; required there."),
+    unset("plans.<name>.windows[].window", "duration of whole seconds, 1s to 31 days", "Length of this window; required there."),
+    unset("plans.<name>.windows[].name", "string", "Name of this window; without one second, minute, hour, day or the length such as 300s."),
+    unset("plans.<name>.second", "1 to 1000000000", "Short for a window of 1 s."),
+    unset("plans.<name>.minute", "1 to 1000000000", "Short for a window of 60 s."),
+    unset("plans.<name>.hour", "1 to 1000000000", "Short for a window of 3600 s."),
+    unset("plans.<name>.day", "1 to 1000000000", "Short for a window of 86400 s."),
+
+    required("policies.<name>.key", "list of ip, user, token, api_token, route, plan, caller",
+        "What is counted by; `caller` is the user when identified, else the address."),
+    is("policies.<name>.algorithm", "fixed-window, sliding-window, token-bucket", r#""fixed-window""#, "How requests are counted."),
+    unset("policies.<name>.windows[].limit", "1 to 1000000000", "Requests in this window; required there."),
+    unset("policies.<name>.windows[].window", "duration of whole seconds, 1s to 31 days", "Length of this window; required there."),
+    unset("policies.<name>.windows[].name", "string", "Name of this window, the end of its Redis key; without one second, minute, hour, day or the length such as 300s."),
+    unset("policies.<name>.limit", "1 to 1000000000", "With `window`, short for one window."),
+    unset("policies.<name>.window", "duration of whole seconds, 1s to 31 days", "With `limit`, short for one window."),
+    is("policies.<name>.plan", "boolean", "false", "Take the windows of the caller's plan."),
+    is("policies.<name>.cost", "1 to 1000000", "1", "What one request costs."),
+    is("policies.<name>.on_store_failure", "local, allow, deny", r#""local""#, "While Redis is away: count in memory, let all pass, or refuse all."),
+    is("policies.<name>.penalise", "boolean", "false", "Whether refused requests count too."),
+
+    required("upstreams.<name>.members", "list of host:port", "The backends."),
+    is("upstreams.<name>.protocol", "http1, h2c", r#""http1""#, "What is spoken to them."),
+    is("upstreams.<name>.balance", "round-robin, random", r#""round-robin""#, "How a member is chosen."),
+    is("upstreams.<name>.connect_timeout", "duration, 1ms to 1m", r#""1s""#, "For opening a connection."),
+    is("upstreams.<name>.read_timeout", "duration, 1ms to 1h", r#""30s""#, "Longest pause while a response arrives; above: 504."),
+    is("upstreams.<name>.write_timeout", "duration, 1ms to 1h", r#""30s""#, "Longest pause while a request is taken."),
+    is("upstreams.<name>.idle_timeout", "duration, 1s to 1h", r#""60s""#, "How long an idle connection is kept; less than the backend's own."),
+    is("upstreams.<name>.connect_retries", "0 to 10", "1", "Further attempts when a connection cannot be opened."),
+    is("upstreams.<name>.max_h2_streams", "1 to 1000", "100", "Most concurrent streams of one h2c connection."),
+
+    is("cache.memory", "size, up to 1 TiB", r#""64MiB""#, "The memory tier of this instance."),
+    is("cache.redis", "boolean", "true", "Whether Redis is the second tier, shared by all instances."),
+    is("cache.max_object", "size", r#""1MiB""#, "Largest response that is stored."),
+    is("cache.redis_max_object", "size", r#""1MiB""#, "Largest response that is stored in Redis."),
+    is("cache.max_lifetime", "duration, 1s to 1 year", r#""24h""#, "Longest time that any response stays fresh."),
+    is("cache.expose_key", "boolean", "true", "Whether `X-Cache-Key`, a fingerprint, is sent."),
+
+    is("defaults.auth", "none, optional, required", r#""none""#, "For routes that do not say."),
+    is("defaults.limits", "list of policies", "[]", "For routes that do not say; `limits = []` on a route opts out."),
+    unset("defaults.upstream", "upstream", "For routes that do not say."),
+
+    required("routes[].name", "string, unique", "Shown in logs and metrics."),
+    unset("routes[].host", "host name or *.suffix", "The host it answers for; without one, every host."),
+    is("routes[].hosts", "list of host names or *.suffix", "[]", "As `host`, for several."),
+    is("routes[].methods", "list of methods", "[]", "Methods it answers to; empty: every method."),
+    required("routes[].path", "pattern", "`/exact`, `/todo/:id`, `/files/**`, `/{a,b}/list`; the most specific route wins."),
+    unset("routes[].upstream", "upstream", "Where requests go; without one `defaults.upstream`. Needed unless the gateway answers."),
+    unset("routes[].auth", "none, optional, required", "What is asked of the token; without one `defaults.auth`."),
+    is("routes[].permissions", "list of strings", "[]", "All of these are needed; otherwise 403."),
+    unset("routes[].limits", "list of policies", "Limits that hold here; without the key `defaults.limits`."),
+    unset("routes[].logout", "gateway, forward", "Makes this a logout, answered by the gateway or, on a 2xx, by the upstream."),
+    unset("routes[].max_body", "size", "Most bytes of a request body; without one `server.max_body`."),
+    unset("routes[].allow_encoded_slashes", "boolean", "Whether `%2F` may stand in the path; without one `server.allow_encoded_slashes`."),
+    unset("routes[].cache.ttl", "duration, 1s to `cache.max_lifetime`", "Freshness where the upstream says nothing; without one, only what the upstream says counts."),
+    is("routes[].cache.shared", "boolean", "false", "One response for all users; otherwise each has their own."),
+    is("routes[].cache.override_origin", "boolean", "false", "Whether `ttl` also replaces what the upstream says."),
+    is("routes[].cache.vary", "list of header names", "[]", "Request headers that are part of the key, beside the response's `Vary`."),
+    is("routes[].cache.query", "all, ignore, or a list of names", r#""all""#, "Query parameters that are part of the key."),
+    is("routes[].cache.tags", "list of tags", "[]", "Labels to drop responses by; `{user}` and the path's `{param}` are filled in."),
+    unset("routes[].cache.max_object", "size, up to `cache.max_object`", "Largest response that is stored; without one `cache.max_object`."),
+    is("routes[].cache.stale_while_revalidate", "duration", r#""0s""#, "How long a stale response is served while a fresh one is fetched."),
+    is("routes[].cache.stale_if_error", "duration", r#""0s""#, "How long a stale response is served when the upstream fails."),
+    is("routes[].invalidates", "list of tags", "[]", "Tags that a successful POST, PUT, PATCH or DELETE drops, on every instance."),
+];
+
+/// The key with this pattern.
+pub(super) fn find(pattern: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.path == pattern)
+}
+
+/// What may stand below a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Child {
+    /// A value.
+    Leaf,
+    /// A table.
+    Table,
+    /// A list of tables.
+    Tables,
+}
+
+/// The keys that may stand directly below `pattern` (empty: the file).
+pub(super) fn children(pattern: &str) -> BTreeMap<&'static str, Child> {
+    let mut children = BTreeMap::new();
+    for key in KEYS {
+        let rest = match pattern {
+            "" => Some(key.path),
+            pattern => key.path.strip_prefix(pattern).and_then(|rest| rest.strip_prefix('.')),
+        };
+        let Some(rest) = rest else { continue };
+        match rest.split_once('.') {
+            None => children.insert(rest, Child::Leaf),
+            Some((name, _)) => match name.strip_suffix("[]") {
+                Some(name) => children.insert(name, Child::Tables),
+                None => children.insert(name, Child::Table),
+            },
+        };
+    }
+    children
+}

@@ -1,0 +1,345 @@
+//! Reads `[upstreams.*]`, `[defaults]` and `[[routes]]`, and holds routes against everything they name. Whether
+//! two routes collide is for the route table to say.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use http::{HeaderName, Method};
+
+use super::identity::texts;
+use super::limits::dangling;
+use super::reader::{Reader, is_name};
+use super::spec::{Auth, Cache, KeyPart, Logout, Policy, QueryKey, Route, RouteCache, Server, Upstream};
+use super::template::Template;
+use super::value::{HostPort, Size, is_host_name};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+pub(super) fn upstreams(root: &Reader<'_>) -> Vec<Upstream> {
+    root.named("upstreams", "<name>").into_iter().map(|(name, reader)| upstream(name, &reader)).collect()
+}
+
+fn upstream(name: Box<str>, reader: &Reader<'_>) -> Upstream {
+    let members: Vec<HostPort> = reader.required_list("members");
+    if members.iter().collect::<std::collections::HashSet<_>>().len() < members.len() {
+        reader.refuse("members", "names a member twice; accepted: each member once");
+    }
+    Upstream {
+        name,
+        members,
+        protocol: reader.get("protocol"),
+        balance: reader.get("balance"),
+        connect_timeout: reader.duration("connect_timeout", MILLISECOND..=MINUTE),
+        read_timeout: reader.duration("read_timeout", MILLISECOND..=HOUR),
+        write_timeout: reader.duration("write_timeout", MILLISECOND..=HOUR),
+        idle_timeout: reader.duration("idle_timeout", SECOND..=HOUR),
+        connect_retries: reader.within("connect_retries", 0..=10),
+        max_h2_streams: reader.within("max_h2_streams", 1..=1_000),
+    }
+}
+
+/// What routes are held against.
+pub(super) struct Known<'a> {
+    pub(super) server: &'a Server,
+    pub(super) cache: &'a Cache,
+    pub(super) policies: &'a [Policy],
+    /// Names as declared, even of tables that are otherwise wrong.
+    pub(super) upstreams: Vec<&'a str>,
+    pub(super) has_issuers: bool,
+}
+
+struct Defaults {
+    auth: Auth,
+    limits: Vec<Box<str>>,
+    upstream: Option<Box<str>>,
+}
+
+pub(super) fn routes(root: &Reader<'_>, known: &Known<'_>) -> Vec<Route> {
+    let reader = root.section("defaults");
+    let defaults = Defaults {
+        auth: reader.get("auth"),
+        limits: limits(&reader, known),
+        upstream: known_upstream(&reader, known),
+    };
+    let tables = root.tables("routes");
+    if tables.is_empty() && !root.reported("routes") {
+        root.refuse("routes", "is missing; accepted: at least one [[routes]] table");
+    }
+    let mut names = BTreeSet::new();
+    let mut routes = Vec::new();
+    for reader in tables {
+        let route = route(&reader, known, &defaults);
+        if !route.name.is_empty() && !names.insert(route.name.clone()) {
+            reader.refuse(
+                "name",
+                format!("{:?} is already the name of another route; accepted: one each", route.name),
+            );
+        }
+        routes.push(route);
+    }
+    unused(root, known, &routes);
+    routes
+}
+
+fn unused(root: &Reader<'_>, known: &Known<'_>, routes: &[Route]) {
+    let upstreams = root.section("upstreams");
+    for name in &known.upstreams {
+        if !routes.iter().any(|route| route.upstream.as_deref() == Some(name)) {
+            upstreams.warn(name, "no route uses it");
+        }
+    }
+    let policies = root.section("policies");
+    for policy in known.policies {
+        if !routes.iter().any(|route| route.limits.contains(&policy.name)) {
+            policies.warn(&policy.name, "no route uses it");
+        }
+    }
+}
+
+fn route(reader: &Reader<'_>, known: &Known<'_>, defaults: &Defaults) -> Route {
+    let name = reader.required::<String>("name").unwrap_or_default();
+    if !reader.reported("name") && !is_name(&name) {
+        reader.refuse("name", "is not accepted; accepted: 1 to 64 letters, digits, \"-\", \"_\" and \".\"");
+    }
+    let path = reader.required::<String>("path").unwrap_or_default();
+    let params = params(reader, &path);
+    let auth = reader.opt("auth").unwrap_or(defaults.auth);
+    let logout: Option<Logout> = reader.opt("logout");
+    let permissions = texts(reader, "permissions");
+    let limits = if reader.has("limits") { limits(reader, known) } else { defaults.limits.clone() };
+    let upstream = known_upstream(reader, known);
+    let route = Route {
+        name: name.into(),
+        hosts: hosts(reader),
+        methods: methods(reader),
+        path: path.as_str().into(),
+        upstream: upstream.or_else(|| defaults.upstream.clone()).filter(|_| logout != Some(Logout::Gateway)),
+        auth,
+        permissions,
+        limits,
+        logout,
+        max_body: reader.opt::<Size>("max_body").map_or(known.server.max_body, |Size(bytes)| bytes),
+        allow_encoded_slashes: reader
+            .opt("allow_encoded_slashes")
+            .unwrap_or(known.server.allow_encoded_slashes),
+        cache: reader.opt_section("cache").map(|cache| route_cache(&cache, known, auth, &params)),
+        invalidates: tags(reader, "invalidates", auth, &params),
+    };
+    check(reader, known, &route);
+    route
+}
+
+fn check(reader: &Reader<'_>, known: &Known<'_>, route: &Route) {
+    let needs_upstream = route.logout != Some(Logout::Gateway);
+    if needs_upstream && route.upstream.is_none() && !reader.reported("upstream") {
+        let accepted = if known.upstreams.is_empty() {
+            "a declared upstream; none is".to_owned()
+        } else {
+            known.upstreams.join(", ")
+        };
+        reader.refuse("upstream", format!("is missing, here and in [defaults]; accepted: {accepted}"));
+    }
+    if !known.has_issuers && route.auth != Auth::None && !reader.reported("auth") {
+        reader.refuse(
+            "auth",
+            format!(
+                "{:?} needs somebody who issues tokens; accepted: an [issuers.<name>] table, or JWT_SECRET in the \
+                 environment",
+                route.auth.as_str()
+            ),
+        );
+    }
+    if route.auth == Auth::None && !reader.reported("auth") {
+        if !route.permissions.is_empty() {
+            reader.refuse(
+                "permissions",
+                "need a caller; accepted: auth = \"required\" or \"optional\" beside them",
+            );
+        }
+        for (index, name) in route.limits.iter().enumerate() {
+            if let Some(part) = caller_part(known, name) {
+                let message = format!(
+                    "{name:?} counts by {part} and this route looks at no token; accepted: auth = \"required\" or \
+                     \"optional\", or a policy by ip or caller"
+                );
+                reader.refuse_item("limits", index, message);
+            }
+        }
+    }
+    if route.logout.is_some() && route.auth != Auth::Required && !reader.reported("auth") {
+        reader.refuse("logout", "needs a caller; accepted: auth = \"required\" beside it");
+    }
+    if route.logout == Some(Logout::Gateway) && reader.has("upstream") {
+        reader.warn("upstream", "is not used: the gateway answers this route");
+    }
+    if route.cache.is_some() && route.logout.is_some() {
+        reader.refuse("cache", "would store a logout; accepted: no cache on this route");
+    }
+}
+
+/// The part of a policy's key that only an identified caller has.
+fn caller_part(known: &Known<'_>, policy: &str) -> Option<KeyPart> {
+    let policy = known.policies.iter().find(|candidate| &*candidate.name == policy)?;
+    let needs_caller = |part: &&KeyPart| matches!(part, KeyPart::User | KeyPart::Token | KeyPart::ApiToken);
+    policy.key.iter().find(needs_caller).copied()
+}
+
+fn known_upstream(reader: &Reader<'_>, known: &Known<'_>) -> Option<Box<str>> {
+    let name: String = reader.opt("upstream")?;
+    if !known.upstreams.contains(&name.as_str()) {
+        reader.refuse("upstream", dangling("upstream", &name, known.upstreams.iter().copied()));
+    }
+    Some(name.into())
+}
+
+fn limits(reader: &Reader<'_>, known: &Known<'_>) -> Vec<Box<str>> {
+    let names = texts(reader, "limits");
+    for (index, name) in names.iter().enumerate() {
+        let declared = known.policies.iter().map(|policy| &*policy.name);
+        if !declared.clone().any(|policy| policy == &**name) {
+            reader.refuse_item("limits", index, dangling("policy", name, declared));
+        } else if names.iter().take(index).any(|earlier| earlier == name) {
+            reader.refuse_item(
+                "limits",
+                index,
+                format!("{name:?} is named twice; accepted: each policy once"),
+            );
+        }
+    }
+    names
+}
+
+fn hosts(reader: &Reader<'_>) -> Vec<Box<str>> {
+    let mut hosts = texts(reader, "hosts");
+    let listed = hosts.len();
+    hosts.extend(reader.opt::<String>("host").map(Into::into));
+    for (index, host) in hosts.iter_mut().enumerate() {
+        *host = host.to_ascii_lowercase().into();
+        let name = host.strip_prefix("*.").unwrap_or(host);
+        let literal = name.strip_prefix('[').and_then(|inner| inner.strip_suffix(']'));
+        if !is_host_name(name) && literal.and_then(|inner| inner.parse::<std::net::Ipv6Addr>().ok()).is_none()
+        {
+            const MESSAGE: &str = "is not accepted; accepted: a host without port such as \"api.example.com\", \"*.example.com\"";
+            if index < listed {
+                reader.refuse_item("hosts", index, MESSAGE);
+            } else {
+                reader.refuse("host", MESSAGE);
+            }
+        }
+    }
+    hosts
+}
+
+fn methods(reader: &Reader<'_>) -> Vec<Method> {
+    let methods: Vec<Method> = reader.list("methods");
+    if methods
+        .iter()
+        .enumerate()
+        .any(|(index, method)| methods.iter().take(index).any(|earlier| earlier == method))
+    {
+        reader.refuse("methods", "names a method twice; accepted: each method once");
+    }
+    methods
+}
+
+/// The names of the `:name` segments of `path`; the rest of its grammar is for the route table.
+fn params<'p>(reader: &Reader<'_>, path: &'p str) -> Vec<&'p str> {
+    if !path.starts_with('/') && !reader.reported("path") {
+        reader.refuse(
+            "path",
+            format!("{path:?} is not accepted; accepted: a pattern that starts with a slash"),
+        );
+        return Vec::new();
+    }
+    let mut params: Vec<&str> = Vec::new();
+    for name in path.split('/').filter_map(|segment| segment.strip_prefix(':')) {
+        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+            reader.refuse(
+                "path",
+                format!("\":{name}\" is not accepted; accepted: \":\" and letters, digits, \"_\""),
+            );
+        } else if name == "user" {
+            reader
+                .refuse("path", "\":user\" would be taken for the caller in tags; accepted: any other name");
+        } else if params.contains(&name) {
+            reader.refuse("path", format!("\":{name}\" stands twice; accepted: each name once"));
+        } else {
+            params.push(name);
+        }
+    }
+    params
+}
+
+fn tags(reader: &Reader<'_>, key: &str, auth: Auth, params: &[&str]) -> Vec<Template> {
+    let mut templates = Vec::new();
+    for (index, text) in reader.list::<String>(key).iter().enumerate() {
+        match Template::parse(text, params) {
+            Ok(template) if template.has_user() && auth == Auth::None => reader.refuse_item(
+                key,
+                index,
+                "{user} needs a caller; accepted: auth = \"required\" or \"optional\" on this route",
+            ),
+            Ok(template) => templates.push(template),
+            Err(message) => reader.refuse_item(key, index, message),
+        }
+    }
+    templates
+}
+
+fn route_cache(reader: &Reader<'_>, known: &Known<'_>, auth: Auth, params: &[&str]) -> RouteCache {
+    let ttl = reader.opt::<Duration>("ttl");
+    let most = known.cache.max_lifetime;
+    if ttl.is_some_and(|ttl| ttl < SECOND || ttl > most) {
+        reader
+            .refuse("ttl", format!("is out of range; accepted: 1s to {}", humantime::format_duration(most)));
+    }
+    let shared: bool = reader.get("shared");
+    if shared && auth == Auth::Optional {
+        reader.warn("shared", "anonymous and identified callers get the same response");
+    }
+    let override_origin: bool = reader.get("override_origin");
+    if override_origin && ttl.is_none() && !reader.reported("ttl") {
+        reader.refuse(
+            "override_origin",
+            "has nothing to replace the upstream's answer with; accepted: a ttl beside it",
+        );
+    }
+    let max_object = reader.opt::<Size>("max_object").map(|Size(bytes)| bytes);
+    if max_object.is_some_and(|bytes| bytes > known.cache.max_object) {
+        reader.refuse("max_object", "is larger than cache.max_object; accepted: up to that");
+    }
+    let vary: Vec<HeaderName> = reader.list("vary");
+    if shared && auth != Auth::None && vary.contains(&http::header::AUTHORIZATION) {
+        reader.warn("vary", "a shared response that varies by Authorization is shared by nobody");
+    }
+    RouteCache {
+        ttl,
+        shared,
+        override_origin,
+        vary,
+        query: query(reader),
+        tags: tags(reader, "tags", auth, params),
+        max_object: max_object.unwrap_or(known.cache.max_object),
+        stale_while_revalidate: reader.duration("stale_while_revalidate", Duration::ZERO..=HOUR * 24),
+        stale_if_error: reader.duration("stale_if_error", Duration::ZERO..=HOUR * 24 * 7),
+    }
+}
+
+fn query(reader: &Reader<'_>) -> QueryKey {
+    let names = texts(reader, "query");
+    match names.iter().map(|name| &**name).collect::<Vec<_>>().as_slice() {
+        ["all"] => QueryKey::All,
+        ["ignore"] => QueryKey::Ignore,
+        words if words.contains(&"all") || words.contains(&"ignore") => {
+            reader.refuse(
+                "query",
+                "mixes a word with names; accepted: \"all\", \"ignore\", or a list of names",
+            );
+            QueryKey::All
+        }
+        _ => QueryKey::Only(names),
+    }
+}

@@ -1,0 +1,581 @@
+//! A configuration that was read, checked and resolved: plain Rust values for the composition root. It knows no
+//! TOML, no environment and no behaviour.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::{HeaderName, Method};
+use ipnet::IpNet;
+
+use super::template::Template;
+use super::value::{HostPort, RedisUrl, Secret, words};
+
+/// The whole configuration; names used by routes and policies exist.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Which overlay is in force.
+    pub environment: Environment,
+    /// Public listeners and what a request may be.
+    pub server: Server,
+    /// The operators' listener.
+    pub admin: Admin,
+    /// The store that instances share.
+    pub redis: Redis,
+    /// What is logged, and how.
+    pub log: Log,
+    /// Where tokens are found and what is told to upstreams.
+    pub identity: Identity,
+    /// Who may issue tokens, in the order of the file.
+    pub issuers: Vec<Issuer>,
+    /// What all limits have in common.
+    pub limits: Limits,
+    /// Declared and built-in plans.
+    pub plans: Vec<Plan>,
+    /// Named limits, in the order of the file.
+    pub policies: Vec<Policy>,
+    /// Named groups of backends, in the order of the file.
+    pub upstreams: Vec<Upstream>,
+    /// The response cache.
+    pub cache: Cache,
+    /// Routes, in the order of the file.
+    pub routes: Vec<Route>,
+}
+
+words! {
+    /// Which `[environments.*]` overlay is in force.
+    pub enum Environment {
+        /// Short secrets are refused.
+        Production = "production",
+        /// Short secrets only give a warning.
+        Development = "development",
+    }
+
+    /// The header that trusted proxies report the client in.
+    pub enum ClientAddressHeader {
+        /// The de-facto header.
+        XForwardedFor = "x-forwarded-for",
+        /// RFC 7239.
+        Forwarded = "forwarded",
+    }
+
+    /// Shape of log lines.
+    pub enum LogFormat {
+        /// One JSON object a line.
+        Json = "json",
+        /// For eyes.
+        Human = "human",
+    }
+
+    /// Least severe level that is logged.
+    pub enum LogLevel {
+        /// What happens, in normal operation.
+        Info = "info",
+        /// Failures of the gateway itself.
+        Error = "error",
+        /// What an operator should look at.
+        Warn = "warn",
+        /// For finding faults.
+        Debug = "debug",
+        /// Everything.
+        Trace = "trace",
+    }
+
+    /// A field of an access log line.
+    pub enum AccessField {
+        /// Request id.
+        RequestId = "request_id",
+        /// Client address.
+        Client = "client",
+        /// Request method.
+        Method = "method",
+        /// Request host.
+        Host = "host",
+        /// Normalised path without the query.
+        Path = "path",
+        /// HTTP version.
+        Protocol = "protocol",
+        /// Name of the route.
+        Route = "route",
+        /// Subject of the token.
+        User = "user",
+        /// Plan of the caller.
+        Plan = "plan",
+        /// Status sent.
+        Status = "status",
+        /// Why the gateway answered itself.
+        Refusal = "refusal",
+        /// Cache outcome.
+        Cache = "cache",
+        /// Member that answered.
+        Upstream = "upstream",
+        /// Time until the response was sent.
+        Duration = "duration",
+        /// Body bytes received.
+        BytesIn = "bytes_in",
+        /// Body bytes sent.
+        BytesOut = "bytes_out",
+        /// `User-Agent`.
+        UserAgent = "user_agent",
+        /// `Referer` without its query.
+        Referer = "referer",
+    }
+
+    /// JWS algorithms (RFC 7518, RFC 8037); `none` is not one of them.
+    pub enum Algorithm {
+        /// HMAC with SHA-256.
+        Hs256 = "HS256",
+        /// HMAC with SHA-384.
+        Hs384 = "HS384",
+        /// HMAC with SHA-512.
+        Hs512 = "HS512",
+        /// RSA PKCS#1 v1.5 with SHA-256.
+        Rs256 = "RS256",
+        /// RSA PKCS#1 v1.5 with SHA-384.
+        Rs384 = "RS384",
+        /// RSA PKCS#1 v1.5 with SHA-512.
+        Rs512 = "RS512",
+        /// RSA PSS with SHA-256.
+        Ps256 = "PS256",
+        /// RSA PSS with SHA-384.
+        Ps384 = "PS384",
+        /// RSA PSS with SHA-512.
+        Ps512 = "PS512",
+        /// ECDSA on P-256.
+        Es256 = "ES256",
+        /// ECDSA on P-384.
+        Es384 = "ES384",
+        /// Ed25519.
+        EdDsa = "EdDSA",
+    }
+
+    /// How `X-RateLimit-Reset` is told.
+    pub enum ResetFormat {
+        /// Seconds since the Unix epoch.
+        Epoch = "epoch",
+        /// Seconds from now.
+        Delta = "delta",
+    }
+
+    /// One part of what a policy counts by.
+    pub enum KeyPart {
+        /// The client address (IPv6: its network).
+        Ip = "ip",
+        /// The subject of the token.
+        User = "user",
+        /// The token itself.
+        Token = "token",
+        /// The API token.
+        ApiToken = "api_token",
+        /// The route.
+        Route = "route",
+        /// The plan of the caller.
+        Plan = "plan",
+        /// The user when identified, else the client address.
+        Caller = "caller",
+    }
+
+    /// How a policy counts.
+    pub enum LimitAlgorithm {
+        /// One counter that expires.
+        FixedWindow = "fixed-window",
+        /// Two counters, the older one weighted.
+        SlidingWindow = "sliding-window",
+        /// GCRA: a burst of `limit`, refilled over `window`.
+        TokenBucket = "token-bucket",
+    }
+
+    /// What a policy does while the shared store is away.
+    pub enum OnStoreFailure {
+        /// Count in this instance's memory.
+        Local = "local",
+        /// Let everything through.
+        Allow = "allow",
+        /// Refuse everything.
+        Deny = "deny",
+    }
+
+    /// What is spoken to an upstream.
+    pub enum UpstreamProtocol {
+        /// HTTP/1.1.
+        Http1 = "http1",
+        /// HTTP/2 without TLS, with prior knowledge.
+        H2c = "h2c",
+    }
+
+    /// How a member is chosen.
+    pub enum Balance {
+        /// One after the other.
+        RoundRobin = "round-robin",
+        /// Any.
+        Random = "random",
+    }
+
+    /// What a route asks of the caller's token.
+    pub enum Auth {
+        /// Tokens are not looked at.
+        None = "none",
+        /// Anonymous callers pass; a token that is present must be valid.
+        Optional = "optional",
+        /// Only callers with a valid token pass.
+        Required = "required",
+    }
+
+    /// Who answers a logout.
+    pub enum Logout {
+        /// The gateway.
+        Gateway = "gateway",
+        /// The upstream; its 2xx makes it a logout.
+        Forward = "forward",
+    }
+}
+
+impl Algorithm {
+    /// Whether the key is a shared secret (HS*) and not a public key.
+    pub const fn is_symmetric(self) -> bool {
+        matches!(self, Self::Hs256 | Self::Hs384 | Self::Hs512)
+    }
+}
+
+/// `[server]`.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Public listeners, HTTP/1.1.
+    pub listen: Vec<SocketAddr>,
+    /// Internal listeners that speak HTTP/2 without TLS, with prior knowledge, only.
+    pub listen_h2c: Vec<SocketAddr>,
+    /// Worker threads; `None`: one per core.
+    pub threads: Option<u16>,
+    /// Networks whose forwarding headers are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// The header they report the client in.
+    pub client_address_header: ClientAddressHeader,
+    /// Prefix length that stands for one IPv6 client, 1 to 128.
+    pub ipv6_prefix: u8,
+    /// How long an idle client connection is kept.
+    pub keepalive_timeout: Duration,
+    /// Longest pause while a request body arrives.
+    pub body_timeout: Duration,
+    /// Longest pause while a client takes its response.
+    pub write_timeout: Duration,
+    /// Most bytes of a request target.
+    pub max_uri: u64,
+    /// Most bytes of all request header fields.
+    pub max_header_size: u64,
+    /// Most request header fields.
+    pub max_headers: u32,
+    /// Most bytes of a request body, for routes that do not say.
+    pub max_body: u64,
+    /// Whether `/Todo` is `/todo`.
+    pub case_insensitive_paths: bool,
+    /// Whether `%2F` may stand in a path, for routes that do not say.
+    pub allow_encoded_slashes: bool,
+    /// Whether `;` may stand in a path.
+    pub allow_path_parameters: bool,
+    /// How long requests in flight may take to end at shutdown.
+    pub shutdown_timeout: Duration,
+}
+
+/// `[admin]`.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Where operators connect; loopback unless there is a token.
+    pub listen: SocketAddr,
+    /// Bearer credential of the API; `None`: only metrics and health are answered.
+    pub token: Option<Secret>,
+    /// Whether `/health` shows details.
+    pub health_detail: bool,
+}
+
+/// `[redis]`.
+#[derive(Clone, Debug)]
+pub struct Redis {
+    /// `None`: memory only.
+    pub url: Option<RedisUrl>,
+    /// In front of every key.
+    pub key_prefix: Box<str>,
+    /// For opening a connection.
+    pub connect_timeout: Duration,
+    /// Longest wait of a request, at most 1 s.
+    pub deadline: Duration,
+    /// Pause between checks of the connection.
+    pub health_check_interval: Duration,
+    /// Failures in a row after which requests stop waiting.
+    pub breaker_failures: u32,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// Shape of the lines.
+    pub format: LogFormat,
+    /// Least severe level.
+    pub level: LogLevel,
+    /// Whether each request gives a line.
+    pub access: bool,
+    /// Fields of that line.
+    pub access_fields: Vec<AccessField>,
+}
+
+/// Where a token may be in a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenSource {
+    /// `Authorization: Bearer` (RFC 6750).
+    Bearer,
+    /// A cookie of this name.
+    Cookie(Box<str>),
+    /// A header that holds the token alone.
+    Header(HeaderName),
+    /// A query parameter of this name.
+    Query(Box<str>),
+}
+
+/// `[identity]`.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Places, tried in this order.
+    pub token_from: Vec<TokenSource>,
+    /// Most bytes of a token.
+    pub max_token_size: u64,
+    /// Most verified tokens remembered.
+    pub verified_cache: u32,
+    /// Header for the subject; `None`: not sent.
+    pub user_id_header: Option<HeaderName>,
+    /// Header for the plan; `None`: not sent.
+    pub plan_header: Option<HeaderName>,
+    /// Header for the permissions; `None`: not sent.
+    pub permissions_header: Option<HeaderName>,
+    /// Claim and the header it is sent in.
+    pub claim_headers: Vec<(Box<str>, HeaderName)>,
+}
+
+/// `[issuers.<name>]`.
+#[derive(Clone, Debug)]
+pub struct Issuer {
+    /// Its name in this file.
+    pub name: Box<str>,
+    /// Accepted algorithms: all symmetric or all asymmetric, never empty.
+    pub algorithms: Vec<Algorithm>,
+    /// Its keys, never empty, of the kind that `algorithms` needs.
+    pub keys: Vec<IssuerKey>,
+    /// Required `iss`.
+    pub issuer: Option<Box<str>>,
+    /// One of these must be in `aud`; empty: `aud` is not looked at.
+    pub audience: Vec<Box<str>>,
+    /// Tolerance for clocks that differ.
+    pub leeway: Duration,
+    /// Whether a token without `exp` is refused.
+    pub require_exp: bool,
+    /// Claims that must be present.
+    pub required_claims: Vec<Box<str>>,
+    /// Longest `exp` − `iat`.
+    pub max_lifetime: Option<Duration>,
+    /// Which claims mean what.
+    pub claims: ClaimNames,
+}
+
+/// One key of an issuer.
+#[derive(Clone, Debug)]
+pub struct IssuerKey {
+    /// The `kid` it answers to; `None`: any token without a matching key of its own.
+    pub kid: Option<Box<str>>,
+    /// The key.
+    pub material: KeyMaterial,
+}
+
+/// A verification key.
+#[derive(Clone, Debug)]
+pub enum KeyMaterial {
+    /// Shared secret for HS*; 32 bytes or more in production.
+    Secret(Secret),
+    /// PEM of a public key or certificate, parsed once to see that it suits the algorithms.
+    PublicPem(Vec<u8>),
+}
+
+/// `[issuers.<name>.claims]`.
+#[derive(Clone, Debug)]
+pub struct ClaimNames {
+    /// Tried in this order; never empty.
+    pub subject: Vec<Box<str>>,
+    /// Plan of the caller.
+    pub plan: Box<str>,
+    /// Factor on the plan's limits.
+    pub multiplier: Box<str>,
+    /// Permissions of the caller.
+    pub permissions: Box<str>,
+    /// E-mail address of the caller.
+    pub email: Box<str>,
+}
+
+/// `[limits]`.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Plan of an identified caller whose token names none, or an unknown one; it exists.
+    pub default_plan: Box<str>,
+    /// Plan of callers without a token; it exists.
+    pub anonymous_plan: Box<str>,
+    /// Largest multiplier a token may bring.
+    pub multiplier_cap: f64,
+    /// How `X-RateLimit-Reset` is told.
+    pub reset: ResetFormat,
+    /// Whether `X-RateLimit-*` is sent.
+    pub x_ratelimit_headers: bool,
+    /// Whether `RateLimit` and `RateLimit-Policy` are sent.
+    pub ietf_headers: bool,
+    /// Most subjects counted or remembered in memory.
+    pub local_keys: u32,
+}
+
+/// One window of a policy or plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// `second`, `minute`, `hour`, `day`, the name given, or the length such as `300s`; unique in its policy.
+    pub name: Box<str>,
+    /// Requests (cost units) per window, at least 1.
+    pub limit: u64,
+    /// Whole seconds, 1 s to 31 days.
+    pub window: Duration,
+}
+
+/// `[plans.<name>]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// As tokens name it.
+    pub name: Box<str>,
+    /// Never empty.
+    pub windows: Vec<Window>,
+}
+
+/// How much a policy allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Quota {
+    /// The same for everyone; never empty.
+    Windows(Vec<Window>),
+    /// The windows of the caller's plan.
+    Plan,
+}
+
+/// `[policies.<name>]`.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Its name, also the middle of its Redis keys.
+    pub name: Box<str>,
+    /// What it counts by; never empty.
+    pub key: Vec<KeyPart>,
+    /// How it counts.
+    pub algorithm: LimitAlgorithm,
+    /// How much it allows.
+    pub quota: Quota,
+    /// What one request costs, at least 1.
+    pub cost: u32,
+    /// What happens while the store is away.
+    pub on_store_failure: OnStoreFailure,
+    /// Whether refused requests count too.
+    pub penalise: bool,
+}
+
+/// `[upstreams.<name>]`.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Its name in this file.
+    pub name: Box<str>,
+    /// Never empty, no duplicates.
+    pub members: Vec<HostPort>,
+    /// What is spoken to them.
+    pub protocol: UpstreamProtocol,
+    /// How one is chosen.
+    pub balance: Balance,
+    /// For opening a connection.
+    pub connect_timeout: Duration,
+    /// Longest pause while a response arrives.
+    pub read_timeout: Duration,
+    /// Longest pause while a request is taken.
+    pub write_timeout: Duration,
+    /// How long an idle connection is kept.
+    pub idle_timeout: Duration,
+    /// Further members tried when a connection cannot be opened.
+    pub connect_retries: u32,
+    /// Most concurrent streams of one HTTP/2 connection.
+    pub max_h2_streams: u32,
+}
+
+/// `[cache]`.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    /// Bytes of the memory tier.
+    pub memory: u64,
+    /// Whether Redis is the second tier.
+    pub redis: bool,
+    /// Most bytes of one stored response.
+    pub max_object: u64,
+    /// Most bytes of one response stored in Redis.
+    pub redis_max_object: u64,
+    /// Longest freshness of any response.
+    pub max_lifetime: Duration,
+    /// Whether `X-Cache-Key` is sent.
+    pub expose_key: bool,
+}
+
+/// `[[routes]]`.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Unique.
+    pub name: Box<str>,
+    /// Lower case, exact or `*.suffix`; empty: every host.
+    pub hosts: Vec<Box<str>>,
+    /// Empty: every method.
+    pub methods: Vec<Method>,
+    /// The pattern as written.
+    pub path: Box<str>,
+    /// A declared upstream; `None` only where the gateway answers.
+    pub upstream: Option<Box<str>>,
+    /// What is asked of the token.
+    pub auth: Auth,
+    /// All of these are needed.
+    pub permissions: Vec<Box<str>>,
+    /// Declared policies, no duplicates.
+    pub limits: Vec<Box<str>>,
+    /// Whether and how this route logs out.
+    pub logout: Option<Logout>,
+    /// Most bytes of a request body.
+    pub max_body: u64,
+    /// Whether `%2F` may stand in the path.
+    pub allow_encoded_slashes: bool,
+    /// How responses are cached, if they are.
+    pub cache: Option<RouteCache>,
+    /// Tags that a successful unsafe request drops.
+    pub invalidates: Vec<Template>,
+}
+
+/// Which parts of the query are part of the cache key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum QueryKey {
+    /// All parameters, sorted.
+    All,
+    /// None.
+    Ignore,
+    /// These parameters, sorted.
+    Only(Vec<Box<str>>),
+}
+
+/// `[routes.cache]`.
+#[derive(Clone, Debug)]
+pub struct RouteCache {
+    /// Freshness where the upstream says nothing; `None`: only what the upstream says.
+    pub ttl: Option<Duration>,
+    /// Whether all users share one response.
+    pub shared: bool,
+    /// Whether `ttl` also replaces what the upstream says.
+    pub override_origin: bool,
+    /// Request headers that are part of the key.
+    pub vary: Vec<HeaderName>,
+    /// Query parameters that are part of the key.
+    pub query: QueryKey,
+    /// What stored responses are labelled with.
+    pub tags: Vec<Template>,
+    /// Most bytes of one stored response.
+    pub max_object: u64,
+    /// How long a stale response may be served while it is fetched anew.
+    pub stale_while_revalidate: Duration,
+    /// How long a stale response may be served when the upstream fails.
+    pub stale_if_error: Duration,
+}

@@ -1,0 +1,105 @@
+use std::time::Duration;
+
+use crate::config::spec::{Auth, KeyPart, Logout, Quota};
+
+use super::*;
+
+fn preset(name: &str, pairs: &[(&str, &str)]) -> Loaded {
+    load(&repository(&format!("config/{name}.toml")), &variables(pairs))
+        .unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn quota(loaded: &Loaded, policy: &str) -> Vec<(String, u64, u64)> {
+    let policy = loaded.spec.policies.iter().find(|known| &*known.name == policy).unwrap();
+    let Quota::Windows(windows) = &policy.quota else { panic!() };
+    windows.iter().map(|window| (window.name.to_string(), window.limit, window.window.as_secs())).collect()
+}
+
+#[test]
+fn todo_preset_is_what_its_page_says() {
+    let loaded = preset("todo", &[("JWT_SECRET", SECRET)]);
+    assert_eq!(loaded.warnings, []);
+    let spec = &loaded.spec;
+    assert_eq!(spec.server.listen, ["0.0.0.0:8080".parse().unwrap()]);
+    assert_eq!(spec.admin.listen, "127.0.0.1:9090".parse().unwrap());
+    assert!(spec.admin.token.is_none());
+    assert_eq!(spec.redis.url.as_ref().unwrap().expose(), "redis://localhost:6379");
+    assert_eq!(spec.upstreams[0].members[0].to_string(), "127.0.0.1:8000");
+    assert_eq!(quota(&loaded, "login"), [("minute".into(), 5, 60)]);
+    assert_eq!(quota(&loaded, "register"), [("hour".into(), 3, 3600)]);
+    assert_eq!(quota(&loaded, "general"), [("minute".into(), 100, 60)]);
+    let route = |name: &str| spec.routes.iter().find(|route| &*route.name == name).unwrap();
+    let limits = |name: &str| route(name).limits.iter().map(|limit| &**limit).collect::<Vec<&str>>();
+    let texts = |templates: &[Template]| templates.iter().map(|tag| tag.text.to_string()).collect::<Vec<_>>();
+    assert_eq!(route("login").auth, Auth::None);
+    assert_eq!(limits("login"), ["login"]);
+    assert_eq!(route("logout").logout, Some(Logout::Gateway));
+    assert!(route("logout").limits.is_empty() && route("logout").upstream.is_none());
+    let me = route("me").cache.as_ref().unwrap();
+    assert_eq!((me.ttl, me.shared), (Some(Duration::from_secs(600)), false));
+    assert_eq!(texts(&me.tags), ["user:{user}"]);
+    let record = route("todo-record").cache.as_ref().unwrap();
+    assert_eq!(record.ttl, Some(Duration::from_secs(300)));
+    assert_eq!(texts(&route("todo-record-write").invalidates), ["todos:{user}", "todo:{id}"]);
+    assert_eq!(texts(&route("todo-write").invalidates), ["todos:{user}"]);
+    assert_eq!(route("everything-else").auth, Auth::None);
+    assert_eq!(limits("everything-else"), ["general"]);
+}
+
+#[test]
+fn api_gateway_preset_is_what_its_page_says() {
+    let loaded = preset("api-gateway", &[("JWT_SECRET", SECRET)]);
+    assert_eq!(loaded.warnings, []);
+    assert_eq!(quota(&loaded, "ip"), [("minute".into(), 60, 60)]);
+    assert_eq!(
+        quota(&loaded, "api_token"),
+        [("minute".into(), 60, 60), ("hour".into(), 1000, 3600), ("day".into(), 10_000, 86_400)]
+    );
+    assert_eq!(loaded.spec.policies[1].key, [KeyPart::User]);
+    assert_eq!(loaded.spec.routes[0].auth, Auth::Optional);
+    assert_eq!(loaded.spec.redis.connect_timeout, Duration::from_secs(2));
+    assert_eq!(loaded.spec.redis.health_check_interval, Duration::from_secs(30));
+}
+
+#[test]
+fn api_gateway_preset_allows_more_in_development() {
+    let loaded = preset("api-gateway", &[("JWT_SECRET", "short"), ("TOLLGATE_ENV", "development")]);
+    assert_eq!(quota(&loaded, "ip"), [("minute".into(), 300, 60)]);
+    assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
+}
+
+#[test]
+fn presets_read_their_environment() {
+    for name in ["todo", "api-gateway"] {
+        let loaded = preset(
+            name,
+            &[
+                ("JWT_SECRET", SECRET),
+                ("TOLLGATE_LISTEN", "127.0.0.1:1, [::1]:2"),
+                ("TOLLGATE_ADMIN_LISTEN", "0.0.0.0:3"),
+                ("TOLLGATE_ADMIN_TOKEN", "an admin token that is long"),
+                ("TOLLGATE_TRUSTED_PROXIES", "10.0.0.0/8,192.0.2.1"),
+                ("TOLLGATE_UPSTREAM", "one:8000,two:8000"),
+                ("REDIS_URL", ""),
+            ],
+        );
+        assert_eq!(loaded.spec.server.listen.len(), 2);
+        assert_eq!(loaded.spec.admin.listen.port(), 3);
+        assert!(loaded.spec.admin.token.is_some());
+        assert_eq!(loaded.spec.server.trusted_proxies.len(), 2);
+        assert_eq!(loaded.spec.upstreams[0].members.len(), 2);
+        assert!(loaded.spec.redis.url.is_none());
+    }
+}
+
+#[test]
+fn presets_need_a_secret_of_32_bytes_in_production() {
+    for name in ["todo", "api-gateway"] {
+        let path = repository(&format!("config/{name}.toml"));
+        let missing = load(&path, &variables(&[])).unwrap_err().to_string();
+        assert!(missing.contains("the environment variable JWT_SECRET is not set"), "{missing}");
+        let short = load(&path, &variables(&[("JWT_SECRET", "hunter2hunter2")])).unwrap_err().to_string();
+        assert!(short.contains("is too short") && !short.contains("hunter2"), "{short}");
+        assert_eq!(short.lines().count(), 1);
+    }
+}
