@@ -25,7 +25,6 @@ need() { # need COMMAND PACKAGE
 }
 
 need cmake cmake
-need c++ g++ # cmake probes for a C++ compiler
 if [ "$level" != build ]; then
     need redis-server redis-server
 fi
