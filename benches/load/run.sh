@@ -1,0 +1,323 @@
+#!/usr/bin/env bash
+# The load run of `make bench`: drives the gateway in its modes and a plain nginx proxy beside it, in interleaved
+# rounds on this machine, and prints requests/s and CPU microseconds per request. Compare ratios within one run, never
+# absolute figures between runs. Every mode is checked to do its job; one that does not ends the run.
+set -euo pipefail
+
+usage() {
+    cat <<'USAGE'
+usage: benches/load/run.sh [--without-gateway]
+
+  --without-gateway  only what needs no gateway: the upstream alone and nginx before it
+
+Environment:
+  LOAD_ROUNDS       rounds, of which medians are taken   (default 3)
+  LOAD_SECONDS      seconds per mode and round           (default 5)
+  LOAD_CONNECTIONS  connections of the generator         (default 64)
+  LOAD_MODES        gateway modes, of: plain full cached refused-401 refused-429   (default all)
+  TOLLGATE_BIN      the gateway  (default: dist/tollgate in the target directory, as `cargo build --profile dist` makes)
+USAGE
+}
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+# Daemons live in /usr/sbin, which is not on every user's PATH.
+PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+LC_ALL=C
+export PATH LC_ALL
+
+rounds=${LOAD_ROUNDS:-3}
+duration=${LOAD_SECONDS:-5}
+connections=${LOAD_CONNECTIONS:-64}
+gateway_modes=${LOAD_MODES:-plain full cached refused-401 refused-429}
+gateway_bin=${TOLLGATE_BIN:-${CARGO_TARGET_DIR:-$root/target}/dist/tollgate}
+with_gateway=yes
+case "${1:-}" in
+    '') ;;
+    --without-gateway) with_gateway= ;;
+    -h | --help) usage; exit 0 ;;
+    *) usage >&2; exit 2 ;;
+esac
+
+work=$(mktemp -d)
+pids=()
+cleanup() {
+    local pid
+    for pid in "${pids[@]}"; do
+        case "$pid" in
+            # nginx must live to take its workers along; the others have nothing to drain or save.
+            "${upstream_pid:-}" | "${proxy_pid:-}") kill -TERM "$pid" 2>/dev/null || true ;;
+            *) kill -KILL "$pid" 2>/dev/null || true ;;
+        esac
+    done
+    for pid in "${pids[@]}"; do
+        wait "$pid" 2>/dev/null || true
+    done
+    rm -rf "$work"
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+fail() {
+    echo "load run: $*" >&2
+    exit 1
+}
+
+fail_with_log() { # fail_with_log FILE MESSAGE...
+    echo "--- the last lines of $(basename "$1"):" >&2
+    tail -n 20 "$1" >&2 || true
+    shift
+    fail "$@"
+}
+
+# --- processes and ports -------------------------------------------------------------------------------------------
+
+taken=' '
+# Sets `port` to one that nobody listens on, below the range that outgoing connections use.
+pick_port() {
+    while :; do
+        port=$((15000 + RANDOM % 17000))
+        case "$taken" in *" $port "*) continue ;; esac
+        if ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+            taken="$taken$port "
+            return
+        fi
+    done
+}
+
+# Prints the response to one GET, head and body.
+fetch() { # fetch PORT PATH [TOKEN]
+    (
+        exec 3<>"/dev/tcp/127.0.0.1/$1" || exit 1
+        printf 'GET %s HTTP/1.1\r\nHost: load.test\r\nConnection: close\r\n' "$2" >&3
+        [ -z "${3:-}" ] || printf 'Authorization: Bearer %s\r\n' "$3" >&3
+        printf '\r\n' >&3
+        timeout 10 cat <&3
+    ) 2>/dev/null
+}
+
+status_of() { # status_of PORT PATH [TOKEN]
+    fetch "$@" | awk 'NR == 1 { print $2 }'
+}
+
+# Waits, for a bounded time, until PATH answers 200; ends the run if the process ends first.
+await() { # await NAME PID LOG PORT PATH
+    local attempt
+    for ((attempt = 0; attempt < 200; attempt++)); do
+        kill -0 "$2" 2>/dev/null || fail_with_log "$3" "$1 ended instead of serving"
+        if [ "$(status_of "$4" "$5")" = 200 ]; then
+            return
+        fi
+        sleep 0.05
+    done
+    fail_with_log "$3" "$1 does not answer $5 within 10 s"
+}
+
+# CPU time in clock ticks that a process and its children (nginx's workers) have used, all threads included.
+cpu_ticks() { # cpu_ticks PID
+    local pid total=0 ticks
+    for pid in "$1" $(cat "/proc/$1/task/$1/children"); do
+        # The fields follow the command name, which stands in parentheses and may contain blanks.
+        ticks=$(sed 's/.*) //' "/proc/$pid/stat" | awk '{ print $12 + $13 }')
+        total=$((total + ticks))
+    done
+    echo "$total"
+}
+
+redis_commands() {
+    redis-cli -p "$redis_port" INFO stats | awk -F: '/^total_commands_processed/ { print $2 + 0 }'
+}
+
+redis_ticks() {
+    cpu_ticks "$redis_pid"
+}
+
+upstream_requests() {
+    # The second number line of stub_status: accepted, handled, requests. Asking is a request too.
+    fetch "$upstream_port" /stub_status | awk '/^ *[0-9]+ [0-9]+ [0-9]+/ { print $3 }'
+}
+
+fill() { # fill TEMPLATE > FILE
+    sed -e "s|@DIR@|$work|g" -e "s|@UPSTREAM@|$upstream_port|g" -e "s|@PROXY@|${proxy_port:-}|g" \
+        -e "s|@LISTEN@|${gateway_port:-}|g" -e "s|@ADMIN@|${admin_port:-}|g" -e "s|@REDIS@|${redis_port:-}|g" \
+        -e "s|@BODY@|$body|g" "$1"
+}
+
+# --- what is needed -------------------------------------------------------------------------------------------------
+
+for program in nginx wrk redis-server redis-cli; do
+    command -v "$program" >/dev/null || fail "$program is missing; run scripts/install-deps.sh --bench"
+done
+if [ -n "$with_gateway" ] && [ ! -x "$gateway_bin" ]; then
+    fail "no gateway at $gateway_bin; run cargo build --profile dist, or set TOLLGATE_BIN"
+fi
+
+# --- start ----------------------------------------------------------------------------------------------------------
+
+# 1024 bytes of JSON.
+body=$(printf '{"id":1,"text":"%01006d"}' 0)
+
+pick_port; upstream_port=$port
+pick_port; proxy_port=$port
+for name in upstream proxy; do
+    fill "$here/nginx-$name.conf" >"$work/$name.conf"
+    nginx -p "$work" -c "$work/$name.conf" >"$work/$name.log" 2>&1 &
+    pids+=($!)
+    declare "${name}_pid=$!"
+done
+await "nginx (upstream)" "$upstream_pid" "$work/upstream.log" "$upstream_port" /
+await "nginx (proxy)" "$proxy_pid" "$work/proxy.log" "$proxy_port" /
+length=$(fetch "$upstream_port" / | tr -d '\r' | awk '/^Content-Length:/ { print $2 }')
+[ "$length" = 1024 ] || fail "the upstream's body has $length bytes instead of 1024"
+
+pick_port; redis_port=$port
+redis-server --port "$redis_port" --bind 127.0.0.1 --save '' --appendonly no --dir "$work" >"$work/redis.log" 2>&1 &
+redis_pid=$!
+pids+=("$redis_pid")
+for ((attempt = 0; ; attempt++)); do
+    [ "$(redis-cli -p "$redis_port" PING 2>/dev/null)" = PONG ] && break
+    [ "$attempt" -lt 200 ] || fail_with_log "$work/redis.log" "redis-server does not answer within 10 s"
+    sleep 0.05
+done
+
+modes='direct nginx'
+token=
+if [ -n "$with_gateway" ]; then
+    pick_port; gateway_port=$port
+    pick_port; admin_port=$port
+    fill "$here/tollgate.toml" >"$work/tollgate.toml"
+    # Of no worth outside this run.
+    JWT_SECRET=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+    export JWT_SECRET
+    "$gateway_bin" run --config "$work/tollgate.toml" >"$work/tollgate.log" 2>&1 &
+    gateway_pid=$!
+    pids+=("$gateway_pid")
+    await tollgate "$gateway_pid" "$work/tollgate.log" "$admin_port" /ready
+    token=$("$gateway_bin" token mint --config "$work/tollgate.toml" --subject bench 2>"$work/mint.log") \
+        || fail_with_log "$work/mint.log" "tollgate token mint --config FILE --subject bench does not work"
+    [ -n "$token" ] || fail "tollgate token mint printed no token"
+    modes="$modes $gateway_modes"
+fi
+
+# --- modes ----------------------------------------------------------------------------------------------------------
+
+# Sets, for a mode: where it is driven, whose CPU counts, what must come of it, and what the table calls it.
+#   reaches: upstream requests per request, 1 or 0      asks: whether every request must ask Redis, yes, no or never mind
+describe() { # describe MODE
+    target=$gateway_port path=/ pid=${gateway_pid:-} with= expected=200 reaches=1 asks=no
+    case "$1" in
+        direct) target=$upstream_port pid=$upstream_pid title='the upstream alone (its own CPU)' ;;
+        nginx) target=$proxy_port pid=$proxy_pid title='**nginx, plain proxy**' ;;
+        plain) path=/plain/x title='tollgate, plain proxy' ;;
+        full) path=/full/x with=$token asks=yes title='tollgate, full job: HS256, blacklist, 3 windows in Redis' ;;
+        cached) path=/cached/x with=$token reaches=0 asks=any title='tollgate, cache hit with JWT and limits' ;;
+        refused-401) path=/full/x expected=401 reaches=0 title='tollgate, refusal 401' ;;
+        refused-429) path=/limited/x with=$token expected=429 reaches=0 asks=any title='tollgate, refusal 429' ;;
+        *) fail "unknown mode: $1" ;;
+    esac
+}
+gateway_port=${gateway_port:-}
+
+check_status() { # check_status MODE WHEN
+    local status
+    status=$(status_of "$target" "$path" "$with")
+    [ "$status" = "$expected" ] || fail_with_log "$work/${log:-tollgate}.log" \
+        "mode $1 does not do its job $2: GET $path answered '${status:-nothing}' instead of $expected"
+}
+
+# Brings a mode into the state it is measured in: the cache filled, the limit reached.
+prepare() { # prepare MODE
+    local log=tollgate
+    case "$1" in direct | nginx) log=upstream ;; esac
+    describe "$1"
+    case "$1" in
+        cached | refused-429) status_of "$target" "$path" "$with" >/dev/null ;;
+    esac
+    check_status "$1" "before the load"
+}
+
+# Drives a mode once and appends a line to its results.
+drive() { # drive MODE
+    local ticks redis commands upstream line requests micros errors broken p50 p99 log=tollgate
+    case "$1" in direct | nginx) log=upstream ;; esac
+    describe "$1"
+    local header=()
+    [ -z "$with" ] || header=(-H "Authorization: Bearer $with")
+    upstream=$(upstream_requests)
+    commands=$(redis_commands)
+    ticks=$(cpu_ticks "$pid")
+    redis=$(redis_ticks)
+    wrk -t1 -c"$connections" -d"${duration}s" -s "$here/report.lua" "${header[@]}" \
+        "http://127.0.0.1:$target$path" >"$work/wrk.log" 2>&1 || fail_with_log "$work/wrk.log" "wrk failed in mode $1"
+    ticks=$(($(cpu_ticks "$pid") - ticks))
+    redis=$(($(redis_ticks) - redis))
+    # Our own asking costs a command and a request (or two) that are not the mode's.
+    commands=$(($(redis_commands) - commands - 1))
+    upstream=$(($(upstream_requests) - upstream - 1))
+
+    line=$(awk '$1 == "RESULT"' "$work/wrk.log")
+    [ -n "$line" ] || fail_with_log "$work/wrk.log" "wrk printed no result in mode $1"
+    read -r _ requests micros errors broken p50 p99 <<<"$line"
+
+    [ "$requests" -gt 0 ] || fail_with_log "$work/wrk.log" "mode $1 answered nothing"
+    [ "$broken" -eq 0 ] || fail_with_log "$work/wrk.log" "mode $1: $broken broken connections or timeouts"
+    if [ "$expected" -lt 400 ]; then
+        [ "$errors" -eq 0 ] || fail_with_log "$work/$log.log" "mode $1: $errors of $requests answers are errors"
+    else
+        # wrk may count answers that came after the last moment among one figure and not the other.
+        [ "$errors" -ge $((requests - connections)) ] || fail_with_log "$work/$log.log" \
+            "mode $1: only $errors of $requests answers are refusals"
+    fi
+    if [ "$reaches" -eq 1 ]; then
+        [ "$upstream" -ge "$requests" ] || fail "mode $1: the upstream saw only $upstream of $requests requests"
+    else
+        [ "$upstream" -le $((requests / 1000 + 1)) ] || fail "mode $1: $upstream of $requests requests reached the upstream"
+    fi
+    case "$asks" in
+        yes) [ "$commands" -ge "$requests" ] || fail "mode $1: Redis saw only $commands commands for $requests requests" ;;
+        no) [ "$commands" -le $((requests / 1000 + 100)) ] || fail "mode $1: Redis saw $commands commands and should see none" ;;
+    esac
+    check_status "$1" "after the load"
+
+    awk -v r="$requests" -v us="$micros" -v g="$ticks" -v d="$redis" -v hz="$(getconf CLK_TCK)" -v p50="$p50" \
+        -v p99="$p99" -v c="$commands" \
+        'BEGIN { printf "%.1f %.2f %.2f %.2f %d %d\n", r * 1e6 / us, g * 1e6 / hz / r, d * 1e6 / hz / r, c / r, p50, p99 }' \
+        >>"$work/results.$1"
+}
+
+for mode in $modes; do
+    prepare "$mode"
+done
+for ((round = 1; round <= rounds; round++)); do
+    for mode in $modes; do
+        echo "round $round of $rounds: $mode" >&2
+        drive "$mode"
+    done
+done
+
+# --- report ---------------------------------------------------------------------------------------------------------
+
+median() { # median MODE COLUMN
+    awk -v column="$2" '{ print $column }' "$work/results.$1" | sort -n \
+        | awk '{ v[NR] = $1 } END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
+}
+
+echo
+echo "Medians of $rounds rounds of $duration s, $connections connections, 1 KiB JSON, keep-alive; $(nproc) cores," \
+    "$(awk -F': ' '/^model name/ { print $2; exit }' /proc/cpuinfo), $(nginx -v 2>&1 | sed 's/.*: //')."
+echo
+echo '| mode | requests/s | proxy CPU µs/request | Redis CPU µs/request | Redis commands/request | p50 ms | p99 ms | CPU (both) ÷ nginx | requests/s ÷ nginx |'
+echo '|---|--:|--:|--:|--:|--:|--:|--:|--:|'
+nginx_rate=$(median nginx 1)
+nginx_cpu=$(median nginx 2)
+for mode in $modes; do
+    describe "$mode"
+    awk -v title="$title" -v rate="$(median "$mode" 1)" -v cpu="$(median "$mode" 2)" -v redis="$(median "$mode" 3)" \
+        -v commands="$(median "$mode" 4)" -v p50="$(median "$mode" 5)" -v p99="$(median "$mode" 6)" \
+        -v nginx_rate="$nginx_rate" -v nginx_cpu="$nginx_cpu" '
+        BEGIN {
+            printf "| %s | %d | %.1f | %.1f | %.2f | %.2f | %.2f | %.2f | %.2f |\n", title, rate, cpu, redis, commands,
+                p50 / 1000, p99 / 1000, (cpu + redis) / nginx_cpu, rate / nginx_rate
+        }'
+done
