@@ -8,7 +8,6 @@ use serde::Serialize;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
-const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
 /// Headers every answer carries: not cached, not sniffed, not framed, nothing loaded, nothing leaked.
 const ARMOUR: [(HeaderName, HeaderValue); 6] = [
@@ -44,11 +43,6 @@ impl Reply {
             Ok(body) => Self { status, content_type: JSON, extra: None, body: body.into() },
             Err(_) => Self::problem(StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be written"),
         }
-    }
-
-    /// Plain text.
-    pub fn text(status: StatusCode, text: &'static str) -> Self {
-        Self { status, content_type: TEXT, extra: None, body: Bytes::from_static(text.as_bytes()) }
     }
 
     /// The metrics page.

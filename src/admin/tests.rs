@@ -382,6 +382,7 @@ async fn the_listener_serves_bounded_requests_over_a_real_socket() {
 
     let bench = bench(Some(TOKEN), HealthDetail::Full);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
     let mut fds = pingora::server::Fds::new();
     fds.add("admin".to_owned(), listener.into_raw_fd());

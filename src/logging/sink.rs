@@ -60,13 +60,6 @@ impl Sink {
         Ok((sink.clone(), WriterThread { sink, thread: Some(thread) }))
     }
 
-    /// A sink that keeps nothing and counts nothing as dropped.
-    pub(super) fn discarding(dropped: IntCounter) -> Self {
-        let shared = Arc::new(Shared::default());
-        shared.state.lock().writer = Writer::Gone;
-        Self { shared, dropped }
-    }
-
     /// Hands over whole lines, newline included; drops them when the buffer is full.
     pub(super) fn push(&self, lines: &[u8]) {
         let mut state = self.shared.state.lock();
