@@ -1,6 +1,7 @@
 //! Tollgate: a reverse-proxy gateway that gives an unmodified HTTP API authentication with real logout,
 //! shared rate limits and a per-user cache. `docs/architecture.md` has the picture.
 
+pub mod admin;
 pub mod cache;
 pub mod client_addr;
 pub mod clock;
@@ -8,6 +9,8 @@ pub mod config;
 pub mod header_names;
 pub mod identifiers;
 pub mod identity;
+pub mod logging;
+pub mod metrics;
 pub mod pipeline;
 pub mod redis;
 pub mod route;

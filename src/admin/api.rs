@@ -1,0 +1,259 @@
+//! From request to answer: routing, the order of the checks, strict JSON bodies. It reads no socket and keeps no
+//! state; `service` feeds it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::request::Parts;
+use http::{Method, StatusCode};
+use serde::Deserialize;
+
+use super::auth::{authorize, check_host, check_origin};
+use super::operations::{OperationError, Purge, Revoke, RevokeTarget};
+use super::reply::Reply;
+use super::{Admin, HealthDetail, health};
+
+/// Largest request body in bytes.
+pub(super) const MAX_BODY: usize = 64 * 1024;
+/// Longest time an operation may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+const MAX_TOKEN: usize = 16 * 1024;
+const MAX_NAME: usize = 256;
+const MAX_PURGE: usize = 1_024;
+/// Ten years: longer than any token is valid.
+const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// A request that passed every check of its head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    Live,
+    Ready,
+    Metrics,
+    Health { detail: bool },
+    Status,
+    Revoke,
+    Purge,
+}
+
+impl Action {
+    /// Whether a body has to be read.
+    pub(super) const fn takes_body(self) -> bool {
+        matches!(self, Self::Revoke | Self::Purge)
+    }
+}
+
+impl Admin {
+    /// Judges the head of a request: what to do, or the answer that refuses it.
+    pub(super) fn admit(&self, parts: &Parts) -> Result<Action, Reply> {
+        let path = parts.uri.path();
+        // Probes come from kubelets and balancers under any name, and tell nothing worth protecting.
+        match path {
+            "/live" => return reading(parts, Action::Live),
+            "/ready" => return reading(parts, Action::Ready),
+            _ => {}
+        }
+        check_host(parts, &self.settings.hosts)?;
+        check_origin(parts)?;
+        match path {
+            "/metrics" => reading(parts, Action::Metrics),
+            "/health" => {
+                let detail = self.settings.health == HealthDetail::Full
+                    || authorize(self.settings.token.as_ref(), &parts.headers).is_ok();
+                reading(parts, Action::Health { detail })
+            }
+            _ if path == "/api" || path.starts_with("/api/") => self.admit_api(parts, path),
+            _ => Err(Reply::problem(StatusCode::NOT_FOUND, "there is nothing at this path")),
+        }
+    }
+
+    /// The credential comes first, so that nobody without it learns which calls exist.
+    fn admit_api(&self, parts: &Parts, path: &str) -> Result<Action, Reply> {
+        if parts.uri.query().is_some() {
+            return Err(Reply::problem(
+                StatusCode::BAD_REQUEST,
+                "this API takes no query parameters; the credential belongs in the Authorization header",
+            ));
+        }
+        authorize(self.settings.token.as_ref(), &parts.headers)?;
+        match path {
+            "/api/v1/status" => reading(parts, Action::Status),
+            "/api/v1/revocations" => writing(parts, Action::Revoke),
+            "/api/v1/cache/purge" => writing(parts, Action::Purge),
+            _ => Err(Reply::problem(StatusCode::NOT_FOUND, "there is no such call in the admin API")),
+        }
+    }
+
+    /// Does what was admitted; `body` is empty for calls that take none.
+    pub(super) async fn perform(&self, action: Action, body: &Bytes) -> Reply {
+        match tokio::time::timeout(PATIENCE, self.perform_untimed(action, body)).await {
+            Ok(reply) => reply,
+            Err(_) => Reply::problem(StatusCode::SERVICE_UNAVAILABLE, "the operation took too long"),
+        }
+    }
+
+    async fn perform_untimed(&self, action: Action, body: &Bytes) -> Reply {
+        match action {
+            Action::Live => health::live(),
+            Action::Ready => health::ready(self.operations.ready()),
+            Action::Metrics => Reply::metrics(self.operations.metrics_text()),
+            Action::Health { detail } => {
+                self.recent.health(self.operations.as_ref(), self.clock.as_ref(), detail).await
+            }
+            Action::Status => Reply::json(StatusCode::OK, &self.operations.status().await),
+            Action::Revoke => self.revoke(body).await,
+            Action::Purge => self.purge(body).await,
+        }
+    }
+
+    async fn revoke(&self, body: &Bytes) -> Reply {
+        let revoke = match parse_revoke(body) {
+            Ok(revoke) => revoke,
+            Err(detail) => return Reply::problem(StatusCode::BAD_REQUEST, detail),
+        };
+        let (kind, reason) = (revoke.target.kind(), revoke.reason.clone());
+        match self.operations.revoke(revoke).await {
+            Ok(revoked) => {
+                tracing::info!(
+                    kind,
+                    reason = reason.as_deref(),
+                    shared = revoked.shared,
+                    "revoked by the admin API"
+                );
+                Reply::json(StatusCode::OK, &revoked)
+            }
+            Err(error) => failed(error),
+        }
+    }
+
+    async fn purge(&self, body: &Bytes) -> Reply {
+        let purge = match parse_purge(body) {
+            Ok(purge) => purge,
+            Err(detail) => return Reply::problem(StatusCode::BAD_REQUEST, detail),
+        };
+        let kind = purge.kind();
+        match self.operations.purge(purge).await {
+            Ok(purged) => {
+                tracing::info!(kind, shared = purged.shared, "cache purged by the admin API");
+                Reply::json(StatusCode::OK, &purged)
+            }
+            Err(error) => failed(error),
+        }
+    }
+}
+
+fn failed(error: OperationError) -> Reply {
+    match error {
+        OperationError::NotFound(detail) => Reply::problem(StatusCode::NOT_FOUND, detail),
+        OperationError::Invalid(detail) => Reply::problem(StatusCode::UNPROCESSABLE_ENTITY, detail),
+        OperationError::StoreUnavailable => {
+            Reply::problem(StatusCode::SERVICE_UNAVAILABLE, "the shared store is not reachable")
+        }
+    }
+}
+
+fn reading(parts: &Parts, action: Action) -> Result<Action, Reply> {
+    if matches!(parts.method, Method::GET | Method::HEAD) {
+        return Ok(action);
+    }
+    Err(not_allowed("GET, HEAD"))
+}
+
+fn writing(parts: &Parts, action: Action) -> Result<Action, Reply> {
+    if parts.method != Method::POST {
+        return Err(not_allowed("POST"));
+    }
+    // A form or text/plain could be sent by another site without a preflight.
+    let json =
+        parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
+            value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
+        });
+    if !json || parts.headers.contains_key(header::CONTENT_ENCODING) {
+        return Err(Reply::problem(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "send the body as plain application/json",
+        ));
+    }
+    Ok(action)
+}
+
+fn not_allowed(allow: &'static str) -> Reply {
+    Reply::problem(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method")
+        .with(header::ALLOW, HeaderValue::from_static(allow))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RevokeBody {
+    jti: Option<Box<str>>,
+    token: Option<Box<str>>,
+    subject: Option<Box<str>>,
+    ttl: Option<Ttl>,
+    reason: Option<Box<str>>,
+}
+
+/// Seconds, or a text such as `24h`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Ttl {
+    Seconds(u64),
+    Text(Box<str>),
+}
+
+fn parse_revoke(body: &[u8]) -> Result<Revoke, &'static str> {
+    const SHAPE: &str = "send a JSON object with one of jti, token, subject, and optionally ttl and reason";
+    let body: RevokeBody = parse(body, SHAPE)?;
+    let target = match (body.jti, body.token, body.subject) {
+        (Some(jti), None, None) => RevokeTarget::Jti(named(jti, MAX_NAME)?),
+        (None, Some(token), None) => RevokeTarget::Token(named(token, MAX_TOKEN)?),
+        (None, None, Some(subject)) => RevokeTarget::Subject(named(subject, MAX_NAME)?),
+        _ => return Err(SHAPE),
+    };
+    let ttl = match body.ttl {
+        None => None,
+        Some(Ttl::Seconds(seconds)) => Some(Duration::from_secs(seconds)),
+        Some(Ttl::Text(text)) => Some(
+            humantime::parse_duration(&text).map_err(|_| "ttl is neither seconds nor a text such as 24h")?,
+        ),
+    };
+    if ttl.is_some_and(|ttl| ttl < Duration::from_secs(1) || ttl > MAX_TTL) {
+        return Err("ttl is between one second and ten years");
+    }
+    let reason = body.reason.map(|reason| named(reason, MAX_NAME)).transpose()?;
+    Ok(Revoke { target, ttl, reason })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PurgeBody {
+    all: Option<bool>,
+    tag: Option<Box<str>>,
+    user: Option<Box<str>>,
+    route: Option<Box<str>>,
+    key: Option<Box<str>>,
+}
+
+fn parse_purge(body: &[u8]) -> Result<Purge, &'static str> {
+    const SHAPE: &str = "send a JSON object with one of all (true), tag, user, route, key";
+    let body: PurgeBody = parse(body, SHAPE)?;
+    match (body.all, body.tag, body.user, body.route, body.key) {
+        (Some(true), None, None, None, None) => Ok(Purge::All),
+        (None, Some(tag), None, None, None) => named(tag, MAX_PURGE).map(Purge::Tag),
+        (None, None, Some(user), None, None) => named(user, MAX_PURGE).map(Purge::User),
+        (None, None, None, Some(route), None) => named(route, MAX_PURGE).map(Purge::Route),
+        (None, None, None, None, Some(key)) => named(key, MAX_PURGE).map(Purge::Key),
+        _ => Err(SHAPE),
+    }
+}
+
+fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], shape: &'static str) -> Result<T, &'static str> {
+    serde_json::from_slice(body)
+        .map_err(|error| if error.is_data() { shape } else { "the body is not valid JSON" })
+}
+
+fn named(text: Box<str>, limit: usize) -> Result<Box<str>, &'static str> {
+    if text.is_empty() || text.len() > limit || text.chars().any(char::is_control) {
+        return Err("a value is empty, too long or holds control characters");
+    }
+    Ok(text)
+}

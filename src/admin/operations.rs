@@ -1,0 +1,288 @@
+//! What the admin listener asks of the gateway: one trait and the values it speaks.
+//! No HTTP here; the composition root implements the trait over the floors below.
+
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::label;
+
+label! {
+    /// Why the gateway should get no new traffic.
+    pub enum NotReady {
+        /// No configuration is in force yet.
+        ConfigNotLoaded = "config_not_loaded",
+        /// The public listener does not accept connections yet.
+        ListenerDown = "listener_down",
+        /// The gateway is shutting down.
+        Draining = "draining",
+    }
+}
+
+/// The gateway as its operator may see and steer it. Calls are bounded to ten seconds by the caller.
+#[async_trait]
+pub trait Operations: Send + Sync + 'static {
+    /// Whether new traffic is welcome.
+    fn ready(&self) -> Result<(), NotReady>;
+
+    /// The state of the gateway; without `detail` the parts that ask Redis may be left out.
+    async fn health(&self, detail: bool) -> Health;
+
+    /// What is running and with which configuration.
+    async fn status(&self) -> Status;
+
+    /// Revokes a token or a subject, on every instance where the store is reachable.
+    async fn revoke(&self, revoke: Revoke) -> Result<Revoked, OperationError>;
+
+    /// Drops cached responses, on every instance where the store is reachable.
+    async fn purge(&self, purge: Purge) -> Result<Purged, OperationError>;
+
+    /// The metrics in the Prometheus text format.
+    fn metrics_text(&self) -> String;
+}
+
+/// The answer in one word. A gateway that lost Redis still does its work, so it is degraded and not down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthStatus {
+    /// Everything works.
+    Ok,
+    /// Requests are served, something behind the gateway is missing.
+    Degraded,
+}
+
+/// The body of `/health`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Health {
+    /// The answer in one word.
+    pub status: HealthStatus,
+    /// The version of Tollgate.
+    pub version: &'static str,
+    /// Whole seconds since the start.
+    pub uptime_seconds: u64,
+    /// The shared store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redis: Option<RedisHealth>,
+    /// The response cache.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheHealth>,
+    /// Client connections that carry a request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub active_connections: Option<u64>,
+    /// Requests being answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_flight: Option<u64>,
+    /// The upstreams of the configuration.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub upstreams: Vec<UpstreamHealth>,
+}
+
+impl Health {
+    /// The health without anything that describes the inside.
+    #[must_use]
+    pub fn brief(mut self) -> Self {
+        self.redis = None;
+        self.cache = None;
+        self.active_connections = None;
+        self.in_flight = None;
+        self.upstreams = Vec::new();
+        self
+    }
+}
+
+/// Whether Redis can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RedisStatus {
+    /// It answers.
+    Connected,
+    /// It is configured and does not answer: limits are counted in memory.
+    Disconnected,
+    /// The configuration names none.
+    Disabled,
+}
+
+/// The shared store.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RedisHealth {
+    /// Whether it can be used.
+    pub status: RedisStatus,
+    /// Milliseconds of the last round trip.
+    pub latency_ms: Option<f64>,
+    /// Bytes it uses (`used_memory`).
+    pub memory_bytes: Option<u64>,
+    /// Keys in the selected database (`DBSIZE`).
+    pub keys: Option<u64>,
+}
+
+/// The response cache of this instance.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CacheHealth {
+    /// Entries in memory.
+    pub entries: u64,
+    /// Bytes in memory.
+    pub bytes: u64,
+    /// Hits by hits and misses since the start, 0 to 1; absent before the first lookup.
+    pub hit_ratio: Option<f64>,
+}
+
+/// One upstream of the configuration.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct UpstreamHealth {
+    /// Its name.
+    pub name: Box<str>,
+    /// Members configured.
+    pub members: u32,
+    /// Members that may be asked now.
+    pub available: u32,
+}
+
+/// The body of `/api/v1/status`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Status {
+    /// The state, in full.
+    pub health: Health,
+    /// Why new traffic is not welcome; absent while it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_ready: Option<NotReady>,
+    /// When the process started, seconds since the Unix epoch.
+    pub started_at: u64,
+    /// The configuration in force.
+    pub config: ConfigStatus,
+}
+
+/// The configuration in force, without any secret.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ConfigStatus {
+    /// The file it was read from; absent for the demo.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<Box<str>>,
+    /// When it came into force, seconds since the Unix epoch.
+    pub loaded_at: u64,
+    /// Names of the routes, in order of the file.
+    pub routes: Vec<Box<str>>,
+    /// Names of the limit policies.
+    pub policies: Vec<Box<str>>,
+    /// Names of the token issuers.
+    pub issuers: Vec<Box<str>>,
+}
+
+impl Serialize for NotReady {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// What to revoke.
+#[derive(Clone, PartialEq, Eq)]
+pub enum RevokeTarget {
+    /// One token by its `jti`: at most 256 bytes, no control characters.
+    Jti(Box<str>),
+    /// One token by its whole text, at most 16 KiB. It was not verified.
+    Token(Box<str>),
+    /// Every token of a subject issued until now: at most 256 bytes, no control characters.
+    Subject(Box<str>),
+}
+
+impl RevokeTarget {
+    /// The kind as logs and answers spell it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Jti(_) => "jti",
+            Self::Token(_) => "token",
+            Self::Subject(_) => "subject",
+        }
+    }
+}
+
+impl fmt::Debug for RevokeTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Jti(jti) => f.debug_tuple("Jti").field(jti).finish(),
+            Self::Token(_) => f.write_str("Token(***)"),
+            Self::Subject(subject) => f.debug_tuple("Subject").field(subject).finish(),
+        }
+    }
+}
+
+/// A revocation asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revoke {
+    /// What to revoke.
+    pub target: RevokeTarget,
+    /// How long to remember it, 1 second to 10 years; absent: the token's remaining life, or the longest life the
+    /// configuration allows.
+    pub ttl: Option<Duration>,
+    /// Why, in the operator's words: at most 256 bytes, no control characters.
+    pub reason: Option<Box<str>>,
+}
+
+/// A revocation made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Revoked {
+    /// `jti`, `token` or `subject`.
+    pub kind: &'static str,
+    /// What is remembered: the `jti`, the SHA-256 of the token, or the subject; never a token.
+    pub id: Box<str>,
+    /// Seconds until it is forgotten.
+    pub expires_in_seconds: u64,
+    /// Whether every instance knows; `false` while the store is away, when only this one does.
+    pub shared: bool,
+}
+
+/// Cached responses to drop. Texts have at most 1 KiB and no control characters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purge {
+    /// Everything.
+    All,
+    /// What carries a tag.
+    Tag(Box<str>),
+    /// What was stored for a user.
+    User(Box<str>),
+    /// What a route stored.
+    Route(Box<str>),
+    /// One entry by the fingerprint in `X-Cache-Key`.
+    Key(Box<str>),
+}
+
+impl Purge {
+    /// The kind as logs and answers spell it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Tag(_) => "tag",
+            Self::User(_) => "user",
+            Self::Route(_) => "route",
+            Self::Key(_) => "key",
+        }
+    }
+}
+
+/// A purge made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Purged {
+    /// `all`, `tag`, `user`, `route` or `key`.
+    pub kind: &'static str,
+    /// Entries dropped from this instance's memory, where that is counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entries: Option<u64>,
+    /// Whether every instance drops them; `false` while the store is away.
+    pub shared: bool,
+}
+
+/// Why an operation was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum OperationError {
+    /// The thing named does not exist; the text says what, statically.
+    #[error("{0}")]
+    NotFound(&'static str),
+    /// The request makes no sense for this gateway; the text says why, statically.
+    #[error("{0}")]
+    Invalid(&'static str),
+    /// The shared store is away and the operation means nothing without it.
+    #[error("the shared store is not reachable")]
+    StoreUnavailable,
+}

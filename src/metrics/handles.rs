@@ -1,0 +1,202 @@
+//! Counters resolved once, at load, so that a request only adds to numbers it already holds.
+//! Building a handle creates its series at zero; a label that cannot exist is not counted instead of panicking.
+
+use std::marker::PhantomData;
+
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
+
+use super::Metrics;
+use super::labels::{
+    CacheOutcome, Label, LimitOutcome, LimitSource, MethodClass, RevocationKind, StatusClass, StoreFailure,
+    StoreState, UpstreamFailure,
+};
+
+/// One counter per value of a closed set.
+#[derive(Clone, Debug)]
+pub struct Counters<L> {
+    cells: Box<[IntCounter]>,
+    label: PhantomData<fn(L)>,
+}
+
+impl<L: Label> Counters<L> {
+    fn resolve(mut child: impl FnMut(L) -> IntCounter) -> Self {
+        Self { cells: L::ALL.iter().map(|label| child(*label)).collect(), label: PhantomData }
+    }
+
+    /// Counts one event.
+    pub fn count(&self, label: L) {
+        if let Some(cell) = self.cells.get(label.index()) {
+            cell.inc();
+        }
+    }
+
+    /// What has been counted under `label`.
+    pub fn value(&self, label: L) -> u64 {
+        self.cells.get(label.index()).map_or(0, IntCounter::get)
+    }
+}
+
+/// One counter per pair of two closed sets.
+#[derive(Clone, Debug)]
+pub struct Grid<A, B> {
+    rows: Box<[Counters<B>]>,
+    label: PhantomData<fn(A)>,
+}
+
+impl<A: Label, B: Label> Grid<A, B> {
+    fn resolve(mut child: impl FnMut(A, B) -> IntCounter) -> Self {
+        Self {
+            rows: A::ALL.iter().map(|a| Counters::resolve(|b| child(*a, b))).collect(),
+            label: PhantomData,
+        }
+    }
+
+    /// Counts one event.
+    pub fn count(&self, a: A, b: B) {
+        if let Some(row) = self.rows.get(a.index()) {
+            row.count(b);
+        }
+    }
+
+    /// What has been counted under the pair.
+    pub fn value(&self, a: A, b: B) -> u64 {
+        self.rows.get(a.index()).map_or(0, |row| row.value(b))
+    }
+}
+
+/// What is counted for one route of the configuration.
+#[derive(Clone, Debug)]
+pub struct RouteMetrics {
+    /// Answers by method and status class.
+    pub requests: Grid<MethodClass, StatusClass>,
+    /// Seconds from the request head to the end of the answer.
+    pub duration_seconds: Histogram,
+    /// Cache outcomes.
+    pub cache: Counters<CacheOutcome>,
+}
+
+/// What is counted for one upstream of the configuration.
+#[derive(Clone, Debug)]
+pub struct UpstreamMetrics {
+    /// Seconds from choosing a member to the head of its answer.
+    pub duration_seconds: Histogram,
+    /// Failures by kind.
+    pub errors: Counters<UpstreamFailure>,
+}
+
+/// What is counted for one limit policy of the configuration.
+#[derive(Clone, Debug)]
+pub struct PolicyMetrics {
+    /// Decisions by outcome and by where the counter was read.
+    pub decisions: Grid<LimitOutcome, LimitSource>,
+}
+
+/// What is counted about the shared store.
+#[derive(Clone, Debug)]
+pub struct StoreMetrics {
+    /// Seconds of one exchange.
+    pub duration_seconds: Histogram,
+    /// Failures by kind.
+    pub errors: Counters<StoreFailure>,
+    /// 1 while counting from memory.
+    pub degraded: IntGauge,
+    transitions: Counters<StoreState>,
+}
+
+impl StoreMetrics {
+    /// Notes a change of state: the gauge is set and the transition counted.
+    pub fn turned(&self, state: StoreState) {
+        self.degraded.set(i64::from(state == StoreState::Degraded));
+        self.transitions.count(state);
+    }
+
+    /// How often the store turned to `state`.
+    pub fn transitions(&self, state: StoreState) -> u64 {
+        self.transitions.value(state)
+    }
+}
+
+/// Holds a gauge one higher for as long as it lives: a connection, a request in flight.
+#[derive(Debug)]
+pub struct Held(IntGauge);
+
+impl Held {
+    /// Raises `gauge` by one until the value is dropped.
+    pub fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Metrics {
+    /// The counters of the route called `name` in the configuration.
+    pub fn route(&self, name: &str) -> RouteMetrics {
+        let families = self.families();
+        RouteMetrics {
+            requests: Grid::resolve(|method: MethodClass, status: StatusClass| {
+                families.requests.with_label_values(&[name, method.as_str(), status.as_str()])
+            }),
+            duration_seconds: families.request_duration.with_label_values(&[name]),
+            cache: leading(&families.cache, name),
+        }
+    }
+
+    /// The counters of the upstream called `name` in the configuration.
+    pub fn upstream(&self, name: &str) -> UpstreamMetrics {
+        let families = self.families();
+        UpstreamMetrics {
+            duration_seconds: families.upstream_duration.with_label_values(&[name]),
+            errors: leading(&families.upstream_errors, name),
+        }
+    }
+
+    /// The counters of the policy called `name` in the configuration.
+    pub fn policy(&self, name: &str) -> PolicyMetrics {
+        let family = &self.families().limit_decisions;
+        PolicyMetrics {
+            decisions: Grid::resolve(|outcome: LimitOutcome, source: LimitSource| {
+                family.with_label_values(&[name, outcome.as_str(), source.as_str()])
+            }),
+        }
+    }
+
+    /// The counters of the shared store.
+    pub fn store(&self) -> StoreMetrics {
+        let families = self.families();
+        StoreMetrics {
+            duration_seconds: families.store_duration.clone(),
+            errors: single(&families.store_errors),
+            degraded: families.store_degraded.clone(),
+            transitions: single(&families.store_transitions),
+        }
+    }
+
+    /// One counter per outcome of authentication; the set belongs to the floor that decides.
+    pub fn auth<L: Label>(&self) -> Counters<L> {
+        single(&self.families().auth)
+    }
+
+    /// One counter per reason of refusal; the set belongs to the floor that decides.
+    pub fn refusals<L: Label>(&self) -> Counters<L> {
+        single(&self.families().refusals)
+    }
+
+    /// One counter per kind of revocation.
+    pub fn revocations(&self) -> Counters<RevocationKind> {
+        single(&self.families().revocations)
+    }
+}
+
+fn single<L: Label>(family: &IntCounterVec) -> Counters<L> {
+    Counters::resolve(|label: L| family.with_label_values(&[label.as_str()]))
+}
+
+fn leading<L: Label>(family: &IntCounterVec, name: &str) -> Counters<L> {
+    Counters::resolve(|label: L| family.with_label_values(&[name, label.as_str()]))
+}
