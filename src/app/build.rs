@@ -1,0 +1,385 @@
+//! From the checked configuration to the settings of every floor below: the one place where their names meet.
+//! It opens nothing and starts nothing.
+
+use std::sync::Arc;
+
+use http::HeaderName;
+
+use crate::cache::tag::TagTemplate;
+use crate::cache::{self, RouteCache};
+use crate::client_addr;
+use crate::config::{Spec, spec};
+use crate::identity::{
+    self, Access, Algorithm, Algorithms, Issuer, Key, KeySet, Requirement, Source, Sources, Verifier,
+};
+use crate::limits::{self, Plan, Plans, Policy, Window};
+use crate::metrics::Metrics;
+use crate::pipeline::head::HeadLimits;
+use crate::pipeline::{Gateway, Shared, Timeouts};
+use crate::route::pattern::{HostPattern, Pattern};
+use crate::route::table::{self, Table};
+use crate::route::{Logout, Route, normalise};
+use crate::upstream::forward;
+use crate::upstream::{self, Upstream};
+
+/// A setting that only shows to be unusable when everything comes together.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {problem}")]
+pub struct Unusable {
+    /// Where in the configuration.
+    pub path: String,
+    /// What is wrong, for the operator.
+    pub problem: String,
+}
+
+fn unusable(path: impl Into<String>, problem: impl ToString) -> Unusable {
+    Unusable { path: path.into(), problem: problem.to_string() }
+}
+
+/// The gateway that `spec` describes, over what survives a reload.
+///
+/// # Errors
+/// Every setting that cannot be used.
+pub fn gateway(spec: &Spec, shared: Arc<Shared>) -> Result<Gateway, Vec<Unusable>> {
+    let mut problems = Vec::new();
+    let metrics = &shared.metrics;
+    let upstreams: Vec<Arc<Upstream>> = spec.upstreams.iter().map(|upstream| self::upstream(upstream, metrics)).collect();
+    let policies = collect(&mut problems, spec.policies.iter().map(|policy| (policy, self::policy(policy))));
+    let entries = spec.routes.iter().filter_map(|route| match self::entries(route, spec, &upstreams, metrics) {
+        Ok(entries) => Some(entries),
+        Err(problem) => {
+            problems.push(problem);
+            None
+        }
+    });
+    let entries: Vec<_> = entries.flatten().collect();
+    let options = table::Options {
+        case_insensitive: spec.server.case_insensitive_paths,
+        ignore_trailing_slash: false,
+    };
+    let table = Table::build_with(entries, options)
+        .map_err(|ambiguities| problems.extend(ambiguities.into_iter().map(|found| unusable("routes", found))));
+    let client_addr = client_addr(spec).map_err(|problem| problems.push(problem));
+    let verifier = verifier(spec).map_err(|problem| problems.push(problem));
+    let forward = forward_settings(spec).map_err(|problem| problems.push(problem));
+    let plans = plans(spec).map_err(|problem| problems.push(problem));
+    let (Ok(table), Ok(client_addr), Ok(verifier), Ok(forward), Ok(plans), true) =
+        (table, client_addr, verifier, forward, plans, problems.is_empty())
+    else {
+        return Err(problems);
+    };
+    let policy_metrics = policies.iter().map(|policy| shared.metrics.policy(policy.name())).collect();
+    Ok(Gateway {
+        head_limits: HeadLimits {
+            target_bytes: usize::try_from(spec.server.max_uri).unwrap_or(usize::MAX),
+            header_count: usize::try_from(spec.server.max_headers).unwrap_or(usize::MAX),
+            header_bytes: usize::try_from(spec.server.max_header_size).unwrap_or(usize::MAX),
+        },
+        path_options: normalise::Options {
+            allow_encoded_slashes: spec.routes.iter().any(|route| route.allow_encoded_slashes),
+            allow_path_parameters: spec.server.allow_path_parameters,
+        },
+        table,
+        client_addr,
+        sources: sources(spec),
+        verifier,
+        forward,
+        limits: limits::Settings { plans, policies, keys: limits::KeySpace::new(&spec.redis.key_prefix) },
+        fields: limits::fields::Format {
+            x_ratelimit: spec.limits.x_ratelimit_headers,
+            ietf: spec.limits.ietf_headers,
+            reset_delta: spec.limits.reset == spec::ResetFormat::Delta,
+        },
+        policy_metrics,
+        upstreams,
+        timeouts: Timeouts {
+            keepalive: spec.server.keepalive_timeout,
+            body: spec.server.body_timeout,
+            write: spec.server.write_timeout,
+        },
+        expose_cache_key: spec.cache.expose_key,
+        shared,
+    })
+}
+
+fn collect<'a, T>(
+    problems: &mut Vec<Unusable>,
+    built: impl Iterator<Item = (&'a spec::Policy, Result<T, limits::PolicyError>)>,
+) -> Vec<T> {
+    built
+        .filter_map(|(policy, result)| {
+            result.map_err(|problem| problems.push(unusable(format!("policies.{}", policy.name), problem))).ok()
+        })
+        .collect()
+}
+
+fn upstream(upstream: &spec::Upstream, metrics: &Metrics) -> Arc<Upstream> {
+    let member = |member: &crate::config::value::HostPort| upstream::Member { host: member.host.clone(), port: member.port };
+    Arc::new(Upstream::new(
+        upstream::Settings {
+            name: upstream.name.clone(),
+            members: upstream.members.iter().map(member).collect(),
+            protocol: match upstream.protocol {
+                spec::UpstreamProtocol::Http1 => upstream::Protocol::Http1,
+                spec::UpstreamProtocol::H2c => upstream::Protocol::H2c,
+            },
+            connect_timeout: upstream.connect_timeout,
+            read_timeout: upstream.read_timeout,
+            write_timeout: upstream.write_timeout,
+            idle_timeout: upstream.idle_timeout,
+            connect_retries: upstream.connect_retries,
+            max_h2_streams: usize::try_from(upstream.max_h2_streams).unwrap_or(usize::MAX),
+        },
+        metrics.upstream(&upstream.name),
+    ))
+}
+
+fn entries(
+    route: &spec::Route,
+    spec: &Spec,
+    upstreams: &[Arc<Upstream>],
+    metrics: &Metrics,
+) -> Result<Vec<table::Entry<Arc<Route>>>, Unusable> {
+    let at = |field: &str| format!("routes ({}).{field}", route.name);
+    let pattern = Pattern::parse(&route.path).map_err(|problem| unusable(at("path"), problem))?;
+    let requirement = match route.auth {
+        spec::Auth::None => Requirement::None,
+        spec::Auth::Optional => Requirement::Optional,
+        spec::Auth::Required => Requirement::Required,
+    };
+    let access = Access::new(requirement, route.permissions.clone())
+        .map_err(|problem| unusable(at("permissions"), problem))?;
+    let params: Vec<&str> = pattern.params().iter().map(|param| &**param).collect();
+    let tags = |templates: &[crate::config::template::Template], field: &str| {
+        templates
+            .iter()
+            .map(|template| TagTemplate::parse(&template.text, &params).map_err(|problem| unusable(at(field), problem)))
+            .collect::<Result<Box<[_]>, _>>()
+    };
+    let policy_index = |name: &str| spec.policies.iter().position(|policy| *policy.name == *name);
+    let bound = Arc::new(Route {
+        name: Arc::from(&*route.name),
+        upstream: route
+            .upstream
+            .as_deref()
+            .and_then(|name| upstreams.iter().find(|upstream| *upstream.settings().name == *name).cloned()),
+        access,
+        policies: route.limits.iter().filter_map(|name| policy_index(name)).collect(),
+        cache: route
+            .cache
+            .as_ref()
+            .map(|cache| Ok::<_, Unusable>(route_cache(&route.name, cache, tags(&cache.tags, "cache.tags")?)))
+            .transpose()?,
+        invalidates: tags(&route.invalidates, "invalidates")?,
+        logout: route.logout.map(|logout| match logout {
+            spec::Logout::Gateway => Logout::Gateway,
+            spec::Logout::Forward => Logout::Forward,
+        }),
+        max_body: route.max_body,
+        allow_encoded_slashes: route.allow_encoded_slashes,
+        metrics: metrics.route(&route.name),
+    });
+    let entry = |host| table::Entry {
+        name: route.name.clone(),
+        host,
+        pattern: pattern.clone(),
+        methods: route.methods.clone(),
+        value: Arc::clone(&bound),
+    };
+    if route.hosts.is_empty() {
+        return Ok(vec![entry(None)]);
+    }
+    route
+        .hosts
+        .iter()
+        .map(|host| {
+            let pattern = HostPattern::parse(host).map_err(|problem| unusable(at("hosts"), problem))?;
+            Ok(entry(Some(pattern)))
+        })
+        .collect()
+}
+
+fn route_cache(name: &str, cache: &spec::RouteCache, tags: Box<[TagTemplate]>) -> RouteCache {
+    let window = |duration: std::time::Duration| (!duration.is_zero()).then_some(duration);
+    RouteCache {
+        ttl: cache.ttl,
+        override_origin: cache.override_origin,
+        shared: cache.shared,
+        vary: cache.vary.iter().cloned().collect(),
+        query: match &cache.query {
+            spec::QueryKey::All => cache::QueryPolicy::All,
+            spec::QueryKey::Ignore => cache::QueryPolicy::Ignore,
+            spec::QueryKey::Only(names) => cache::QueryPolicy::Only(names.iter().cloned().collect()),
+        },
+        tags,
+        max_object_bytes: usize::try_from(cache.max_object).unwrap_or(usize::MAX),
+        stale_while_revalidate: window(cache.stale_while_revalidate),
+        stale_if_error: window(cache.stale_if_error),
+        ..RouteCache::new(name)
+    }
+}
+
+fn client_addr(spec: &Spec) -> Result<client_addr::Settings, Unusable> {
+    let source = match spec.server.client_address_header {
+        spec::ClientAddressHeader::XForwardedFor => client_addr::Source::XForwardedFor,
+        spec::ClientAddressHeader::Forwarded => client_addr::Source::Forwarded,
+    };
+    client_addr::Settings::new(spec.server.trusted_proxies.clone(), spec.server.ipv6_prefix, source)
+        .map_err(|problem| unusable("server.ipv6_prefix", problem))
+}
+
+fn sources(spec: &Spec) -> Sources {
+    let place = |source: &spec::TokenSource| match source {
+        spec::TokenSource::Bearer => Source::Bearer,
+        spec::TokenSource::Cookie(name) => Source::Cookie(name.clone()),
+        spec::TokenSource::Header(name) => Source::Header(name.clone()),
+        spec::TokenSource::Query(name) => Source::Query(name.clone()),
+    };
+    Sources {
+        places: spec.identity.token_from.iter().map(place).collect(),
+        max_bytes: usize::try_from(spec.identity.max_token_size).unwrap_or(usize::MAX),
+        refuse_other_schemes: false,
+    }
+}
+
+/// The verifier of the configuration's issuers; also what `token inspect` asks.
+///
+/// # Errors
+/// The first key or issuer that cannot be used.
+pub fn verifier(spec: &Spec) -> Result<Verifier, Unusable> {
+    let issuers = spec.issuers.iter().map(|issuer| self::issuer(issuer, spec)).collect::<Result<Vec<_>, _>>()?;
+    let mut settings =
+        identity::Settings::new(issuers).map_err(|problem| unusable("issuers", problem))?;
+    settings.max_token_bytes = usize::try_from(spec.identity.max_token_size).unwrap_or(usize::MAX);
+    settings.cache_entries = usize::try_from(spec.identity.verified_cache).unwrap_or(usize::MAX);
+    settings.key_prefix = spec.redis.key_prefix.clone();
+    Ok(Verifier::new(settings))
+}
+
+fn issuer(issuer: &spec::Issuer, spec: &Spec) -> Result<Issuer, Unusable> {
+    let at = |field: &str| format!("issuers.{}.{field}", issuer.name);
+    let weak_allowed = spec.environment == spec::Environment::Development;
+    let mut algorithms = Algorithms::default();
+    for algorithm in &issuer.algorithms {
+        algorithms = algorithms.union(self::algorithm(*algorithm).into());
+    }
+    let keys = issuer
+        .keys
+        .iter()
+        .map(|key| {
+            let made = match &key.material {
+                spec::KeyMaterial::Secret(secret) if weak_allowed => Key::weak_secret(secret.expose().as_bytes()),
+                spec::KeyMaterial::Secret(secret) => Key::secret(secret.expose().as_bytes()),
+                spec::KeyMaterial::PublicPem(pem) => Key::public_pem(&String::from_utf8_lossy(pem)),
+            };
+            let made = made.map_err(|problem| unusable(at("keys"), problem))?;
+            Ok(match &key.kid {
+                Some(kid) => made.named(kid.clone()),
+                None => made,
+            })
+        })
+        .collect::<Result<Vec<_>, Unusable>>()?;
+    let keys = KeySet::new(keys).map_err(|problem| unusable(at("keys"), problem))?;
+    let iss = issuer.issuer.iter().cloned().collect();
+    let mut made = Issuer::new(issuer.name.clone(), iss, algorithms, keys)
+        .map_err(|problem| unusable(at("algorithms"), problem))?;
+    made.rules.leeway = issuer.leeway;
+    made.rules.require_exp = issuer.require_exp;
+    made.rules.required.clone_from(&issuer.required_claims);
+    made.rules.max_lifetime = issuer.max_lifetime;
+    made.rules.audiences.clone_from(&issuer.audience);
+    let names = &issuer.claims;
+    made.mapping.subject.clone_from(&names.subject);
+    made.mapping.plan = names.plan.clone();
+    made.mapping.multiplier = names.multiplier.clone();
+    made.mapping.permissions = names.permissions.clone();
+    made.mapping.email = names.email.clone();
+    made.mapping.forward.clone_from(&spec.identity.claim_headers);
+    Ok(made)
+}
+
+/// The algorithm as the identity floor knows it.
+pub const fn algorithm(algorithm: spec::Algorithm) -> Algorithm {
+    match algorithm {
+        spec::Algorithm::Hs256 => Algorithm::HS256,
+        spec::Algorithm::Hs384 => Algorithm::HS384,
+        spec::Algorithm::Hs512 => Algorithm::HS512,
+        spec::Algorithm::Rs256 => Algorithm::RS256,
+        spec::Algorithm::Rs384 => Algorithm::RS384,
+        spec::Algorithm::Rs512 => Algorithm::RS512,
+        spec::Algorithm::Ps256 => Algorithm::PS256,
+        spec::Algorithm::Ps384 => Algorithm::PS384,
+        spec::Algorithm::Ps512 => Algorithm::PS512,
+        spec::Algorithm::Es256 => Algorithm::ES256,
+        spec::Algorithm::Es384 => Algorithm::ES384,
+        spec::Algorithm::EdDsa => Algorithm::EdDsa,
+    }
+}
+
+fn forward_settings(spec: &Spec) -> Result<forward::Settings, Unusable> {
+    let defaults = forward::Names::default();
+    let header = |chosen: &Option<HeaderName>, default: HeaderName| chosen.clone().unwrap_or(default);
+    let names = forward::Names {
+        user_id: header(&spec.identity.user_id_header, defaults.user_id),
+        user_plan: header(&spec.identity.plan_header, defaults.user_plan),
+        user_permissions: header(&spec.identity.permissions_header, defaults.user_permissions),
+        claims: spec.identity.claim_headers.clone(),
+        also_strip: Vec::new(),
+    };
+    forward::Settings::new(names, forward::Chain::default(), false)
+        .map_err(|problem| unusable("identity.headers", problem))
+}
+
+fn windows(windows: &[spec::Window]) -> Result<Vec<Window>, limits::PolicyError> {
+    windows.iter().map(|window| Window::named(&window.name, window.limit, window.window)).collect()
+}
+
+fn plans(spec: &Spec) -> Result<Plans, Unusable> {
+    let at = |name: &str| format!("plans.{name}");
+    let mut anonymous = None;
+    let mut named = Vec::new();
+    for plan in &spec.plans {
+        let windows = windows(&plan.windows).map_err(|problem| unusable(at(&plan.name), problem))?;
+        if plan.name == spec.limits.anonymous_plan {
+            anonymous =
+                Some(Plan::anonymous(windows).map_err(|problem| unusable(at(&plan.name), problem))?);
+        } else {
+            named.push(Plan::new(&plan.name, windows).map_err(|problem| unusable(at(&plan.name), problem))?);
+        }
+    }
+    let anonymous = anonymous.ok_or_else(|| unusable("limits.anonymous_plan", "the plan is not declared"))?;
+    Ok(Plans::new(anonymous, named, &spec.limits.default_plan)
+        .map_err(|problem| unusable("limits.default_plan", problem))?
+        .with_multiplier_cap(spec.limits.multiplier_cap))
+}
+
+fn policy(policy: &spec::Policy) -> Result<Policy, limits::PolicyError> {
+    let part = |part: &spec::KeyPart| match part {
+        spec::KeyPart::Ip => limits::KeyPart::Ip,
+        spec::KeyPart::User => limits::KeyPart::User,
+        spec::KeyPart::Token => limits::KeyPart::Token,
+        spec::KeyPart::ApiToken => limits::KeyPart::ApiToken,
+        spec::KeyPart::Route => limits::KeyPart::Route,
+        spec::KeyPart::Plan => limits::KeyPart::Plan,
+        spec::KeyPart::Caller => limits::KeyPart::Caller,
+    };
+    let key: Vec<_> = policy.key.iter().map(part).collect();
+    let algorithm = match policy.algorithm {
+        spec::LimitAlgorithm::FixedWindow => limits::Algorithm::FixedWindow,
+        spec::LimitAlgorithm::SlidingWindow => limits::Algorithm::SlidingWindow,
+        spec::LimitAlgorithm::TokenBucket => limits::Algorithm::TokenBucket,
+    };
+    let quota = match &policy.quota {
+        spec::Quota::Windows(list) => limits::LimitSource::Windows(windows(list)?),
+        spec::Quota::Plan => limits::LimitSource::Plan,
+    };
+    let on_store_failure = match policy.on_store_failure {
+        spec::OnStoreFailure::Local => limits::OnStoreFailure::Local,
+        spec::OnStoreFailure::Allow => limits::OnStoreFailure::Allow,
+        spec::OnStoreFailure::Deny => limits::OnStoreFailure::Deny,
+    };
+    Ok(Policy::new(&policy.name, &key, algorithm, quota)?
+        .with_cost(policy.cost)?
+        .with_on_store_failure(on_store_failure)
+        .with_penalise(policy.penalise))
+}

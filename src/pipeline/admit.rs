@@ -1,0 +1,330 @@
+//! Admission: the order in which a request is judged, written once. Cheap and local stages come first; the
+//! store is asked once, and not at all when the answer is known.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::HeaderMap;
+
+use super::context::{Admission, Admitted, Context, Target};
+use super::exchange::{self, Answer};
+use super::gateway::Gateway;
+use super::head::{self, Framing, Head, HeadInput};
+use super::refusal::{Limited, Refusal};
+use crate::cache::key::Target as CacheTarget;
+use crate::cache::request::{Bypass, Caller as CacheCaller};
+use crate::cache::{self, Transaction};
+use crate::client_addr::{self, ClientAddr, Scheme};
+use crate::clock::UnixMillis;
+use crate::identity::resolve::{authenticate, permit};
+use crate::identity::revocation::{Effect, Revocation};
+use crate::identity::{Identity, IdentityRefusal, Refused, Requirement, credentials};
+use crate::limits::{self, Caller, Checks, Decision, OnStoreFailure, Plan, fields};
+use crate::metrics::{LimitOutcome, LimitSource};
+use crate::route::table::Found;
+use crate::route::{Route, normalise};
+use crate::upstream::forward;
+
+/// How long a ban or revocation that the store reported is believed without asking again, when its end is not
+/// known here.
+const CUTOFF_KNOWN_FOR: std::time::Duration = std::time::Duration::from_secs(3_600);
+
+/// What cache and limits made of a request; a request of the cache's own is not counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A client's request.
+    Client,
+    /// The cache refreshes a stale response in the background.
+    Revalidation,
+}
+
+/// What became of the question whether the cache may be used.
+#[derive(Debug)]
+pub enum CacheUse {
+    /// The route has no cache.
+    NotConfigured,
+    /// The request goes past it.
+    Bypassed(Bypass),
+    /// The request uses it.
+    Used(Box<Transaction>),
+}
+
+/// Judges a request. What was learned is in `context`, whether it is admitted or not.
+///
+/// # Errors
+/// The first stage's refusal.
+pub async fn admit(
+    gateway: &Gateway,
+    input: &HeadInput<'_>,
+    peer: IpAddr,
+    origin: Origin,
+    context: &mut Context,
+) -> Result<(), Refusal> {
+    let now = context.received_at;
+
+    // Is this one well-formed request?
+    let head = head::inspect(input, &gateway.head_limits)?;
+    let client = client_addr::resolve(&gateway.client_addr, peer, input.headers);
+    note_client(gateway, &head, input.headers, client, context);
+    if head.is_asterisk() {
+        return Err(Refusal::NoRoute);
+    }
+
+    // Which route?
+    let path = normalise::normalise(head.path, gateway.path_options)?;
+    let (route, params) = match gateway.table.find(&head.host, input.method, &path) {
+        Found::Route(found) => {
+            let params = found.params.iter().map(|(name, value)| (name.into(), value.into())).collect();
+            (Arc::clone(found.value), params)
+        }
+        Found::MethodNotAllowed { allow } => return Err(Refusal::MethodNotAllowed(allow)),
+        Found::NotFound => return Err(Refusal::NoRoute),
+    };
+    context.route = Some(Arc::clone(&route));
+    if !route.allow_encoded_slashes && normalise::has_encoded_slash(&path) {
+        return Err(normalise::Problem::EncodedSlash.into());
+    }
+    if matches!(head.framing, Framing::Length(length) if length > route.max_body) {
+        return Err(Refusal::BodyTooLarge);
+    }
+
+    // Who is it?
+    let (identity, query) = identify(gateway, &route, &head, input.headers, now)?;
+    context.identity.clone_from(&identity);
+    if let Some(identity) = &identity
+        && gateway.shared.known.is_revoked(identity, now)
+    {
+        return Err(IdentityRefusal::Token(Refused::Revoked).into());
+    }
+    permit(&route.access, identity.as_deref())?;
+
+    // May it, at this rate? And what may the cache do?
+    let target = CacheTarget {
+        scheme: context.scheme.as_str(),
+        host: &context.host,
+        path: &path,
+        query: query.as_deref(),
+        caller: identity.as_deref().map_or(CacheCaller::Anonymous, |identity| CacheCaller::User(&identity.subject)),
+    };
+    let param = |name: &str| find_param(&params, name);
+    let pending = route.cache.as_ref().map(|settings| {
+        cache::Pending::new(settings, input.method, input.headers, target, param)
+    });
+    let cache = decide(gateway, &route, client, identity.as_ref(), pending, origin, context).await?;
+
+    let canonical = normalise::target(&path, query.as_deref());
+    let rewritten = (canonical.as_bytes() != input.target).then(|| canonical.into());
+    context.admission = Admission::Admitted(Box::new(Admitted {
+        route,
+        params,
+        identity,
+        cache,
+        target: Target { rewritten, websocket: head.wants_websocket },
+    }));
+    Ok(())
+}
+
+/// The value of the path parameter `name`.
+pub fn find_param<'a>(params: &'a [(Box<str>, Box<str>)], name: &str) -> Option<&'a str> {
+    params.iter().find_map(|(known, value)| (**known == *name).then_some(&**value))
+}
+
+fn note_client(gateway: &Gateway, head: &Head<'_>, headers: &HeaderMap, client: ClientAddr, context: &mut Context) {
+    let told = client_addr::told(&gateway.client_addr, &client, headers);
+    context.client = Some(client);
+    context.request_id = forward::request_id(headers, client.peer_trusted);
+    context.trace = forward::TraceParent::of(headers, client.peer_trusted);
+    context.scheme = told.scheme.unwrap_or(Scheme::Http);
+    context.host = match (told.host, head.port) {
+        (Some(host), _) => host.into(),
+        (None, Some(port)) => format!("{}:{port}", head.host).into(),
+        (None, None) => (&*head.host).into(),
+    };
+}
+
+type Query<'a> = Option<std::borrow::Cow<'a, str>>;
+
+/// The caller, and the query without the credential that may have been in it.
+fn identify<'a>(
+    gateway: &Gateway,
+    route: &Route,
+    head: &Head<'a>,
+    headers: &HeaderMap,
+    now: UnixMillis,
+) -> Result<(Option<Arc<Identity>>, Query<'a>), Refusal> {
+    let untouched = head.query.map(std::borrow::Cow::Borrowed);
+    let requirement = route.access.requirement();
+    if requirement == Requirement::None {
+        return Ok((None, untouched));
+    }
+    let credential = credentials::extract(&gateway.sources, headers, head.query);
+    let parameter = credential.as_ref().ok().and_then(Option::as_ref).and_then(|found| found.query_parameter());
+    let query = match (parameter, head.query) {
+        (Some(name), Some(query)) => {
+            let stripped = credentials::without_parameter(query, name);
+            (!stripped.is_empty()).then_some(stripped)
+        }
+        _ => untouched,
+    };
+    let identity = authenticate(requirement, credential, &gateway.verifier, now)?;
+    Ok((identity, query))
+}
+
+type PendingCache = Option<Result<cache::Pending, Bypass>>;
+
+/// Limits, revocation and cache generations: locally where the answer is known, else in one exchange.
+async fn decide(
+    gateway: &Gateway,
+    route: &Route,
+    client: ClientAddr,
+    identity: Option<&Arc<Identity>>,
+    pending: PendingCache,
+    origin: Origin,
+    context: &mut Context,
+) -> Result<CacheUse, Refusal> {
+    let shared = &*gateway.shared;
+    let now = context.received_at;
+    let plan = identity.map_or(gateway.plans.anonymous(), |identity| gateway.plans.named(identity.plan.as_deref()));
+    let mut checks = Checks::new();
+    if origin == Origin::Client {
+        collect(gateway, route, client, identity, plan, &mut checks, now, |_| true);
+        if let Some(refused) = shared.local.refused(&mut checks, now) {
+            return Err(refuse(gateway, &checks, plan, refused, LimitSource::Known, context));
+        }
+    }
+
+    let mut values = None;
+    let mut verdict = None;
+    let needed = !checks.is_empty() || identity.is_some() || matches!(pending, Some(Ok(_)));
+    if needed && let Some(store) = &shared.store {
+        let tags = match &pending {
+            Some(Ok(pending)) => Some((shared.cache.generations(), pending.tags())),
+            _ => None,
+        };
+        match exchange::ask(store, shared, identity.map(|identity| &**identity), tags, &mut checks, now).await {
+            Some(Answer::Judged { decision, generations }) => {
+                verdict = Some((decision, LimitSource::Redis));
+                values = Some(generations);
+            }
+            Some(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, identity, now)),
+            Some(Answer::Banned) => return Err(Refusal::Banned),
+            None => {
+                // The state in `checks` is what was last known: the decision goes on from there.
+                if checks.iter().any(|check| check.on_store_failure == OnStoreFailure::Deny) {
+                    return Err(Refusal::StoreRequired);
+                }
+                if checks.iter().any(|check| check.on_store_failure == OnStoreFailure::Allow) {
+                    collect(gateway, route, client, identity, plan, &mut checks, now, |policy| {
+                        policy == OnStoreFailure::Local
+                    });
+                }
+            }
+        }
+    }
+    let (decision, source) =
+        verdict.unwrap_or_else(|| (shared.local.decide(&mut checks, now), LimitSource::Memory));
+    match decision {
+        Decision::Refused(refused) => return Err(refuse(gateway, &checks, plan, refused, source, context)),
+        Decision::Admitted { .. } => {
+            count(gateway, &checks, LimitOutcome::Admitted, source, |_| true);
+            fields::write(&gateway.fields, &checks, &decision, |name, value| context.quota.push((name, value)));
+        }
+    }
+
+    Ok(match (pending, values) {
+        (None, _) => CacheUse::NotConfigured,
+        (Some(Err(bypass)), _) => CacheUse::Bypassed(bypass),
+        (Some(Ok(pending)), Some(values)) => match pending.with_values(shared.cache, &values, now) {
+            Ok(transaction) => CacheUse::Used(Box::new(transaction)),
+            Err((bypass, write)) => {
+                if let (Some(write), Some(store)) = (write, &shared.store) {
+                    super::invalidate::create_epoch(Arc::clone(store), write);
+                }
+                CacheUse::Bypassed(bypass)
+            }
+        },
+        (Some(Ok(pending)), None) => CacheUse::Used(Box::new(pending.locally(shared.cache, now))),
+    })
+}
+
+#[allow(clippy::too_many_arguments, reason = "one call site's own values, gathered twice")]
+fn collect(
+    gateway: &Gateway,
+    route: &Route,
+    client: ClientAddr,
+    identity: Option<&Arc<Identity>>,
+    plan: &Plan,
+    checks: &mut Checks,
+    now: UnixMillis,
+    wanted: impl Fn(OnStoreFailure) -> bool,
+) {
+    checks.begin(now);
+    if route.policies.is_empty() {
+        return;
+    }
+    let subject = client.subject();
+    let caller = Caller {
+        ip: subject.text(),
+        user: identity.map(|identity| &*identity.subject),
+        token: identity.map(|identity| identity.token_id.as_str()),
+        api_token: None,
+        route: &route.name,
+        plan,
+        multiplier: identity.map_or(1.0, |identity| gateway.plans.multiplier(identity.multiplier)),
+    };
+    for &index in &route.policies {
+        let Some(policy) = gateway.policies.get(usize::from(index)) else { continue };
+        if wanted(policy.on_store_failure())
+            && let Err(problem) = checks.add(&gateway.shared.keys, index, policy, &caller)
+        {
+            // Refused when the configuration is loaded; the policies that fit still hold.
+            tracing::error!(route = %route.name, %problem, "a policy is not applied");
+        }
+    }
+}
+
+/// A revocation that the store knows and this instance did not: it learns it for the time the store is away.
+fn revoked(gateway: &Gateway, identity: Option<&Arc<Identity>>, now: UnixMillis) -> Refusal {
+    if let Some(identity) = identity {
+        let until = identity.usable_until.unwrap_or_else(|| now.plus(CUTOFF_KNOWN_FOR));
+        let key = Arc::clone(&identity.keys.blacklist);
+        gateway.shared.known.learn(&Revocation { key, effect: Effect::Token, until }, now);
+    }
+    IdentityRefusal::Token(Refused::Revoked).into()
+}
+
+fn refuse(
+    gateway: &Gateway,
+    checks: &Checks,
+    plan: &Plan,
+    refused: limits::Refused,
+    source: LimitSource,
+    context: &mut Context,
+) -> Refusal {
+    count(gateway, checks, LimitOutcome::Refused, source, |index| refused.violated.contains(index));
+    let decision = Decision::Refused(refused);
+    fields::write(&gateway.fields, checks, &decision, |name, value| context.quota.push((name, value)));
+    Refusal::Limited(Limited {
+        detail: fields::detail(&refused, checks, &gateway.policies, plan).into(),
+        violated: fields::violated_policies(&refused, checks).map(Into::into).collect(),
+    })
+}
+
+fn count(
+    gateway: &Gateway,
+    checks: &Checks,
+    outcome: LimitOutcome,
+    source: LimitSource,
+    concerned: impl Fn(usize) -> bool,
+) {
+    for (index, check) in checks.iter().enumerate() {
+        // Once per policy, at its first window.
+        let repeated = index > 0 && checks.get(index - 1).is_some_and(|previous| previous.policy == check.policy);
+        if concerned(index)
+            && !(repeated && concerned(index - 1))
+            && let Some(metrics) = gateway.policy_metrics.get(usize::from(check.policy))
+        {
+            metrics.decisions.count(outcome, source);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What requests are judged by: the settings of one configuration, over the state that outlives it. It holds
+//! both and decides nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::head::HeadLimits;
+use crate::cache::Cache;
+use crate::client_addr;
+use crate::clock::Clock;
+use crate::identity::revocation::{Known, Pending};
+use crate::identity::{Sources, Verifier};
+use crate::limits::{self, KeySpace, Local, Plans, Policy};
+use crate::logging::AccessLog;
+use crate::metrics::{Metrics, PolicyMetrics};
+use crate::redis::{Script, Store};
+use crate::route::table::Table;
+use crate::route::{Route, normalise};
+use crate::upstream::{Upstream, forward};
+
+/// How long a client may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// An idle connection is closed after this.
+    pub keepalive: Duration,
+    /// Longest pause between two pieces of a request body.
+    pub body: Duration,
+    /// Longest time a client may refuse to take a piece of the response.
+    pub write: Duration,
+}
+
+/// One configuration, ready to judge requests.
+pub struct Gateway {
+    /// How large a head may be.
+    pub head_limits: HeadLimits,
+    /// What paths are tolerated by any route.
+    pub path_options: normalise::Options,
+    /// The routes.
+    pub table: Table<Arc<Route>>,
+    /// Whose forwarding headers are believed.
+    pub client_addr: client_addr::Settings,
+    /// Where tokens are looked for.
+    pub sources: Sources,
+    /// Decides on tokens.
+    pub verifier: Verifier,
+    /// What upstreams are told.
+    pub forward: forward::Settings,
+    /// Plans of callers.
+    pub plans: Plans,
+    /// Limit policies by index.
+    pub policies: Box<[Policy]>,
+    /// What is counted per policy, by the same index.
+    pub policy_metrics: Box<[PolicyMetrics]>,
+    /// Which limit fields are sent.
+    pub fields: limits::fields::Settings,
+    /// Every upstream, for status and name resolution.
+    pub upstreams: Vec<Arc<Upstream>>,
+    /// How long clients may take.
+    pub timeouts: Timeouts,
+    /// Whether `X-Cache-Key` is sent.
+    pub expose_cache_key: bool,
+    /// State that outlives the configuration.
+    pub shared: Arc<Shared>,
+}
+
+/// State that outlives a configuration.
+pub struct Shared {
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// What is counted for operators.
+    pub metrics: Metrics,
+    /// One line per request, where configured.
+    pub access_log: Option<AccessLog>,
+    /// The store of all instances; `None`: memory only.
+    pub store: Option<Arc<Store>>,
+    /// The script that decides in the store.
+    pub gate: &'static Script,
+    /// Counters of this instance.
+    pub local: Local,
+    /// Makes counter keys and their hashes.
+    pub keys: KeySpace,
+    /// Revocations of this instance.
+    pub known: Known,
+    /// Revocations that the store has not got yet.
+    pub pending: Pending,
+    /// The response cache.
+    pub cache: &'static Cache,
+}
