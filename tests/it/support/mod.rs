@@ -29,6 +29,7 @@ pub mod process;
 pub mod raw_origin;
 pub mod redis;
 pub mod relay;
+pub mod reply;
 pub mod resp;
 pub mod token;
 
