@@ -12,6 +12,7 @@ RUN mkdir src \
     && echo 'fn main() {}' >src/main.rs \
     && touch src/lib.rs \
     && cargo build --profile dist --locked
+COPY config config
 COPY src src
 # Cargo compares modification times, and those of the context are older than the build above.
 RUN touch src/main.rs src/lib.rs \
@@ -23,7 +24,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --no-create-home --shell /usr/sbin/nologin --uid 10001 tollgate
 COPY --from=build /build/target/dist/tollgate /usr/local/bin/tollgate
-COPY config/*.toml /etc/tollgate/
+COPY --from=build /build/config/*.toml /etc/tollgate/
 USER 10001
 # The public listener and the admin listener.
 EXPOSE 8080 9090

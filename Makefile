@@ -22,7 +22,7 @@ lint: ## Check the formatting, the code (clippy) and the documentation; any warn
 	@scripts/install-deps.sh --build
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
 bench: ## Measure: the hot functions (criterion), then the gateway beside nginx (benches/load)
 	@scripts/install-deps.sh --bench

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::support::client::{Client, RawConnection, SendError, raw, raw_status};
+use crate::support::concurrently;
+use crate::support::load::Load;
 use crate::support::origin::{Origin, Reply};
 use crate::support::raw_origin::{DeafOrigin, RawOrigin, Step};
 use crate::support::redis::Redis;
@@ -251,4 +253,26 @@ fn nobody_gets_through_to_the_deaf_origin() {
     let origin = DeafOrigin::start();
     let error = TcpStream::connect_timeout(&origin.addr(), A_MOMENT).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+}
+
+#[test]
+fn concurrent_work_keeps_its_order() {
+    assert_eq!(concurrently(8, |number| number * 2), [0, 2, 4, 6, 8, 10, 12, 14]);
+}
+
+#[test]
+fn a_load_goes_on_until_stopped_and_tells_every_outcome() {
+    let origin = Origin::start();
+    origin.route("/no", |_| Reply::text(429, "no"));
+    let addr = origin.addr();
+    let load = Load::start(4, addr, |client, number| {
+        client.get(if number % 2 == 0 { "/yes" } else { "/no" }).within(Duration::from_secs(5))
+    });
+    load.wait_for_more(40);
+    let outcomes = load.stop();
+    assert!(outcomes.len() >= 40);
+    assert!(outcomes.iter().any(|outcome| outcome.code == Some(200)));
+    assert!(outcomes.iter().any(|outcome| outcome.code == Some(429)));
+    assert!(outcomes.iter().all(|outcome| outcome.failure.is_none()));
+    assert_eq!(outcomes.len(), origin.hits(), "nothing is under way any more");
 }

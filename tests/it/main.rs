@@ -1,5 +1,22 @@
 //! Tollgate from outside: the real binary, a real Redis, real sockets, one file per behaviour.
 //! Nothing here calls into the library's inner parts, and nothing sleeps to be lucky: tests wait for conditions.
+//!
+//! A test is a plain blocking function:
+//!
+//! ```ignore
+//! let redis = Redis::start();
+//! let link = Relay::to(redis.addr());
+//! let origin = Origin::start();
+//! let gateway = Gateway::builder().config(&config_for(&origin)).env("REDIS_URL", &link.redis_url()).start();
+//!
+//! let response = gateway.client().get("/notes").bearer(&Token::of("ada").sign()).send();
+//! assert_eq!(response.code(), 200);
+//! assert_eq!(origin.last().path, "/notes");
+//! assert_eq!(link.take_traffic().exchanges, 1);
+//!
+//! link.cut();
+//! assert_eventually!(gateway.metric("tollgate_degraded", &[]) == Some(1.0), "the outage shows in the metrics");
+//! ```
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

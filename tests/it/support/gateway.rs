@@ -105,7 +105,7 @@ impl Builder {
             attempt += 1;
             match self.attempt() {
                 // Somebody took a port between our pick and the gateway's bind.
-                Err(ended) if attempt < PORT_ATTEMPTS && ended.is_for_a_port() => {}
+                Err(ended) if attempt < PORT_ATTEMPTS && names_a_taken_port(&ended.logs) => {}
                 outcome => return outcome,
             }
         }
@@ -137,17 +137,21 @@ impl Builder {
         let gateway = Gateway { addr, admin, directory, process: Process::new("tollgate", child), logs };
 
         let client = Client::new(admin);
+        let is_ready = |path| {
+            client
+                .get(path)
+                .within(Duration::from_secs(1))
+                .try_send()
+                .is_ok_and(|got| got.status.is_success())
+        };
         let mut ended = None;
         let ready = holds_eventually(|| {
+            if self.listen.is_none() && names_a_taken_port(&gateway.logs()) {
+                // It may go on trying for longer than we wait; there are other ports.
+                gateway.kill();
+            }
             ended = gateway.process.ended();
-            ended.is_some()
-                || self.wait_until.is_none_or(|path| {
-                    client
-                        .get(path)
-                        .within(Duration::from_secs(1))
-                        .try_send()
-                        .is_ok_and(|got| got.status.is_success())
-                })
+            ended.is_some() || self.wait_until.is_none_or(is_ready)
         });
         if let Some(status) = ended {
             for reader in readers {
@@ -171,11 +175,11 @@ impl Builder {
     }
 }
 
-impl Ended {
-    fn is_for_a_port(&self) -> bool {
-        let logs = self.logs.to_ascii_lowercase();
-        ["address already in use", "address in use", "addrinuse"].iter().any(|words| logs.contains(words))
-    }
+fn names_a_taken_port(logs: &str) -> bool {
+    let logs = logs.to_ascii_lowercase();
+    ["address already in use", "address in use", "is in use, will try again"]
+        .iter()
+        .any(|words| logs.contains(words))
 }
 
 impl Gateway {

@@ -22,12 +22,14 @@ macro_rules! assert_eventually {
 
 pub mod client;
 pub mod gateway;
+pub mod load;
 pub mod origin;
 pub mod ports;
 pub mod process;
 pub mod raw_origin;
 pub mod redis;
 pub mod relay;
+pub mod reply;
 pub mod resp;
 pub mod token;
 
@@ -78,4 +80,24 @@ pub fn holds_within(limit: Duration, mut condition: impl FnMut() -> bool) -> boo
         }
         std::thread::sleep(POLL);
     }
+}
+
+/// Runs `work` on that many threads that start together; results in the order of their numbers, from 0.
+pub fn concurrently<T: Send>(threads: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let start = std::sync::Barrier::new(threads);
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..threads)
+            .map(|number| {
+                let (start, work) = (&start, &work);
+                scope.spawn(move || {
+                    start.wait();
+                    work(number)
+                })
+            })
+            .collect();
+        running
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    })
 }

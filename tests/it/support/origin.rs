@@ -2,19 +2,16 @@
 //! By default it echoes requests as JSON. Bytes that are no proper HTTP are for `raw_origin`.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Method, Request, Response, Version};
 use http_body_util::BodyExt;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -25,6 +22,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::ports::free_addr;
+pub use super::reply::Reply;
+use super::reply::{Broken, ReplyBody};
 use super::{RUNTIME, wait_for};
 
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -74,101 +73,6 @@ impl Received {
             "body_bytes": self.body.len(),
             "body_sha256": hex(&Sha256::digest(&self.body)),
         })
-    }
-}
-
-/// What the origin does after the head of a response.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    None,
-    /// Never answers.
-    HangBeforeHead,
-    /// Sends the head and this much of the body, then nothing, for ever.
-    HangInBody(usize),
-    /// Closes the connection without a word.
-    Close,
-    /// Sends the head and this much of the body, then breaks the connection (or resets the stream).
-    BreakInBody(usize),
-    /// Sends the body in pieces of that many bytes, this long apart.
-    Trickle(usize, Duration),
-}
-
-/// What to answer.
-#[derive(Debug, Clone)]
-#[must_use]
-pub struct Reply {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Bytes,
-    delay: Duration,
-    fault: Fault,
-    chunked: bool,
-}
-
-impl Reply {
-    pub fn new(status: u16, body: impl Into<Bytes>) -> Self {
-        Self {
-            status: StatusCode::from_u16(status).unwrap(),
-            headers: HeaderMap::new(),
-            body: body.into(),
-            delay: Duration::ZERO,
-            fault: Fault::None,
-            chunked: false,
-        }
-    }
-
-    pub fn text(status: u16, text: &str) -> Self {
-        Self::new(status, text.to_owned()).header("content-type", "text/plain")
-    }
-
-    pub fn json(status: u16, value: &Value) -> Self {
-        Self::new(status, value.to_string()).header("content-type", "application/json")
-    }
-
-    /// Adds a header; a second one of the same name is another line.
-    pub fn header(mut self, name: &str, value: &str) -> Self {
-        self.headers.append(
-            HeaderName::from_bytes(name.as_bytes()).unwrap(),
-            HeaderValue::from_bytes(value.as_bytes()).unwrap(),
-        );
-        self
-    }
-
-    /// Waits before answering.
-    pub fn after(mut self, delay: Duration) -> Self {
-        self.delay = delay;
-        self
-    }
-
-    /// Sends the body without announcing its length (chunked on HTTP/1.1).
-    pub fn chunked(mut self) -> Self {
-        self.chunked = true;
-        self
-    }
-
-    pub fn hang_before_head() -> Self {
-        Self::new(200, "").fault(Fault::HangBeforeHead)
-    }
-
-    pub fn close() -> Self {
-        Self::new(200, "").fault(Fault::Close)
-    }
-
-    pub fn hang_in_body_after(self, bytes: usize) -> Self {
-        self.fault(Fault::HangInBody(bytes))
-    }
-
-    pub fn break_in_body_after(self, bytes: usize) -> Self {
-        self.fault(Fault::BreakInBody(bytes))
-    }
-
-    pub fn trickle(self, bytes: usize, pause: Duration) -> Self {
-        self.fault(Fault::Trickle(bytes, pause))
-    }
-
-    fn fault(mut self, fault: Fault) -> Self {
-        self.fault = fault;
-        self
     }
 }
 
@@ -365,7 +269,7 @@ async fn answer(
     request: Request<Incoming>,
     connection: usize,
     state: Arc<State>,
-) -> Result<Response<ReplyBody>, Broken> {
+) -> Result<Response<ReplyBody<InFlight>>, Broken> {
     state.hits.fetch_add(1, SeqCst);
     state.in_flight.fetch_add(1, SeqCst);
     let guard = InFlight(Arc::clone(&state));
@@ -389,103 +293,7 @@ async fn answer(
     state.received.lock().unwrap().push(received.clone());
     let reply = handler(&received);
 
-    tokio::time::sleep(reply.delay).await;
-    match reply.fault {
-        Fault::HangBeforeHead => std::future::pending().await,
-        Fault::Close => return Err(Broken),
-        _ => {}
-    }
-    let mut response = Response::builder().status(reply.status);
-    let has_body = !(reply.status.is_informational() || matches!(reply.status.as_u16(), 204 | 304));
-    if has_body && !reply.chunked && !reply.headers.contains_key("content-length") {
-        response = response.header("content-length", reply.body.len());
-    }
-    let is_head = received.method == Method::HEAD;
-    let mut response = response
-        .body(ReplyBody {
-            rest: if is_head { Bytes::new() } else { reply.body },
-            fault: reply.fault,
-            sent: 0,
-            pause: None,
-            _guard: guard,
-        })
-        .map_err(|_| Broken)?;
-    response.headers_mut().extend(reply.headers);
-    Ok(response)
-}
-
-/// Makes hyper drop the connection.
-#[derive(Debug, thiserror::Error)]
-#[error("the origin breaks off, as the test wants it")]
-struct Broken;
-
-impl From<Infallible> for Broken {
-    fn from(never: Infallible) -> Self {
-        match never {}
-    }
-}
-
-struct ReplyBody {
-    rest: Bytes,
-    fault: Fault,
-    sent: usize,
-    pause: Option<Pin<Box<tokio::time::Sleep>>>,
-    _guard: InFlight,
-}
-
-impl Body for ReplyBody {
-    type Data = Bytes;
-    type Error = Broken;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        let body = &mut *self;
-        if let Some(pause) = &mut body.pause {
-            if pause.as_mut().poll(context).is_pending() {
-                return Poll::Pending;
-            }
-            body.pause = None;
-        }
-        let length = match body.fault {
-            Fault::HangInBody(limit) if body.sent >= limit => return Poll::Pending,
-            Fault::BreakInBody(limit) if body.sent >= limit => {
-                // hyper would drop what it has not written yet: let it go out first.
-                if body.sent > 0 {
-                    body.sent = 0;
-                    body.fault = Fault::BreakInBody(0);
-                    body.pause = Some(Box::pin(tokio::time::sleep(Duration::from_millis(20))));
-                    context.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-                return Poll::Ready(Some(Err(Broken)));
-            }
-            _ if body.rest.is_empty() => return Poll::Ready(None),
-            Fault::HangInBody(limit) | Fault::BreakInBody(limit) => limit - body.sent,
-            Fault::Trickle(piece, pause) => {
-                if body.sent > 0 && body.pause.is_none() {
-                    body.sent = 0;
-                    body.pause = Some(Box::pin(tokio::time::sleep(pause)));
-                    context.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-                piece.max(1)
-            }
-            _ => body.rest.len(),
-        };
-        let piece = body.rest.split_to(length.min(body.rest.len()));
-        body.sent += piece.len();
-        Poll::Ready(Some(Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && matches!(self.fault, Fault::None | Fault::Trickle(..))
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::default()
-    }
+    reply.play(received.method == Method::HEAD, guard).await
 }
 
 fn hex(bytes: &[u8]) -> String {
