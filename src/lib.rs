@@ -2,7 +2,9 @@
 //! shared rate limits and a per-user cache. `docs/architecture.md` has the picture.
 
 pub mod admin;
+pub mod cli;
 pub mod clock;
+pub mod demo;
 pub mod header_names;
 pub mod logging;
 pub mod metrics;
