@@ -138,15 +138,8 @@ impl State {
 #[async_trait]
 impl ServeHttp for Backend {
     async fn response(&self, http: &mut ServerSession) -> Response<Vec<u8>> {
-        let body = match tokio::time::timeout(BODY_TIME, read_body(http)).await {
-            Ok(Some(body)) => body,
-            _ => {
-                return response(
-                    StatusCode::BAD_REQUEST,
-                    &json!({ "detail": "The body cannot be read" }),
-                    true,
-                );
-            }
+        let Ok(Some(body)) = tokio::time::timeout(BODY_TIME, read_body(http)).await else {
+            return response(StatusCode::BAD_REQUEST, &json!({ "detail": "The body cannot be read" }), true);
         };
         let head = http.req_header();
         let user = head.headers.get(&X_USER_ID).and_then(|user| user.to_str().ok());
