@@ -84,7 +84,7 @@ pub struct Mint {
     #[command(flatten)]
     pub key: KeySource,
     /// The issuer of the configuration; may be left out when there is one.
-    #[arg(long, value_name = "NAME", requires = "config")]
+    #[arg(long, value_name = "NAME", conflicts_with = "secret_env")]
     pub issuer: Option<String>,
     /// Whom the token is for (`sub`).
     #[arg(short, long, value_name = "SUBJECT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
@@ -151,7 +151,8 @@ fn multiplier(text: &str) -> Result<f64, String> {
 const RESERVED_CLAIMS: &[&str] = &["sub", "iat", "exp", "jti", "iss"];
 
 fn claim(text: &str) -> Result<(String, serde_json::Value), String> {
-    let (name, value) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("write NAME=VALUE")?;
+    let (name, value) =
+        text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("write NAME=VALUE")?;
     if RESERVED_CLAIMS.contains(&name) {
         return Err(format!("{name} is set by tollgate itself"));
     }
@@ -176,7 +177,9 @@ mod tests {
 
     #[test]
     fn run_and_check_need_a_file() {
-        assert!(matches!(parse("tollgate run --config a.toml").unwrap(), Command::Run(c) if c.config.ends_with("a.toml")));
+        assert!(
+            matches!(parse("tollgate run --config a.toml").unwrap(), Command::Run(c) if c.config.ends_with("a.toml"))
+        );
         assert!(matches!(parse("tollgate check -c a.toml").unwrap(), Command::Check(_)));
         assert!(parse("tollgate run").is_err());
         assert!(parse("tollgate").is_err());
@@ -186,14 +189,22 @@ mod tests {
     fn minting_takes_one_key_and_typed_claims() {
         let line = "tollgate token mint --config a.toml --issuer main --subject alice --plan pro --permission a \
                     --permission b --multiplier 2.5 --lifetime 15m --claim n=7 --claim email=a@b.c";
-        let Command::Token(Token::Mint(mint)) = parse(&line.split_whitespace().collect::<Vec<_>>().join(" ")).unwrap()
+        let Command::Token(Token::Mint(mint)) =
+            parse(&line.split_whitespace().collect::<Vec<_>>().join(" ")).unwrap()
         else {
             panic!("not a mint");
         };
-        assert_eq!((mint.subject.as_str(), mint.plan.as_deref(), mint.multiplier), ("alice", Some("pro"), Some(2.5)));
-        assert_eq!((mint.permissions.as_slice(), mint.lifetime), (&["a".into(), "b".into()][..], Duration::from_secs(900)));
+        assert_eq!(
+            (mint.subject.as_str(), mint.plan.as_deref(), mint.multiplier),
+            ("alice", Some("pro"), Some(2.5))
+        );
+        assert_eq!(
+            (mint.permissions.as_slice(), mint.lifetime),
+            (&["a".into(), "b".into()][..], Duration::from_secs(900))
+        );
         assert_eq!(mint.claims, [("n".into(), 7.into()), ("email".into(), "a@b.c".into())]);
-        let Command::Token(Token::Mint(mint)) = parse("tollgate token mint --secret-env JWT_SECRET -s bob").unwrap()
+        let Command::Token(Token::Mint(mint)) =
+            parse("tollgate token mint --secret-env JWT_SECRET -s bob").unwrap()
         else {
             panic!("not a mint");
         };
@@ -229,7 +240,10 @@ mod tests {
         let Command::Demo(demo) = parse("tollgate demo --listen [::1]:80").unwrap() else { panic!() };
         assert_eq!((demo.listen, demo.admin_listen), (Some("[::1]:80".parse().unwrap()), None));
         let Command::Health(health) = parse("tollgate health").unwrap() else { panic!() };
-        assert_eq!((health.url.as_str(), health.timeout), ("http://127.0.0.1:9090/live", Duration::from_secs(3)));
+        assert_eq!(
+            (health.url.as_str(), health.timeout),
+            ("http://127.0.0.1:9090/live", Duration::from_secs(3))
+        );
         assert!(parse("tollgate demo --listen nowhere").is_err());
     }
 }

@@ -3,9 +3,11 @@
 
 pub mod admin;
 pub mod cache;
+pub mod cli;
 pub mod client_addr;
 pub mod clock;
 pub mod config;
+pub mod demo;
 pub mod header_names;
 pub mod identifiers;
 pub mod identity;

@@ -1,3 +1,7 @@
+<<<<<<< HEAD
 //! The `tollgate` command.
 
 fn main() {}
+=======
+fn main(){}
+>>>>>>> admin

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
+use http::header;
 use http::request::Parts;
 use http::{Method, StatusCode};
 use serde::Deserialize;
@@ -178,8 +178,7 @@ fn writing(parts: &Parts, action: Action) -> Result<Action, Reply> {
 }
 
 fn not_allowed(allow: &'static str) -> Reply {
-    Reply::problem(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method")
-        .with(header::ALLOW, HeaderValue::from_static(allow))
+    Reply::problem(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method").with("allow", allow)
 }
 
 #[derive(Deserialize)]

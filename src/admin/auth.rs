@@ -72,8 +72,7 @@ pub(super) fn authorize(token: Option<&AdminToken>, headers: &HeaderMap) -> Resu
 }
 
 fn unauthorized(detail: &'static str, challenge: &'static str) -> Reply {
-    Reply::problem(StatusCode::UNAUTHORIZED, detail)
-        .with(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
+    Reply::problem(StatusCode::UNAUTHORIZED, detail).with("www-authenticate", challenge)
 }
 
 /// The token of the one `Authorization: Bearer` header (RFC 6750); none when there are several headers.

@@ -6,8 +6,8 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use serde::Serialize;
 
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
-const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
+const JSON: &str = "application/json";
+const PROBLEM: &str = "application/problem+json";
 
 /// Headers every answer carries: not cached, not sniffed, not framed, nothing loaded, nothing leaked.
 const ARMOUR: [(HeaderName, HeaderValue); 6] = [
@@ -23,8 +23,9 @@ const ARMOUR: [(HeaderName, HeaderValue); 6] = [
 #[derive(Clone, Debug)]
 pub struct Reply {
     status: StatusCode,
-    content_type: HeaderValue,
-    extra: Option<(HeaderName, HeaderValue)>,
+    content_type: &'static str,
+    /// One header more, its name in lower case.
+    extra: Option<(&'static str, &'static str)>,
     body: Bytes,
 }
 
@@ -47,8 +48,12 @@ impl Reply {
 
     /// The metrics page.
     pub(super) fn metrics(text: String) -> Self {
-        let content_type = HeaderValue::from_static(crate::metrics::CONTENT_TYPE);
-        Self { status: StatusCode::OK, content_type, extra: None, body: text.into() }
+        Self {
+            status: StatusCode::OK,
+            content_type: crate::metrics::CONTENT_TYPE,
+            extra: None,
+            body: text.into(),
+        }
     }
 
     /// A problem document (RFC 9457) of the type `about:blank`.
@@ -59,14 +64,15 @@ impl Reply {
         Self { status, content_type: PROBLEM, extra: None, body }
     }
 
-    /// The same answer with one more header.
-    pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+    /// The same answer with one more header; `name` is in lower case.
+    pub(super) fn with(mut self, name: &'static str, value: &'static str) -> Self {
         self.extra = Some((name, value));
         self
     }
 
     /// The status.
-    pub const fn status(&self) -> StatusCode {
+    #[cfg(test)]
+    pub(super) const fn status(&self) -> StatusCode {
         self.status
     }
 
@@ -76,10 +82,12 @@ impl Reply {
         let mut response = Response::new(self.body);
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, self.content_type);
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.content_type));
         headers.insert(header::CONTENT_LENGTH, length);
         headers.extend(ARMOUR);
-        headers.extend(self.extra);
+        if let Some((name, value)) = self.extra {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
         response
     }
 }
