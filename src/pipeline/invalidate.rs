@@ -1,0 +1,70 @@
+//! Invalidating cached responses: new generations here at once, then in the store before the writer's response
+//! is released, or later when the store is away.
+
+use std::sync::Arc;
+
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{Cmd, RedisResult, cmd};
+
+use super::gateway::Shared;
+use crate::cache::generations::Write;
+use crate::clock::millis;
+use crate::redis::{Lane, Store};
+
+impl Shared {
+    /// Makes everything stored under `tags` unreachable, on every instance once this returns `true`.
+    pub async fn invalidate(&self, tags: Vec<Box<str>>) -> bool {
+        let writes = self.cache.generations().invalidate(tags);
+        let Some(store) = &self.store else { return true };
+        if writes.is_empty() {
+            return true;
+        }
+        if !store.available() {
+            return false;
+        }
+        let commands: Vec<Cmd> = writes.iter().map(|write| command(write, false)).collect();
+        let calls = commands.iter().map(|command| store.call(Lane::Decisions, command));
+        let outcomes = futures::future::join_all(calls).await;
+        let mut all = true;
+        let mut settled = Vec::with_capacity(writes.len());
+        for (write, outcome) in writes.into_iter().zip(outcomes) {
+            if outcome.is_ok() {
+                settled.push(write);
+            } else {
+                all = false;
+            }
+        }
+        self.cache.generations().settle(&settled);
+        all
+    }
+
+    /// Hands invalidations made during an outage to the store. What cannot be written stays pending.
+    pub(super) async fn hand_over_invalidations(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        let writes = self.cache.generations().pending();
+        for write in &writes {
+            command(write, false).exec_async(connection).await?;
+        }
+        self.cache.generations().settle(&writes);
+        Ok(())
+    }
+}
+
+/// Gives a new or flushed store an epoch, in the background: the request that noticed goes past the cache.
+pub(super) fn create_epoch(store: Arc<Store>, write: Write) {
+    tokio::spawn(async move {
+        // Another instance may be first, or the store may fail: then the next request notices again.
+        let _ = store.call(Lane::Decisions, &command(&write, true)).await;
+    });
+}
+
+fn command(write: &Write, only_if_absent: bool) -> Cmd {
+    let mut command = cmd("SET");
+    command.arg(&*write.key).arg(&*write.value);
+    if only_if_absent {
+        command.arg("NX");
+    }
+    if let Some(ttl) = write.ttl {
+        command.arg("PX").arg(millis(ttl).max(1));
+    }
+    command
+}

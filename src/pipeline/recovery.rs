@@ -1,0 +1,110 @@
+//! What must reach the store before requests ask it again, and what other instances say meanwhile.
+
+use std::sync::Arc;
+
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{RedisResult, cmd};
+use async_trait::async_trait;
+
+use super::gateway::Shared;
+use crate::clock::UnixMillis;
+use crate::identity::revocation::{Effect, Revocation};
+use crate::redis::{EventHandler, Recovery};
+
+/// Revocations read from the store when a connection is made: enough for any logout habit, bounded against a
+/// store that is full of something else.
+const MAX_LEARNED: usize = 200_000;
+const SCAN_COUNT: usize = 1_000;
+
+/// Recovers the state that instances share.
+pub struct Recoverer(pub Arc<Shared>);
+
+#[async_trait]
+impl Recovery for Recoverer {
+    async fn recover(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        self.0.hand_over_revocations(connection).await?;
+        self.0.hand_over_invalidations(connection).await?;
+        // Counts made alone bind nobody else; what the store holds counts again from now on.
+        Ok(())
+    }
+
+    async fn recovered(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        self.0.learn_revocations(connection).await
+    }
+}
+
+impl EventHandler for Recoverer {
+    fn event(&self, payload: &[u8]) {
+        let revocation = std::str::from_utf8(payload).ok().and_then(Revocation::from_message);
+        if let Some(revocation) = revocation {
+            self.0.known.learn(&revocation, self.0.clock.now());
+        }
+    }
+
+    fn subscribed(&self) {}
+}
+
+impl Shared {
+    /// Learns the revocations that the store holds, so that they hold here while it is away.
+    async fn learn_revocations(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        let Some(store) = &self.store else { return Ok(()) };
+        let prefix = &store.settings().key_prefix;
+        let mut learned = 0_usize;
+        for family in ["blacklist:*", "revoked_before:*"] {
+            let pattern = format!("{}{family}", escape_glob(prefix));
+            let mut cursor = 0_u64;
+            loop {
+                let mut scan = cmd("SCAN");
+                scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN_COUNT);
+                let (next, keys): (u64, Vec<String>) = scan.query_async(connection).await?;
+                learned = learned.saturating_add(keys.len());
+                self.learn_keys(connection, keys).await?;
+                cursor = next;
+                if cursor == 0 || learned >= MAX_LEARNED {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn learn_keys(&self, connection: &mut MultiplexedConnection, keys: Vec<String>) -> RedisResult<()> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let mut pipeline = ::redis::pipe();
+        for key in &keys {
+            pipeline.cmd("PEXPIRETIME").arg(key).cmd("GET").arg(key);
+        }
+        let answers: Vec<::redis::Value> = pipeline.query_async(connection).await?;
+        let now = self.clock.now();
+        for (key, answer) in keys.into_iter().zip(answers.chunks(2)) {
+            let [ends, value] = answer else { continue };
+            let until = match ends {
+                ::redis::Value::Int(at) if *at > 0 => UnixMillis(at.unsigned_abs()),
+                // A key that never expires was set by hand: believed until it is asked for again.
+                _ => now.plus(std::time::Duration::from_secs(86_400)),
+            };
+            let effect = if key.contains("revoked_before:") {
+                let text: String = ::redis::from_redis_value(value.clone()).unwrap_or_default();
+                // What cannot be read as a number revokes: it fails closed.
+                Effect::IssuedBefore(text.trim().parse().unwrap_or(u64::MAX))
+            } else {
+                Effect::Token
+            };
+            self.known.learn(&Revocation { key: key.into(), effect, until }, now);
+        }
+        Ok(())
+    }
+}
+
+fn escape_glob(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        if matches!(character, '*' | '?' | '[' | ']' | '\\') {
+            escaped.push('\\');
+        }
+        escaped.push(character);
+    }
+    escaped
+}
