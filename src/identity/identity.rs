@@ -28,6 +28,13 @@ pub enum TokenId {
 }
 
 impl TokenId {
+    /// The id itself: what limits per token count by.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Jti(id) | Self::Sha256(id) => id,
+        }
+    }
+
     /// `<prefix>blacklist:<jti>`, or `<prefix>blacklist:sha256-<hex>` for a token without `jti` and for a
     /// `jti` that is long, not of `[A-Za-z0-9._~@-]`, or made to look like a digest.
     #[must_use]

@@ -201,3 +201,156 @@ fn put_number(out: &mut BytesMut, mut number: u64) {
     }
     out.put_slice(digits.get(20 - used..).unwrap_or_default());
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::net::IpAddr;
+    use std::time::Duration;
+
+    use sfv::{BareItem, ListEntry, Parser};
+
+    use super::super::local::{self, Local};
+    use super::super::plan::Plans;
+    use super::super::policy::{Algorithm, KeyPart, LimitSource, Window};
+    use super::super::subject::{Caller, ClientNet, KeySpace};
+    use super::*;
+
+    const NOW: UnixMillis = UnixMillis(1_700_000_000_500);
+
+    fn policies() -> Vec<Policy> {
+        let windows = [(50, 60), (1_000, 3_600)];
+        let own = windows.iter().map(|&(n, s)| Window::new(n, Duration::from_secs(s)).unwrap()).collect();
+        let login = LimitSource::Windows(vec![Window::new(5, Duration::from_secs(60)).unwrap()]);
+        let new = |name, limit| Policy::new(name, &[KeyPart::Ip], Algorithm::FixedWindow, limit).unwrap();
+        vec![new("api", LimitSource::Windows(own)), new("login", login), new("plan", LimitSource::Plan)]
+    }
+
+    fn run(policies: &[Policy], hits: usize, plan: &Plan) -> (Checks, Decision) {
+        let caller = Caller {
+            ip: ClientNet::new(IpAddr::from([192, 0, 2, 1]), 64),
+            user: None,
+            token: None,
+            api_token: None,
+            route: "r",
+            plan,
+            multiplier: 1.0,
+        };
+        let (local, mut checks) = (Local::new(local::Settings::default()), Checks::new());
+        checks.begin(NOW);
+        for (index, policy) in (0..).zip(policies) {
+            checks.add(&KeySpace::default(), index, policy, &caller).unwrap();
+        }
+        let mut decision = local.decide(&mut checks, NOW);
+        for _ in 1..hits {
+            decision = local.decide(&mut checks, NOW);
+        }
+        (checks, decision)
+    }
+
+    fn written(settings: Settings, checks: &Checks, decision: &Decision) -> HashMap<String, String> {
+        let mut fields = HashMap::new();
+        write(&settings, checks, decision, |name, value| {
+            assert!(fields.insert(name.to_string(), value.to_str().unwrap().to_owned()).is_none());
+        });
+        fields
+    }
+
+    fn parsed(text: &str) -> Vec<(String, HashMap<String, i64>)> {
+        let list: sfv::List = Parser::new(text).parse().unwrap();
+        list.into_iter()
+            .map(|entry| {
+                let ListEntry::Item(item) = entry else { panic!("not an item") };
+                let BareItem::String(name) = item.bare_item else { panic!("not a string") };
+                let params = item.params.iter().map(|(key, value)| {
+                    let BareItem::Integer(number) = value else { panic!("not a number") };
+                    (key.to_string(), i64::from(*number))
+                });
+                (name.to_string(), params.collect())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_counter_is_told_and_the_tightest_one_in_short() {
+        let plans = Plans::standard().unwrap();
+        let (checks, decision) = run(&policies(), 2, plans.named(Some("pro")));
+        let fields = written(Settings::default(), &checks, &decision);
+        assert_eq!(fields["x-ratelimit-limit"], "5");
+        assert_eq!(fields["x-ratelimit-remaining"], "3");
+        assert_eq!(fields["x-ratelimit-reset"], "1700000061");
+        assert!(!fields.contains_key("retry-after"));
+        let policies = parsed(&fields["ratelimit-policy"]);
+        let names: Vec<_> = policies.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["api-minute", "api-hour", "login", "plan"]);
+        assert_eq!((policies[1].1["q"], policies[1].1["w"]), (1_000, 3_600));
+        assert_eq!(policies[3].1["q"], 200);
+        let limits = parsed(&fields["ratelimit"]);
+        assert_eq!((limits[0].1["r"], limits[0].1["t"]), (48, 60));
+        assert_eq!((limits[2].1["r"], limits[2].1["t"]), (3, 60));
+    }
+
+    #[test]
+    fn a_refusal_tells_when_to_come_back_and_why() {
+        let (all, plans) = (policies(), Plans::standard().unwrap());
+        let pro = plans.named(Some("pro"));
+        let (checks, decision) = run(&all, 6, pro);
+        let Decision::Refused(refused) = decision else { panic!("admitted") };
+        let settings = Settings { reset: ResetFormat::Delta, ..Settings::default() };
+        let fields = written(settings, &checks, &decision);
+        assert_eq!(fields["retry-after"], "60");
+        assert_eq!(fields["x-ratelimit-remaining"], "0");
+        assert_eq!(fields["x-ratelimit-reset"], "60");
+        assert_eq!(
+            detail(&refused, &checks, &all, pro),
+            "Rate limit exceeded. Max 5 requests per 60 seconds."
+        );
+        assert_eq!(violated_policies(&refused, &checks).collect::<Vec<_>>(), ["login"]);
+    }
+
+    #[test]
+    fn plan_refusals_name_the_plan() {
+        let plans = Plans::standard().unwrap();
+        let only = vec![policies().remove(2)];
+        for (plan, text) in [
+            (plans.named(Some("pro")), "Rate limit exceeded for pro plan"),
+            (plans.anonymous(), "Rate limit exceeded"),
+        ] {
+            let (checks, decision) = run(&only, 201, plan);
+            let Decision::Refused(refused) = decision else { panic!("admitted") };
+            assert_eq!(detail(&refused, &checks, &only, plan), text);
+        }
+    }
+
+    #[test]
+    fn settings_choose_and_no_policy_writes_nothing() {
+        let plans = Plans::standard().unwrap();
+        let (checks, decision) = run(&policies(), 6, plans.anonymous());
+        let none = Settings { x_ratelimit: false, ietf: false, reset: ResetFormat::Epoch };
+        let fields = written(none, &checks, &decision);
+        assert_eq!(fields.keys().collect::<Vec<_>>(), ["retry-after"]);
+        let (checks, decision) = run(&[], 1, plans.anonymous());
+        assert!(written(Settings::default(), &checks, &decision).is_empty());
+    }
+
+    #[test]
+    fn among_equals_the_longest_window_binds_and_huge_numbers_stay_valid() {
+        let windows = [60, 3_600].map(|s| Window::new(u64::MAX, Duration::from_secs(s)).unwrap());
+        let limit = LimitSource::Windows(windows.to_vec());
+        let huge = [Policy::new("huge", &[KeyPart::Ip], Algorithm::FixedWindow, limit).unwrap()];
+        let (checks, decision) = run(&huge, 1, Plans::standard().unwrap().anonymous());
+        let fields = written(Settings::default(), &checks, &decision);
+        assert_eq!(fields["x-ratelimit-reset"], "1700003601");
+        assert_eq!(fields["x-ratelimit-limit"], u64::MAX.to_string());
+        assert_eq!(parsed(&fields["ratelimit"])[0].1["r"], 999_999_999_999_999);
+    }
+
+    #[test]
+    fn numbers_are_written_in_full() {
+        for number in [0, 9, 10, 1_234_567_890, u64::MAX] {
+            let mut out = BytesMut::new();
+            put_number(&mut out, number);
+            assert_eq!(out, number.to_string().as_bytes());
+        }
+    }
+}

@@ -24,7 +24,7 @@ const CLOCK_SLACK_MS: u64 = 1_000;
 /// How much is remembered, and for how long a refusal is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Counters held at most, about 56 bytes each; rounded up to a multiple of 512.
+    /// Counters held at most, about 56 bytes each; rounded down to a power of two, at least 512.
     pub capacity: usize,
     /// How long a refusal learned from the store is believed without asking again: `None` (until the counter
     /// admits) is exact unless counters can be reset by others.

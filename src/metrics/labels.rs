@@ -194,10 +194,8 @@ label! {
 label! {
     /// What was revoked.
     pub enum RevocationKind {
-        /// One token by its `jti`.
-        Jti = "jti",
-        /// One token by the SHA-256 of its text.
-        TokenHash = "token_hash",
+        /// One token, by its `jti` or by the SHA-256 of its text.
+        Token = "token",
         /// All tokens of a subject issued until now.
         Subject = "subject",
     }

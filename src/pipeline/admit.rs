@@ -9,7 +9,7 @@ use http::HeaderMap;
 use super::context::{Admission, Admitted, Context, Target};
 use super::exchange::{self, Answer};
 use super::gateway::Gateway;
-use super::head::{self, Framing, Head, HeadInput};
+use super::head::{self, Framing, Head, HeadInput, Upgrade};
 use super::refusal::{Limited, Refusal};
 use crate::cache::key::Target as CacheTarget;
 use crate::cache::request::{Bypass, Caller as CacheCaller};
@@ -74,7 +74,8 @@ pub async fn admit(
     let path = normalise::normalise(head.path, gateway.path_options)?;
     let (route, params) = match gateway.table.find(&head.host, input.method, &path) {
         Found::Route(found) => {
-            let params = found.params.iter().map(|(name, value)| (name.into(), value.into())).collect();
+            let params: Params =
+                found.params.iter().map(|(name, value)| (name.into(), value.into())).collect();
             (Arc::clone(found.value), params)
         }
         Found::MethodNotAllowed { allow } => return Err(Refusal::MethodNotAllowed(allow)),
@@ -119,10 +120,13 @@ pub async fn admit(
         params,
         identity,
         cache,
-        target: Target { rewritten, websocket: head.wants_websocket },
+        target: Target { rewritten, websocket: head.upgrade == Upgrade::WebSocket },
     }));
     Ok(())
 }
+
+/// Names and values of path parameters.
+pub type Params = Box<[(Box<str>, Box<str>)]>;
 
 /// The value of the path parameter `name`.
 pub fn find_param<'a>(params: &'a [(Box<str>, Box<str>)], name: &str) -> Option<&'a str> {
@@ -262,9 +266,8 @@ fn collect(
     if route.policies.is_empty() {
         return;
     }
-    let subject = client.subject();
     let caller = Caller {
-        ip: subject.text(),
+        ip: limits::ClientNet::new(client.ip, client.ipv6_prefix),
         user: identity.map(|identity| &*identity.subject),
         token: identity.map(|identity| identity.token_id.as_str()),
         api_token: None,

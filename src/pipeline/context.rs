@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use http::HeaderValue;
 
+use super::admit::{CacheUse, Params};
 use super::refusal::Refusal;
-use crate::cache::Lookup;
 use crate::client_addr::{ClientAddr, Scheme};
 use crate::clock::UnixMillis;
 use crate::identity::Identity;
@@ -30,12 +30,12 @@ pub struct Admitted {
     /// The route it takes.
     pub route: Arc<Route>,
     /// Values of the route's `:name` segments.
-    pub params: Box<[(Box<str>, Box<str>)]>,
+    pub params: Params,
     /// The caller; `None` for nobody in particular.
     pub identity: Option<Arc<Identity>>,
-    /// What the cache is asked; `None` where the route has no cache or the request goes past it.
-    pub lookup: Option<Lookup>,
-    /// The canonical target and its host, when they differ from what came.
+    /// What may be asked of the cache.
+    pub cache: CacheUse,
+    /// What is asked of the upstream.
     pub target: Target,
 }
 
@@ -73,6 +73,8 @@ pub struct Context {
     pub admission: Admission,
     /// Fields that tell the client about its limits.
     pub quota: Vec<(http::HeaderName, HeaderValue)>,
+    /// What the limits decided, for the log.
+    pub limit: Option<&'static str>,
     /// Why the gateway answered itself.
     pub refusal: Option<Refusal>,
     /// Members already tried, the last one being in use.
@@ -104,6 +106,7 @@ impl Context {
             identity: None,
             admission: Admission::Pending,
             quota: Vec::new(),
+            limit: None,
             refusal: None,
             tried: Vec::new(),
             asked_at: None,
@@ -111,6 +114,14 @@ impl Context {
             body_bytes: 0,
             cache_outcome: None,
             in_flight,
+        }
+    }
+
+    /// The request once it was admitted, to be changed.
+    pub fn admitted_mut(&mut self) -> Option<&mut Admitted> {
+        match &mut self.admission {
+            Admission::Pending => None,
+            Admission::Admitted(admitted) => Some(admitted),
         }
     }
 

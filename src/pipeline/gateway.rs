@@ -12,7 +12,7 @@ use crate::identity::revocation::{Known, Pending};
 use crate::identity::{Sources, Verifier};
 use crate::limits::{self, KeySpace, Local, Plans, Policy};
 use crate::logging::AccessLog;
-use crate::metrics::{Metrics, PolicyMetrics};
+use crate::metrics::{Metrics, PolicyMetrics, RouteMetrics};
 use crate::redis::{Script, Store};
 use crate::route::table::Table;
 use crate::route::{Route, normalise};
@@ -51,6 +51,10 @@ pub struct Gateway {
     pub policies: Box<[Policy]>,
     /// What is counted per policy, by the same index.
     pub policy_metrics: Box<[PolicyMetrics]>,
+    /// What is counted for requests that no route takes.
+    pub unrouted: RouteMetrics,
+    /// How long a token without `exp` stays revoked.
+    pub longest_revocation: Duration,
     /// Which limit fields are sent.
     pub fields: limits::fields::Settings,
     /// Every upstream, for status and name resolution.
@@ -70,7 +74,7 @@ pub struct Shared {
     /// What is counted for operators.
     pub metrics: Metrics,
     /// One line per request, where configured.
-    pub access_log: Option<AccessLog>,
+    pub access_log: AccessLog,
     /// The store of all instances; `None`: memory only.
     pub store: Option<Arc<Store>>,
     /// The script that decides in the store.

@@ -1,8 +1,21 @@
 //! The order of a request through the gateway, one file per step.
 
+pub mod admit;
+pub mod context;
+mod exchange;
+pub mod gateway;
 pub mod head;
+mod invalidate;
+pub mod outcome;
+mod recovery;
 pub mod refusal;
 pub mod reply;
+mod revoke;
 
+pub use self::admit::{CacheUse, Origin, admit, find_param};
+pub use self::context::{Admission, Admitted, Context};
+pub use self::exchange::GATE;
+pub use self::gateway::{Gateway, Shared, Timeouts};
+pub use self::recovery::Recoverer;
 pub use self::refusal::{Limited, Refusal};
 pub use self::reply::Reply;

@@ -13,10 +13,8 @@ use crate::route::normalise;
 pub struct Limited {
     /// For people: `Rate limit exceeded for pro plan`.
     pub detail: Box<str>,
-    /// Names of the policies that refused.
+    /// Names of the policies that refused, as in `RateLimit-Policy`.
     pub violated: Vec<Box<str>>,
-    /// Whole seconds, at least one, after which all of them would admit.
-    pub retry_after: u64,
 }
 
 /// Why the gateway answers itself.
@@ -97,6 +95,15 @@ impl Refusal {
         }
     }
 
+    /// The reason as precisely as it is known, for the log.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Identity(refusal) => refusal.as_str(),
+            Self::Path(problem) => problem.as_str(),
+            _ => self.as_str(),
+        }
+    }
+
     /// The status a client sees.
     pub const fn status(&self) -> StatusCode {
         match self {
@@ -142,8 +149,8 @@ impl Refusal {
         match self {
             Self::Limited(limited) => {
                 let violated: Vec<&str> = limited.violated.iter().map(|name| &**name).collect();
+                // `Retry-After` is one of the limit fields that every reply is stamped with.
                 Reply::quota_exceeded(&limited.detail, &violated)
-                    .with(RETRY_AFTER, HeaderValue::from(limited.retry_after))
             }
             Self::Identity(refusal) => Reply::problem(self.status(), self.detail())
                 .with(WWW_AUTHENTICATE, HeaderValue::from_static(refusal.www_authenticate())),
@@ -194,12 +201,11 @@ mod tests {
     }
 
     #[test]
-    fn a_limited_reply_says_when_to_come_back_and_which_policy_refused() {
-        let limited =
-            Limited { detail: "Rate limit exceeded".into(), violated: vec!["ip".into()], retry_after: 7 };
+    fn a_limited_reply_says_which_policy_refused() {
+        let limited = Limited { detail: "Rate limit exceeded".into(), violated: vec!["ip".into()] };
         let reply = Refusal::Limited(limited).reply();
         assert_eq!(reply.status, StatusCode::TOO_MANY_REQUESTS);
-        assert!(reply.headers.contains(&(RETRY_AFTER, HeaderValue::from_static("7"))));
+        assert!(std::str::from_utf8(&reply.body).expect("text").contains(r#""violated-policies":["ip"]"#));
     }
 
     #[test]

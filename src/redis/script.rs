@@ -15,10 +15,10 @@ impl Script {
         Self { source, sha1: ::redis::Script::new(source).get_hash().to_owned() }
     }
 
-    /// `EVALSHA sha1 keys…` up to the number of keys; the caller appends `keys` keys, then the arguments.
-    pub fn command(&self, keys: usize) -> Cmd {
+    /// `EVALSHA sha1`; the caller appends the number of keys, the keys and the arguments.
+    pub fn command(&self) -> Cmd {
         let mut command = cmd("EVALSHA");
-        command.arg(self.sha1.as_str()).arg(keys);
+        command.arg(self.sha1.as_str());
         command
     }
 

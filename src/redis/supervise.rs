@@ -24,6 +24,9 @@ const PROMPT_ANSWERS: u32 = 3;
 pub trait Recovery: Send + Sync + 'static {
     /// Writes what is pending. Called at start-up too. An error keeps the store closed to requests.
     async fn recover(&self, connection: &mut MultiplexedConnection) -> RedisResult<()>;
+
+    /// Reads what this instance should know for the next outage. Requests already ask the store again.
+    async fn recovered(&self, connection: &mut MultiplexedConnection) -> RedisResult<()>;
 }
 
 impl Store {
@@ -34,10 +37,16 @@ impl Store {
             let probed =
                 tokio::time::timeout(PROBE_TIMEOUT, self.probe(&scripts, recovery.as_ref())).await;
             match probed {
-                Ok(Ok(())) => {
+                Ok(Ok(mut connection)) => {
                     if self.breaker.close() {
                         self.closed();
                     }
+                    let recovery = Arc::clone(&recovery);
+                    tokio::spawn(async move {
+                        if let Err(error) = recovery.recovered(&mut connection).await {
+                            tracing::warn!(%error, "could not read the revocations in Redis");
+                        }
+                    });
                     self.watch().await;
                 }
                 Ok(Err(error)) => self.note_probe_failure(error.into()),
@@ -49,7 +58,11 @@ impl Store {
     }
 
     /// One attempt to connect, load the scripts and hand over what is pending.
-    async fn probe(&self, scripts: &[&'static Script], recovery: &dyn Recovery) -> RedisResult<()> {
+    async fn probe(
+        &self,
+        scripts: &[&'static Script],
+        recovery: &dyn Recovery,
+    ) -> RedisResult<MultiplexedConnection> {
         let mut connection = self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
         for _ in 0..PROMPT_ANSWERS {
             let ping = cmd("PING");
@@ -59,7 +72,8 @@ impl Store {
         for script in scripts {
             script.load().query_async::<()>(&mut connection).await?;
         }
-        recovery.recover(&mut connection).await
+        recovery.recover(&mut connection).await?;
+        Ok(connection)
     }
 
     /// Returns when the breaker opened or a health check failed.

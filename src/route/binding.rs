@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use crate::cache::{RouteCache, TagTemplate};
+use crate::cache::RouteCache;
+use crate::cache::tag::TagTemplate;
 use crate::identity::Access;
 use crate::metrics::RouteMetrics;
 use crate::upstream::Upstream;
@@ -27,9 +28,9 @@ pub struct Route {
     /// What is asked of callers.
     pub access: Access,
     /// Indices of the limit policies, in the order of the configuration.
-    pub policies: Box<[usize]>,
+    pub policies: Box<[u16]>,
     /// How responses are cached.
-    pub cache: Option<RouteCache>,
+    pub cache: Option<Arc<RouteCache>>,
     /// What a successful unsafe request invalidates.
     pub invalidates: Box<[TagTemplate]>,
     /// Whether a request here is a logout.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use crate::clock::UnixMillis;
+use crate::metrics::UpstreamMetrics;
 
 /// How long a member that refused a connection is passed over while others remain.
 const REST: Duration = Duration::from_secs(1);
@@ -65,24 +66,30 @@ struct Address {
 #[derive(Debug)]
 pub struct Upstream {
     settings: Settings,
+    metrics: UpstreamMetrics,
     addresses: ArcSwap<Vec<Address>>,
     next: AtomicUsize,
 }
 
 impl Upstream {
     /// An upstream whose IP literals are usable at once and whose names wait for [`Upstream::resolve`].
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: Settings, metrics: UpstreamMetrics) -> Self {
         let literal = settings
             .members
             .iter()
             .filter_map(|member| Some(SocketAddr::new(member.host.parse::<IpAddr>().ok()?, member.port)));
         let addresses = ArcSwap::from_pointee(literal.map(Address::new).collect());
-        Self { settings, addresses, next: AtomicUsize::new(0) }
+        Self { settings, metrics, addresses, next: AtomicUsize::new(0) }
     }
 
     /// How it is reached.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// What is counted for it.
+    pub fn metrics(&self) -> &UpstreamMetrics {
+        &self.metrics
     }
 
     /// Whether any member is a name that must be looked up.
@@ -149,7 +156,8 @@ mod tests {
     use super::*;
 
     fn upstream(ports: &[u16]) -> Upstream {
-        Upstream::new(Settings {
+        let metrics = crate::metrics::Metrics::new().expect("metrics").upstream("app");
+        let settings = Settings {
             name: "app".into(),
             members: ports.iter().map(|&port| Member { host: "127.0.0.1".into(), port }).collect(),
             protocol: Protocol::Http1,
@@ -159,7 +167,8 @@ mod tests {
             idle_timeout: Duration::from_secs(1),
             connect_retries: 1,
             max_h2_streams: 1,
-        })
+        };
+        Upstream::new(settings, metrics)
     }
 
     fn port(picked: Option<SocketAddr>) -> u16 {

@@ -1,0 +1,476 @@
+//! The public listeners: pingora's phases, each a few lines that hand over to the floors below. Nothing is
+//! decided here but which phase a thing happens in.
+
+mod connections;
+mod downstream;
+mod failure;
+mod headers;
+mod service;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Method, StatusCode, Uri};
+use pingora::cache::key::HashBinary;
+use pingora::cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::proxy::{FailToProxy, ProxyHttp, Session};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType, Result};
+
+use crate::cache::request::write_invalidates;
+use crate::cache::transaction::serves_stale;
+use crate::cache::{Transaction, status};
+use crate::header_names::{X_CACHE, X_REQUEST_ID};
+use crate::metrics::{CacheOutcome, Held, UpstreamFailure};
+use crate::pipeline::{self, Admitted, CacheUse, Context, Gateway, Origin, Refusal, Reply, find_param, outcome};
+use crate::route::Logout;
+use crate::upstream::{self, Upstream, forward};
+
+pub use self::service::{h2c, http1};
+
+/// What the gateway answers to a logout of its own.
+const LOGGED_OUT: &str = r#"{"msg":"Logged out successfully"}"#;
+
+/// The gateway as pingora runs it: one per process, judging by whatever configuration is current.
+#[derive(Clone)]
+pub struct Proxy {
+    current: Arc<ArcSwap<Gateway>>,
+}
+
+/// A request with the configuration it is judged by.
+pub struct Exchange {
+    gateway: Arc<Gateway>,
+    context: Context,
+}
+
+impl Proxy {
+    /// A proxy that judges by `current`.
+    pub fn new(current: Arc<ArcSwap<Gateway>>) -> Self {
+        Self { current }
+    }
+}
+
+impl Exchange {
+    fn admitted(&self) -> Option<&Admitted> {
+        self.context.admitted()
+    }
+
+    fn transaction(&mut self) -> Option<&mut Transaction> {
+        match &mut self.context.admitted_mut()?.cache {
+            CacheUse::Used(transaction) => Some(transaction),
+            CacheUse::NotConfigured | CacheUse::Bypassed(_) => None,
+        }
+    }
+
+    fn upstream(&self) -> Option<&Arc<Upstream>> {
+        self.admitted()?.route.upstream.as_ref()
+    }
+
+    /// Answers with a reply of the gateway's own.
+    async fn answer(&mut self, session: &mut Session, reply: &Reply) -> Result<()> {
+        let mut stamp = std::mem::take(&mut self.context.quota);
+        stamp.push((X_REQUEST_ID.clone(), self.context.request_id.clone()));
+        downstream::write(session, reply, &stamp).await
+    }
+
+    async fn refuse(&mut self, session: &mut Session, refusal: Refusal) -> Result<()> {
+        let reply = refusal.reply();
+        self.context.refusal = Some(refusal);
+        self.answer(session, &reply).await
+    }
+
+    /// The tags that a write on this route changes, its caller's entries of implicit kind not included.
+    fn changed_tags(&self) -> Vec<Box<str>> {
+        let Some(admitted) = self.admitted() else { return Vec::new() };
+        let user = admitted.identity.as_ref().map(|identity| &*identity.subject);
+        let param = |name: &str| find_param(&admitted.params, name);
+        admitted.route.invalidates.iter().map(|template| template.render(user, param)).collect()
+    }
+
+    /// What must have happened before the client may see an answer to its request.
+    async fn settle(&self, method: &Method, status: Option<StatusCode>) {
+        if write_invalidates(method, status) {
+            let tags = self.changed_tags();
+            if !tags.is_empty() {
+                self.gateway.shared.invalidate(tags).await;
+            }
+        }
+        if let Some(admitted) = self.admitted()
+            && admitted.route.logout == Some(Logout::Forward)
+            && status.is_some_and(|status| status.is_success())
+            && let Some(identity) = &admitted.identity
+        {
+            self.gateway.shared.log_out(identity, self.gateway.longest_revocation).await;
+        }
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Proxy {
+    type CTX = Exchange;
+
+    fn new_ctx(&self) -> Exchange {
+        let gateway = self.current.load_full();
+        let in_flight = Held::new(&gateway.shared.metrics.families().requests_in_flight);
+        let context = Context::new(gateway.shared.clock.now(), in_flight);
+        Exchange { gateway, context }
+    }
+
+    async fn early_request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
+        let timeouts = exchange.gateway.timeouts;
+        let downstream = session.as_downstream_mut();
+        // pingora sets "for ever" on each parse, so this must be said for each request.
+        downstream.set_keepalive(Some(timeouts.keepalive.as_secs().max(1)));
+        downstream.set_read_timeout(Some(timeouts.body));
+        downstream.set_write_timeout(Some(timeouts.write));
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+        let origin =
+            if session.subrequest_ctx.is_some() { Origin::Revalidation } else { Origin::Client };
+        let gateway = Arc::clone(&exchange.gateway);
+        let raw = downstream::raw_head(session);
+        let peer = downstream::peer(session);
+        let judged = {
+            let head = downstream::head(session, raw.as_ref());
+            pipeline::admit(&gateway, &head, peer, origin, &mut exchange.context).await
+        };
+        if let Err(refusal) = judged {
+            exchange.refuse(session, refusal).await?;
+            return Ok(true);
+        }
+        let Some(admitted) = exchange.admitted() else {
+            exchange.refuse(session, Refusal::Internal).await?;
+            return Ok(true);
+        };
+        if let Some(target) = &admitted.target.rewritten {
+            let uri: Uri = target.parse().map_err(|_| Error::new(ErrorType::InvalidHTTPHeader))?;
+            session.req_header_mut().set_uri(uri);
+        }
+        if admitted.route.logout == Some(Logout::Gateway) {
+            if let Some(identity) = &admitted.identity {
+                gateway.shared.log_out(identity, gateway.longest_revocation).await;
+            }
+            exchange.answer(session, &Reply::json(LOGGED_OUT)).await?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        if let Some(piece) = body {
+            let context = &mut exchange.context;
+            context.body_bytes = context.body_bytes.saturating_add(piece.len() as u64);
+            let bytes = context.body_bytes;
+            if exchange.admitted().is_some_and(|admitted| bytes > admitted.route.max_body) {
+                return Err(Error::explain(ErrorType::HTTPStatus(413), "the body is larger than announced"));
+            }
+        }
+        Ok(())
+    }
+
+    fn request_cache_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
+        if let Some(transaction) = exchange.transaction() {
+            transaction.enable(&mut session.cache);
+        }
+        Ok(())
+    }
+
+    fn cache_key_callback(&self, _session: &Session, exchange: &mut Exchange) -> Result<CacheKey> {
+        exchange
+            .transaction()
+            .map(|transaction| transaction.key())
+            .ok_or_else(|| Error::explain(ErrorType::InternalError, "the cache was enabled without a key"))
+    }
+
+    fn cache_vary_filter(
+        &self,
+        meta: &CacheMeta,
+        exchange: &mut Exchange,
+        request: &RequestHeader,
+    ) -> Option<HashBinary> {
+        exchange.transaction()?.variance(meta.headers(), &request.headers)
+    }
+
+    async fn cache_hit_filter(
+        &self,
+        session: &mut Session,
+        meta: &CacheMeta,
+        handler: &mut HitHandler,
+        is_fresh: bool,
+        exchange: &mut Exchange,
+    ) -> Result<Option<ForcedFreshness>> {
+        let now = exchange.gateway.shared.clock.now();
+        let waited = session.cache.lock_duration().is_some();
+        let background = session.subrequest_ctx.is_some();
+        Ok(exchange.transaction().and_then(|transaction| {
+            transaction.found(meta, handler, is_fresh, waited, background, now)
+        }))
+    }
+
+    fn should_serve_stale(
+        &self,
+        _session: &mut Session,
+        _exchange: &mut Exchange,
+        error: Option<&Error>,
+    ) -> bool {
+        serves_stale(error)
+    }
+
+    async fn proxy_upstream_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+        let background = session.subrequest_ctx.is_some();
+        if exchange.transaction().is_some_and(|transaction| transaction.refuses_upstream(background)) {
+            session.cache.disable(NoCacheReason::DeclinedToUpstream);
+            exchange.refuse(session, Refusal::OnlyIfCached).await?;
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
+        let now = exchange.gateway.shared.clock.now();
+        let picked = exchange
+            .upstream()
+            .and_then(|upstream| Some((Arc::clone(upstream), upstream.pick(&exchange.context.tried, now)?)));
+        let Some((upstream, address)) = picked else {
+            if let Some(upstream) = exchange.upstream() {
+                upstream.metrics().errors.count(UpstreamFailure::NoMember);
+            }
+            return Err(Error::explain(ErrorType::HTTPStatus(503), "no member is left to ask"));
+        };
+        exchange.context.tried.push(address);
+        exchange.context.asked_at = Some(Instant::now());
+        Ok(upstream::peer(upstream.settings(), address))
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        exchange: &mut Exchange,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        let now = exchange.gateway.shared.clock.now();
+        if let (Some(upstream), Some(&address)) = (exchange.upstream(), exchange.context.tried.last()) {
+            upstream.metrics().errors.count(failure::upstream_failure(&error));
+            upstream.rest(address, now);
+            let tries = exchange.context.tried.len();
+            let allowed = usize::try_from(upstream.settings().connect_retries).unwrap_or(usize::MAX);
+            let others = upstream.pick(&exchange.context.tried, now).is_some();
+            // Nothing was sent yet: another member may be asked, whatever the method.
+            error.set_retry(tries <= allowed && others);
+        }
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        exchange: &mut Exchange,
+        client_reused: bool,
+    ) -> Box<Error> {
+        if *error.esource() == pingora::ErrorSource::Upstream
+            && let Some(upstream) = exchange.upstream()
+        {
+            upstream.metrics().errors.count(failure::upstream_failure(&error));
+        }
+        let mut error = error.more_context(format!("Peer: {peer}"));
+        if !session.req_header().method.is_idempotent() || session.as_ref().retry_buffer_truncated() {
+            error.set_retry(false);
+        } else {
+            error.retry.decide_reuse(client_reused);
+        }
+        if error.retry() {
+            // The connection had been idle too long; the same member may be asked anew.
+            exchange.context.tried.pop();
+        }
+        error
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        let Exchange { gateway, context } = exchange;
+        let (Some(client), Some(admitted)) = (context.client, context.admitted()) else {
+            return Err(Error::explain(ErrorType::InternalError, "a request went on without admission"));
+        };
+        let is_h2 = session.as_downstream().is_http2();
+        let forwarded = forward::Forwarded {
+            client: client.ip,
+            peer: client.peer,
+            peer_trusted: client.peer_trusted,
+            scheme: context.scheme.as_str(),
+            host: &context.host,
+            request_id: &context.request_id,
+            trace: &context.trace,
+            identity: forward::Identity::default(),
+        };
+        let keep = forward::Keep { websocket: admitted.target.websocket, te_trailers: is_h2 };
+        let mut fields = headers::Request(request);
+        forward::forward(&gateway.forward, &mut fields, keep, &forwarded);
+        if let Some(identity) = &admitted.identity {
+            for (name, value) in &identity.headers {
+                request.insert_header(name.clone(), value.clone())?;
+            }
+        }
+        if !request.headers.contains_key(http::header::HOST) {
+            request.insert_header(http::header::HOST, context.host.as_ref())?;
+        }
+        Ok(())
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        let switching = response.status == StatusCode::SWITCHING_PROTOCOLS;
+        if response.status.is_informational() && !switching {
+            return Ok(());
+        }
+        if let Some(asked_at) = exchange.context.asked_at {
+            let elapsed = asked_at.elapsed();
+            exchange.context.upstream_micros = Some(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX));
+            if let Some(upstream) = exchange.upstream() {
+                upstream.metrics().duration_seconds.observe(elapsed.as_secs_f64());
+            }
+        }
+        forward::strip_response(&mut headers::Response(response), switching);
+        if let Some(transaction) = exchange.transaction() {
+            transaction.upstream_responded(response);
+        }
+        exchange.settle(&session.req_header().method.clone(), Some(response.status)).await;
+        Ok(())
+    }
+
+    fn response_cache_filter(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        exchange: &mut Exchange,
+    ) -> Result<RespCacheable> {
+        let now = exchange.gateway.shared.clock.now();
+        Ok(match exchange.transaction() {
+            Some(transaction) => transaction.judge(&session.cache, response, &session.req_header().headers, now),
+            None => RespCacheable::Uncacheable(NoCacheReason::NeverEnabled),
+        })
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(());
+        }
+        let show_key = exchange.gateway.expose_cache_key;
+        let now = exchange.gateway.shared.clock.now();
+        for (name, value) in &exchange.context.quota {
+            response.insert_header(name.clone(), value.clone())?;
+        }
+        response.insert_header(X_REQUEST_ID.clone(), exchange.context.request_id.clone())?;
+        match exchange.context.admitted_mut().map(|admitted| &mut admitted.cache) {
+            Some(CacheUse::Used(transaction)) => {
+                let reported = transaction.report(&session.cache, response, show_key, now);
+                let waited = session.cache.lock_duration().is_some();
+                exchange.context.cache_outcome = Some(cache_outcome(reported, waited));
+            }
+            Some(CacheUse::Bypassed(why)) => {
+                status::write_bypass(response, *why);
+                exchange.context.cache_outcome = Some(CacheOutcome::Bypass);
+            }
+            Some(CacheUse::NotConfigured) | None => {
+                // What another cache says stays its business; this name is the gateway's.
+                response.remove_header(&X_CACHE);
+            }
+        }
+        Ok(())
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        exchange: &mut Exchange,
+    ) -> FailToProxy {
+        // The write may have happened although its answer was lost.
+        let method = session.req_header().method.clone();
+        exchange.settle(&method, None).await;
+        let Some(refusal) = failure::refusal(error) else {
+            return FailToProxy { error_code: 0, can_reuse_downstream: false };
+        };
+        let code = refusal.status().as_u16();
+        if code >= 500 {
+            let upstream = exchange.upstream().map(|upstream| upstream.settings().name.clone());
+            tracing::warn!(
+                upstream = upstream.as_deref(),
+                member = exchange.context.tried.last().map(ToString::to_string),
+                request_id = exchange.context.request_id.to_str().unwrap_or_default(),
+                status = code,
+                cause = %error.etype().as_str(),
+                "no answer from the upstream"
+            );
+        }
+        if session.response_written().is_none() {
+            // The connection closes: how much of the request was read is not certain.
+            session.set_keepalive(None);
+            let _ = exchange.refuse(session, refusal).await;
+        } else {
+            exchange.context.refusal = Some(refusal);
+        }
+        FailToProxy { error_code: code, can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, _error: Option<&Error>, exchange: &mut Exchange) {
+        if session.subrequest_ctx.is_some() {
+            return;
+        }
+        let status = session.response_written().map_or(0, |response| response.status.as_u16());
+        let bytes = session.body_bytes_sent() as u64;
+        let request = session.req_header();
+        let sent = outcome::Sent {
+            method: &request.method,
+            uri: &request.uri,
+            version: request.version,
+            headers: &request.headers,
+            status,
+            bytes,
+        };
+        outcome::record(&exchange.gateway, &exchange.context, &sent);
+    }
+
+    fn suppress_error_log(&self, _session: &Session, _exchange: &Exchange, _error: &Error) -> bool {
+        // `fail_to_proxy` logs what an operator can act on, once.
+        true
+    }
+}
+
+const fn cache_outcome(outcome: status::Outcome, waited: bool) -> CacheOutcome {
+    match outcome {
+        status::Outcome::Hit if waited => CacheOutcome::Coalesced,
+        status::Outcome::Hit => CacheOutcome::Hit,
+        status::Outcome::Stale => CacheOutcome::Stale,
+        status::Outcome::Revalidated => CacheOutcome::Revalidated,
+        status::Outcome::Miss => CacheOutcome::Miss,
+        status::Outcome::Bypass => CacheOutcome::Bypass,
+    }
+}
