@@ -13,6 +13,8 @@ mod template;
 mod tree;
 mod value;
 mod variables;
+mod walk;
+mod words;
 
 #[cfg(test)]
 mod tests;
@@ -111,7 +113,7 @@ fn read(text: &str, name: &str, directory: &Path, variables: &Variables) -> Resu
     found.extend(other_environments(&root, spec.environment, directory, variables));
     if found.is_empty() {
         let mut by_path = BTreeMap::new();
-        reader::places(&root, "", &mut by_path);
+        walk::places(&root, "", &mut by_path);
         let warnings = source.problems(warnings);
         return Ok(Loaded { spec, warnings, places: Places { source, by_path } });
     }
@@ -140,11 +142,13 @@ fn decode(mut root: Table, directory: &Path, variables: &Variables) -> Decoded {
     if let Some(over) = overlays.and_then(|entry| overlay_of(&cx, &entry, environment)) {
         root.overlay(&over);
     }
-    if root.get("issuers").is_none() && variables.get("JWT_SECRET").is_some_and(|secret| !secret.is_empty()) {
+    if Reader::root(&cx, &root).names("issuers").is_empty()
+        && variables.get("JWT_SECRET").is_some_and(|secret| !secret.is_empty())
+    {
         root.overlay(&identity::implicit_issuers());
     }
     let cx = Context { development: environment == Environment::Development, ..cx };
-    reader::unknown_keys(&cx, &root, "", "");
+    walk::unknown_keys(&cx, &root, "", "");
     let spec = sections(&Reader::root(&cx, &root), environment);
     #[cfg(test)]
     tests::remember(&cx.asked.borrow());
@@ -262,10 +266,17 @@ fn other_environments(
 }
 
 /// A text and its name; turns offsets into lines and columns.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Source {
     file: Arc<str>,
     text: Arc<str>,
+}
+
+impl std::fmt::Debug for Source {
+    /// The name only: the text may hold secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Source").field(&self.file).finish()
+    }
 }
 
 impl Source {
