@@ -62,13 +62,14 @@ pub static KEYS: &[Key] = &[
     is("server.max_headers", "8 to 256", "100", "Most request header fields; above: 431."),
     is("server.max_body", "size", r#""10MiB""#, "Most bytes of a request body, for routes that do not say; above: 413."),
     is("server.case_insensitive_paths", "boolean", "false", "Whether `/Todo` is `/todo`; for backends that think so."),
+    is("server.ignore_trailing_slash", "boolean", "false", "Whether `/todo/` is `/todo`; for backends that think so."),
     is("server.allow_encoded_slashes", "boolean", "false", "Whether `%2F` may stand in a path, for routes that do not say; otherwise 400."),
     is("server.allow_path_parameters", "boolean", "false", "Whether `;` may stand in a path; otherwise 400."),
     is("server.shutdown_timeout", "duration, up to 1h", r#""30s""#, "How long requests in flight may take to end at shutdown."),
 
     is("admin.listen", "address", r#""127.0.0.1:9090""#,
         "Listener for `/metrics`, `/health`, `/live`, `/ready` and the admin API; an address that is not loopback needs a token."),
-    unset("admin.token", "secret, 16 bytes or more", "Bearer credential of the admin API; without one the API is closed."),
+    unset("admin.token", "secret, best 16 bytes or more", "Bearer credential of the admin API; without one the API is closed."),
     is("admin.health_detail", "boolean", "true", "Whether `/health` shows Redis, memory, cache and connections."),
 
     is("redis.url", "redis://, rediss://, or empty", r#""${REDIS_URL:-redis://localhost:6379}""#,

@@ -109,11 +109,13 @@ fn read(text: &str, name: &str, directory: &Path, variables: &Variables) -> Resu
         };
         Errors::new(errors.into_iter().map(problem).collect())
     })?;
-    let Decoded { spec, mut found, warnings } = decode(root.clone(), directory, variables);
+    let Decoded { spec, mut found, mut warnings } = decode(root.clone(), directory, variables);
     found.extend(other_environments(&root, spec.environment, directory, variables));
+    name_overlays(&root, &mut found);
     if found.is_empty() {
         let mut by_path = BTreeMap::new();
         walk::places(&root, "", &mut by_path);
+        name_overlays(&root, &mut warnings);
         let warnings = source.problems(warnings);
         return Ok(Loaded { spec, warnings, places: Places { source, by_path } });
     }
@@ -251,10 +253,7 @@ fn other_environments(
     let mut all = Vec::new();
     for other in Environment::ALL.iter().filter(|other| **other != current) {
         let Some(over) = overlay_table(environments, *other) else { continue };
-        let mut inside = BTreeSet::new();
-        Node { at: usize::MAX, value: Value::Table(over) }.offsets(&mut |at| {
-            inside.insert(at);
-        });
+        let inside = offsets_of(over);
         let mut as_other = root.clone();
         as_other.overlay(&Table::single("environment", Value::Text(other.as_str().to_owned())));
         let decoded = decode(as_other, directory, variables);
@@ -263,6 +262,28 @@ fn other_environments(
         );
     }
     all
+}
+
+/// Gives the keys that stand in an overlay the name they have there.
+fn name_overlays(root: &Table, found: &mut [Found]) {
+    let Some(Value::Table(environments)) = root.get("environments").map(|entry| &entry.node.value) else {
+        return;
+    };
+    for environment in Environment::ALL {
+        let Some(over) = overlay_table(environments, *environment) else { continue };
+        let inside = offsets_of(over);
+        for found in found.iter_mut().filter(|found| inside.contains(&found.at)) {
+            found.path = format!("environments.{environment}.{}", found.path);
+        }
+    }
+}
+
+fn offsets_of(table: Table) -> BTreeSet<usize> {
+    let mut inside = BTreeSet::new();
+    Node { at: usize::MAX, value: Value::Table(table) }.offsets(&mut |at| {
+        inside.insert(at);
+    });
+    inside
 }
 
 /// A text and its name; turns offsets into lines and columns.

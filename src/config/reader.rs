@@ -11,7 +11,7 @@ use super::tree::{self, Node, Table, Value};
 use super::value::{Kind, Leaf, Raw, is_name};
 use super::variables::{Variables, expand};
 
-/// A mistake or a warning at an offset of the file.
+/// A mistake or a warning.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Found {
     pub(super) at: usize,
@@ -81,8 +81,7 @@ impl<'a> Reader<'a> {
         key: &str,
         bounds: RangeInclusive<T>,
     ) -> T {
-        let value = self.opt::<T>(key);
-        match value {
+        match self.opt::<T>(key) {
             Some(value) if bounds.contains(&value) => value,
             Some(_) => {
                 self.refuse(

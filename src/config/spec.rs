@@ -47,6 +47,7 @@ pub struct Spec {
 
 /// `[server]`.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches of the file")]
 pub struct Server {
     /// Public listeners, HTTP/1.1.
     pub listen: Vec<SocketAddr>,
@@ -76,6 +77,8 @@ pub struct Server {
     pub max_body: u64,
     /// Whether `/Todo` is `/todo`.
     pub case_insensitive_paths: bool,
+    /// Whether `/todo/` is `/todo`.
+    pub ignore_trailing_slash: bool,
     /// Whether `%2F` may stand in a path, for routes that do not say.
     pub allow_encoded_slashes: bool,
     /// Whether `;` may stand in a path.

@@ -150,7 +150,7 @@ fn overlays_are_merged_and_mistakes_keep_their_place() {
     for environment in ["development", "production"] {
         let shown = messages(&wrong, &[("TOLLGATE_ENV", environment)]);
         assert_eq!(shown.len(), 1, "{shown:?}");
-        assert!(shown[0].starts_with("t.toml:14:10: log.format: "), "{shown:?}");
+        assert!(shown[0].starts_with("t.toml:14:10: environments.development.log.format: "), "{shown:?}");
     }
 }
 
@@ -280,7 +280,14 @@ fn later_stages_can_place_their_mistakes() {
 }
 
 /// Values that some key accepts and others do not.
-const VALUES: [&str; 20] = [
+const VALUES: [&str; 27] = [
+    "\"999999999999999999999y\"",
+    "\"1e400GB\"",
+    "\"-5s\"",
+    "nan",
+    "-inf",
+    "99999999999999999999",
+    "0x_f",
     "0",
     "-1",
     "1.5",
@@ -324,6 +331,19 @@ proptest! {
             for problem in errors.problems() {
                 prop_assert!(problem.line >= 1 && problem.line <= lines + 1 && problem.column >= 1);
             }
+        }
+    }
+
+    #[test]
+    fn a_damaged_public_key_never_panics(der in proptest::collection::vec(any::<u8>(), 0..120), algorithm in 0usize..12) {
+        use base64::Engine as _;
+        let body = base64::engine::general_purpose::STANDARD.encode(der);
+        let algorithm = Algorithm::ALL[algorithm];
+        for label in ["PUBLIC KEY", "RSA PUBLIC KEY", "CERTIFICATE"] {
+            let text = with(&format!(
+                "[issuers.a]\nalgorithms = [\"{algorithm}\"]\npublic_key = \"\"\"-----BEGIN {label}-----\n{body}\n-----END {label}-----\"\"\"\n"
+            ));
+            let _ = from_str(&text, "t.toml", &variables(&[]));
         }
     }
 
