@@ -239,6 +239,22 @@ fn key_files_are_found_beside_the_file() {
 }
 
 #[test]
+fn a_key_must_be_on_the_curve_of_its_algorithm() {
+    const P256: &str = "-----BEGIN PUBLIC KEY-----\n\
+        MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE/dDOTgFivfumGir2fU7xxB/cwNea\n\
+        /VMX2a9gdstnIw0CLDL95ErjwgP6DXMx5jxTddGPbewr7vxXNM4lVHvC6Q==\n\
+        -----END PUBLIC KEY-----";
+    let text = |algorithm: &str| {
+        with(&format!("[issuers.a]\nalgorithms = [\"{algorithm}\"]\npublic_key = \"\"\"{P256}\"\"\"\n"))
+    };
+    assert_eq!(messages(&text("ES256"), &[]), Vec::<String>::new());
+    for other in ["ES384", "RS256", "EdDSA"] {
+        let shown = messages(&text(other), &[]);
+        assert!(shown[0].contains(&format!("a PEM public key for {other}")), "{shown:?}");
+    }
+}
+
+#[test]
 fn files_that_are_no_text_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("t.toml");
