@@ -1,5 +1,5 @@
-//! What is wrong with a configuration file, and where. It holds positions and texts; it never holds the value of
-//! a secret or of an environment variable.
+//! What is wrong with a configuration file, and where. It holds positions and texts; it never holds a
+//! secret.
 
 use std::fmt;
 use std::sync::Arc;
@@ -69,6 +69,11 @@ pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
     candidates
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(&word, &candidate.to_ascii_lowercase()), candidate))
+        .map(|(distance, candidate)| {
+            // `prod` is far from `production` and still meant.
+            let is_start = word.len() >= 3 && candidate.to_ascii_lowercase().starts_with(&word);
+            (if is_start { distance.min(allowed) } else { distance }, candidate)
+        })
         .filter(|(distance, _)| *distance <= allowed)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)

@@ -298,19 +298,27 @@ fn check_public_key(reader: &Reader<'_>, key: &str, pem: &[u8], algorithms: &[Al
         reader.refuse(key, "is a private key; accepted: the public key that belongs to it");
         return;
     }
-    let suits = algorithms.iter().any(|algorithm| match algorithm {
-        Algorithm::Hs256 | Algorithm::Hs384 | Algorithm::Hs512 => false,
+    let suits = algorithms.iter().any(|algorithm| verifies(pem, *algorithm));
+    if !suits {
+        let names: Vec<&str> = algorithms.iter().map(|algorithm| algorithm.as_str()).collect();
+        reader.refuse(key, format!("is not accepted; accepted: a PEM public key for {}", names.join(", ")));
+    }
+}
+
+/// Whether `pem` holds a key that signatures of `algorithm` can be held against, down to the curve.
+fn verifies(pem: &[u8], algorithm: Algorithm) -> bool {
+    let key = match algorithm {
+        Algorithm::Hs256 | Algorithm::Hs384 | Algorithm::Hs512 => return false,
         Algorithm::Rs256
         | Algorithm::Rs384
         | Algorithm::Rs512
         | Algorithm::Ps256
         | Algorithm::Ps384
-        | Algorithm::Ps512 => DecodingKey::from_rsa_pem(pem).is_ok(),
-        Algorithm::Es256 | Algorithm::Es384 => DecodingKey::from_ec_pem(pem).is_ok(),
-        Algorithm::EdDsa => DecodingKey::from_ed_pem(pem).is_ok(),
-    });
-    if !suits {
-        let names: Vec<&str> = algorithms.iter().map(|algorithm| algorithm.as_str()).collect();
-        reader.refuse(key, format!("is not accepted; accepted: a PEM public key for {}", names.join(", ")));
-    }
+        | Algorithm::Ps512 => DecodingKey::from_rsa_pem(pem),
+        Algorithm::Es256 | Algorithm::Es384 => DecodingKey::from_ec_pem(pem),
+        Algorithm::EdDsa => DecodingKey::from_ed_pem(pem),
+    };
+    let (Ok(key), Ok(engine)) = (key, algorithm.as_str().parse()) else { return false };
+    // An unusable key is an error; a signature that does not fit is an answer.
+    jsonwebtoken::crypto::verify("", b"", &key, engine).is_ok()
 }

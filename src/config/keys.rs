@@ -62,13 +62,14 @@ pub static KEYS: &[Key] = &[
     is("server.max_headers", "8 to 256", "100", "Most request header fields; above: 431."),
     is("server.max_body", "size", r#""10MiB""#, "Most bytes of a request body, for routes that do not say; above: 413."),
     is("server.case_insensitive_paths", "boolean", "false", "Whether `/Todo` is `/todo`; for backends that think so."),
+    is("server.ignore_trailing_slash", "boolean", "false", "Whether `/todo/` is `/todo`; for backends that think so."),
     is("server.allow_encoded_slashes", "boolean", "false", "Whether `%2F` may stand in a path, for routes that do not say; otherwise 400."),
     is("server.allow_path_parameters", "boolean", "false", "Whether `;` may stand in a path; otherwise 400."),
     is("server.shutdown_timeout", "duration, up to 1h", r#""30s""#, "How long requests in flight may take to end at shutdown."),
 
     is("admin.listen", "address", r#""127.0.0.1:9090""#,
         "Listener for `/metrics`, `/health`, `/live`, `/ready` and the admin API; an address that is not loopback needs a token."),
-    unset("admin.token", "secret, 16 bytes or more", "Bearer credential of the admin API; without one the API is closed."),
+    unset("admin.token", "secret, best 16 bytes or more", "Bearer credential of the admin API; without one the API is closed."),
     is("admin.health_detail", "boolean", "true", "Whether `/health` shows Redis, memory, cache and connections."),
 
     is("redis.url", "redis://, rediss://, or empty", r#""${REDIS_URL:-redis://localhost:6379}""#,
@@ -102,7 +103,7 @@ pub static KEYS: &[Key] = &[
     unset("issuers.<name>.public_key_file", "path", "Public key in a PEM file; relative to this file."),
     unset("issuers.<name>.kid", "string", "The `kid` that the key above answers to; without one, tokens need none."),
     unset("issuers.<name>.keys[].kid", "string", "The `kid` of a further key."),
-    unset("issuers.<name>.keys[].secret", "secret", "As above, for a further key."),
+    unset("issuers.<name>.keys[].secret", "secret, as above", "As above, for a further key."),
     unset("issuers.<name>.keys[].public_key", "PEM", "As above, for a further key."),
     unset("issuers.<name>.keys[].public_key_file", "path", "As above, for a further key."),
     unset("issuers.<name>.issuer", "string", "Required `iss`; without one, `iss` is not looked at."),
@@ -148,7 +149,7 @@ pub static KEYS: &[Key] = &[
 
     required("upstreams.<name>.members", "list of host:port", "The backends."),
     is("upstreams.<name>.protocol", "http1, h2c", r#""http1""#, "What is spoken to them."),
-    is("upstreams.<name>.balance", "round-robin, random", r#""round-robin""#, "How a member is chosen."),
+    is("upstreams.<name>.balance", "round-robin", r#""round-robin""#, "How a member is chosen."),
     is("upstreams.<name>.connect_timeout", "duration, 1ms to 1m", r#""1s""#, "For opening a connection."),
     is("upstreams.<name>.read_timeout", "duration, 1ms to 1h", r#""30s""#, "Longest pause while a response arrives; above: 504."),
     is("upstreams.<name>.write_timeout", "duration, 1ms to 1h", r#""30s""#, "Longest pause while a request is taken."),
@@ -158,8 +159,8 @@ pub static KEYS: &[Key] = &[
 
     is("cache.memory", "size, up to 1 TiB", r#""64MiB""#, "The memory tier of this instance."),
     is("cache.redis", "boolean", "true", "Whether Redis is the second tier, shared by all instances."),
-    is("cache.max_object", "size", r#""1MiB""#, "Largest response that is stored."),
-    is("cache.redis_max_object", "size", r#""1MiB""#, "Largest response that is stored in Redis."),
+    is("cache.max_object", "size, up to 1 GiB", r#""1MiB""#, "Largest response that is stored."),
+    is("cache.redis_max_object", "size, up to 512 MiB", r#""1MiB""#, "Largest response that is stored in Redis."),
     is("cache.max_lifetime", "duration, 1s to 1 year", r#""24h""#, "Longest time that any response stays fresh."),
     is("cache.expose_key", "boolean", "true", "Whether `X-Cache-Key`, a fingerprint, is sent."),
 
@@ -179,6 +180,7 @@ pub static KEYS: &[Key] = &[
     unset("routes[].logout", "gateway, forward", "Makes this a logout, answered by the gateway or, on a 2xx, by the upstream."),
     unset("routes[].max_body", "size", "Most bytes of a request body; without one `server.max_body`."),
     unset("routes[].allow_encoded_slashes", "boolean", "Whether `%2F` may stand in the path; without one `server.allow_encoded_slashes`."),
+    is("routes[].invalidates", "list of tags", "[]", "Tags that a successful POST, PUT, PATCH or DELETE drops, on every instance."),
     unset("routes[].cache.ttl", "duration, 1s to `cache.max_lifetime`", "Freshness where the upstream says nothing; without one, only what the upstream says counts."),
     is("routes[].cache.shared", "boolean", "false", "One response for all users; otherwise each has their own."),
     is("routes[].cache.override_origin", "boolean", "false", "Whether `ttl` also replaces what the upstream says."),
@@ -186,9 +188,8 @@ pub static KEYS: &[Key] = &[
     is("routes[].cache.query", "all, ignore, or a list of names", r#""all""#, "Query parameters that are part of the key."),
     is("routes[].cache.tags", "list of tags", "[]", "Labels to drop responses by; `{user}` and the path's `{param}` are filled in."),
     unset("routes[].cache.max_object", "size, up to `cache.max_object`", "Largest response that is stored; without one `cache.max_object`."),
-    is("routes[].cache.stale_while_revalidate", "duration", r#""0s""#, "How long a stale response is served while a fresh one is fetched."),
-    is("routes[].cache.stale_if_error", "duration", r#""0s""#, "How long a stale response is served when the upstream fails."),
-    is("routes[].invalidates", "list of tags", "[]", "Tags that a successful POST, PUT, PATCH or DELETE drops, on every instance."),
+    is("routes[].cache.stale_while_revalidate", "duration, up to 1 day", r#""0s""#, "How long a stale response is served while a fresh one is fetched."),
+    is("routes[].cache.stale_if_error", "duration, up to 7 days", r#""0s""#, "How long a stale response is served when the upstream fails."),
 ];
 
 /// The key with this pattern.

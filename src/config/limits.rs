@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::error::did_you_mean;
-use super::reader::{Reader, is_name};
+use super::reader::Reader;
 use super::spec::{KeyPart, Limits, Plan, Policy, Quota, Window};
+use super::value::is_name;
 
 const MOST: u64 = 1_000_000_000;
 const LONGEST: Duration = Duration::from_secs(31 * 86_400);

@@ -43,6 +43,7 @@ pub(super) fn server(root: &Reader<'_>) -> Server {
         max_headers: reader.within("max_headers", 8..=256),
         max_body: reader.get::<Size>("max_body").0,
         case_insensitive_paths: reader.get("case_insensitive_paths"),
+        ignore_trailing_slash: reader.get("ignore_trailing_slash"),
         allow_encoded_slashes: reader.get("allow_encoded_slashes"),
         allow_path_parameters: reader.get("allow_path_parameters"),
         shutdown_timeout: reader.duration("shutdown_timeout", Duration::ZERO..=HOUR),
@@ -72,7 +73,10 @@ pub(super) fn admin(root: &Reader<'_>, server: &Server) -> Admin {
     let listen = reader.opt::<SocketAddr>("listen");
     let token = reader.opt::<Secret>("token");
     if token.as_ref().is_some_and(|token| token.expose().len() < MIN_ADMIN_TOKEN) {
-        reader.refuse("token", format!("is too short; accepted: {MIN_ADMIN_TOKEN} bytes or more"));
+        reader.warn(
+            "token",
+            format!("is short enough to be guessed; {MIN_ADMIN_TOKEN} random bytes or more are safe"),
+        );
     }
     match listen {
         Some(listen) if token.is_none() && !listen.ip().is_loopback() && !reader.reported("token") => {

@@ -13,6 +13,8 @@ mod template;
 mod tree;
 mod value;
 mod variables;
+mod walk;
+mod words;
 
 #[cfg(test)]
 mod tests;
@@ -107,11 +109,13 @@ fn read(text: &str, name: &str, directory: &Path, variables: &Variables) -> Resu
         };
         Errors::new(errors.into_iter().map(problem).collect())
     })?;
-    let Decoded { spec, mut found, warnings } = decode(root.clone(), directory, variables);
+    let Decoded { spec, mut found, mut warnings } = decode(root.clone(), directory, variables);
     found.extend(other_environments(&root, spec.environment, directory, variables));
+    name_overlays(&root, &mut found);
     if found.is_empty() {
         let mut by_path = BTreeMap::new();
-        reader::places(&root, "", &mut by_path);
+        walk::places(&root, "", &mut by_path);
+        name_overlays(&root, &mut warnings);
         let warnings = source.problems(warnings);
         return Ok(Loaded { spec, warnings, places: Places { source, by_path } });
     }
@@ -140,11 +144,13 @@ fn decode(mut root: Table, directory: &Path, variables: &Variables) -> Decoded {
     if let Some(over) = overlays.and_then(|entry| overlay_of(&cx, &entry, environment)) {
         root.overlay(&over);
     }
-    if root.get("issuers").is_none() && variables.get("JWT_SECRET").is_some_and(|secret| !secret.is_empty()) {
+    if Reader::root(&cx, &root).names("issuers").is_empty()
+        && variables.get("JWT_SECRET").is_some_and(|secret| !secret.is_empty())
+    {
         root.overlay(&identity::implicit_issuers());
     }
     let cx = Context { development: environment == Environment::Development, ..cx };
-    reader::unknown_keys(&cx, &root, "", "");
+    walk::unknown_keys(&cx, &root, "", "");
     let spec = sections(&Reader::root(&cx, &root), environment);
     #[cfg(test)]
     tests::remember(&cx.asked.borrow());
@@ -247,10 +253,7 @@ fn other_environments(
     let mut all = Vec::new();
     for other in Environment::ALL.iter().filter(|other| **other != current) {
         let Some(over) = overlay_table(environments, *other) else { continue };
-        let mut inside = BTreeSet::new();
-        Node { at: usize::MAX, value: Value::Table(over) }.offsets(&mut |at| {
-            inside.insert(at);
-        });
+        let inside = offsets_of(over);
         let mut as_other = root.clone();
         as_other.overlay(&Table::single("environment", Value::Text(other.as_str().to_owned())));
         let decoded = decode(as_other, directory, variables);
@@ -261,11 +264,40 @@ fn other_environments(
     all
 }
 
+/// Gives the keys that stand in an overlay the name they have there.
+fn name_overlays(root: &Table, found: &mut [Found]) {
+    let Some(Value::Table(environments)) = root.get("environments").map(|entry| &entry.node.value) else {
+        return;
+    };
+    for environment in Environment::ALL {
+        let Some(over) = overlay_table(environments, *environment) else { continue };
+        let inside = offsets_of(over);
+        for found in found.iter_mut().filter(|found| inside.contains(&found.at)) {
+            found.path = format!("environments.{environment}.{}", found.path);
+        }
+    }
+}
+
+fn offsets_of(table: Table) -> BTreeSet<usize> {
+    let mut inside = BTreeSet::new();
+    Node { at: usize::MAX, value: Value::Table(table) }.offsets(&mut |at| {
+        inside.insert(at);
+    });
+    inside
+}
+
 /// A text and its name; turns offsets into lines and columns.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Source {
     file: Arc<str>,
     text: Arc<str>,
+}
+
+impl std::fmt::Debug for Source {
+    /// The name only: the text may hold secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Source").field(&self.file).finish()
+    }
 }
 
 impl Source {

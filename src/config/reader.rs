@@ -2,18 +2,16 @@
 //! default of the table of keys, so what the documentation says is what happens.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use super::error::did_you_mean;
 use super::keys::{self, Default as KeyDefault};
 use super::tree::{self, Node, Table, Value};
-use super::value::{Kind, Leaf, Raw};
+use super::value::{Kind, Leaf, Raw, is_name};
 use super::variables::{Variables, expand};
 
-/// A mistake or a warning at an offset of the file.
+/// A mistake or a warning.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Found {
     pub(super) at: usize,
@@ -83,8 +81,7 @@ impl<'a> Reader<'a> {
         key: &str,
         bounds: RangeInclusive<T>,
     ) -> T {
-        let value = self.opt::<T>(key);
-        match value {
+        match self.opt::<T>(key) {
             Some(value) if bounds.contains(&value) => value,
             Some(_) => {
                 self.refuse(
@@ -152,7 +149,7 @@ impl<'a> Reader<'a> {
             other => {
                 let message = format!(
                     "{} is not accepted; accepted: a list, or one string with commas, of {}",
-                    describe(other),
+                    other.describe(),
                     T::accepted()
                 );
                 self.push(node.at, path, message);
@@ -222,7 +219,7 @@ impl<'a> Reader<'a> {
         let path = join(&self.path, key);
         let Value::Array(items) = &entry.node.value else {
             let message =
-                format!("{} is not accepted; accepted: a list of tables", describe(&entry.node.value));
+                format!("{} is not accepted; accepted: a list of tables", entry.node.value.describe());
             self.push(entry.node.at, path, message);
             return Vec::new();
         };
@@ -304,7 +301,7 @@ impl<'a> Reader<'a> {
         match &node.value {
             Value::Table(table) => Some(Self { cx: self.cx, table: Some(table), at, path, pattern }),
             other => {
-                self.push(node.at, path, format!("{} is not accepted; accepted: a table", describe(other)));
+                self.push(node.at, path, format!("{} is not accepted; accepted: a table", other.describe()));
                 None
             }
         }
@@ -376,7 +373,7 @@ impl<'a> Reader<'a> {
             Value::Float(number) => (Kind::Float, number.to_string()),
             Value::Bool(flag) => (Kind::Bool, flag.to_string()),
             other => {
-                let message = format!("{} is not accepted; accepted: {}", describe(other), T::accepted());
+                let message = format!("{} is not accepted; accepted: {}", other.describe(), T::accepted());
                 self.push(node.at, path.to_owned(), message);
                 return None;
             }
@@ -394,86 +391,10 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Reports every key below `table` that no reader knows.
-pub(super) fn unknown_keys(cx: &Context<'_>, table: &Table, path: &str, pattern: &str) {
-    let children = keys::children(pattern);
-    let free = children.keys().find(|name| name.starts_with('<'));
-    for entry in table.iter() {
-        let path = join(path, &entry.key);
-        let name = free.copied().unwrap_or(entry.key.as_str());
-        let Some(child) = children.get(name) else {
-            let names = children.keys().copied();
-            let message = match did_you_mean(&entry.key, names.clone()) {
-                hint if hint.is_empty() => {
-                    format!("is not a known key; accepted: {}", names.collect::<Vec<_>>().join(", "))
-                }
-                hint => format!("is not a known key{hint}"),
-            };
-            cx.found.borrow_mut().push(Found { at: entry.key_at, path, message, is_variable: false });
-            continue;
-        };
-        let pattern = join(pattern, name);
-        match (&entry.node.value, child) {
-            (Value::Table(table), keys::Child::Table) => unknown_keys(cx, table, &path, &pattern),
-            (Value::Array(items), keys::Child::Tables) => {
-                for (index, item) in items.iter().enumerate() {
-                    if let Value::Table(table) = &item.value {
-                        unknown_keys(cx, table, &format!("{path}[{index}]"), &format!("{pattern}[]"));
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
-/// Where every key of the file stands, by path.
-pub(super) fn places(table: &Table, path: &str, into: &mut BTreeMap<String, usize>) {
-    for entry in table.iter() {
-        let path = join(path, &entry.key);
-        match &entry.node.value {
-            Value::Table(table) => {
-                places(table, &path, into);
-                into.insert(path, entry.key_at);
-            }
-            Value::Array(items) => {
-                for (index, item) in items.iter().enumerate() {
-                    let path = format!("{path}[{index}]");
-                    if let Value::Table(table) = &item.value {
-                        places(table, &path, into);
-                    }
-                    into.insert(path, item.at);
-                }
-                into.insert(path, entry.node.at);
-            }
-            _ => {
-                into.insert(path, entry.node.at);
-            }
-        }
-    }
-}
-
 pub(super) fn join(path: &str, key: &str) -> String {
     match (path, key) {
         ("", key) => key.to_owned(),
         (path, "") => path.to_owned(),
         (path, key) => format!("{path}.{key}"),
-    }
-}
-
-/// 1 to 64 letters, digits, `-`, `_` and `.`: safe in Redis keys, header fields and metric labels.
-pub(super) fn is_name(text: &str) -> bool {
-    (1..=64).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
-}
-
-fn describe(value: &Value) -> &'static str {
-    match value {
-        Value::Text(_) => "a string",
-        Value::Integer(_) | Value::Float(_) => "a number",
-        Value::Bool(_) => "true or false",
-        Value::Unusable(what) => what,
-        Value::Array(_) => "a list",
-        Value::Table(_) => "a table",
     }
 }

@@ -8,10 +8,10 @@ use http::{HeaderName, Method};
 
 use super::identity::texts;
 use super::limits::dangling;
-use super::reader::{Reader, is_name};
+use super::reader::Reader;
 use super::spec::{Auth, Cache, KeyPart, Logout, Policy, QueryKey, Route, RouteCache, Server, Upstream};
 use super::template::Template;
-use super::value::{HostPort, Size, is_host_name};
+use super::value::{HostPort, Size, is_host_name, is_name};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -107,6 +107,8 @@ fn route(reader: &Reader<'_>, known: &Known<'_>, defaults: &Defaults) -> Route {
     let path = reader.required::<String>("path").unwrap_or_default();
     let params = params(reader, &path);
     let auth = reader.opt("auth").unwrap_or(defaults.auth);
+    // A word that was not understood must not make the rest of the route look wrong.
+    let auth = if reader.reported("auth") { Auth::Required } else { auth };
     let logout: Option<Logout> = reader.opt("logout");
     let permissions = texts(reader, "permissions");
     let limits = if reader.has("limits") { limits(reader, known) } else { defaults.limits.clone() };

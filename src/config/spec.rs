@@ -8,7 +8,11 @@ use http::{HeaderName, Method};
 use ipnet::IpNet;
 
 use super::template::Template;
-use super::value::{HostPort, RedisUrl, Secret, words};
+use super::value::{HostPort, RedisUrl, Secret};
+pub use super::words::{
+    AccessField, Algorithm, Auth, Balance, ClientAddressHeader, Environment, KeyPart, LimitAlgorithm,
+    LogFormat, LogLevel, Logout, OnStoreFailure, ResetFormat, UpstreamProtocol,
+};
 
 /// The whole configuration; names used by routes and policies exist.
 #[derive(Clone, Debug)]
@@ -41,203 +45,9 @@ pub struct Spec {
     pub routes: Vec<Route>,
 }
 
-words! {
-    /// Which `[environments.*]` overlay is in force.
-    pub enum Environment {
-        /// Short secrets are refused.
-        Production = "production",
-        /// Short secrets only give a warning.
-        Development = "development",
-    }
-
-    /// The header that trusted proxies report the client in.
-    pub enum ClientAddressHeader {
-        /// The de-facto header.
-        XForwardedFor = "x-forwarded-for",
-        /// RFC 7239.
-        Forwarded = "forwarded",
-    }
-
-    /// Shape of log lines.
-    pub enum LogFormat {
-        /// One JSON object a line.
-        Json = "json",
-        /// For eyes.
-        Human = "human",
-    }
-
-    /// Least severe level that is logged.
-    pub enum LogLevel {
-        /// What happens, in normal operation.
-        Info = "info",
-        /// Failures of the gateway itself.
-        Error = "error",
-        /// What an operator should look at.
-        Warn = "warn",
-        /// For finding faults.
-        Debug = "debug",
-        /// Everything.
-        Trace = "trace",
-    }
-
-    /// A field of an access log line.
-    pub enum AccessField {
-        /// Request id.
-        RequestId = "request_id",
-        /// Client address.
-        Client = "client",
-        /// Request method.
-        Method = "method",
-        /// Request host.
-        Host = "host",
-        /// Normalised path without the query.
-        Path = "path",
-        /// HTTP version.
-        Protocol = "protocol",
-        /// Name of the route.
-        Route = "route",
-        /// Subject of the token.
-        User = "user",
-        /// Plan of the caller.
-        Plan = "plan",
-        /// Status sent.
-        Status = "status",
-        /// Why the gateway answered itself.
-        Refusal = "refusal",
-        /// Cache outcome.
-        Cache = "cache",
-        /// Member that answered.
-        Upstream = "upstream",
-        /// Time until the response was sent.
-        Duration = "duration",
-        /// Body bytes received.
-        BytesIn = "bytes_in",
-        /// Body bytes sent.
-        BytesOut = "bytes_out",
-        /// `User-Agent`.
-        UserAgent = "user_agent",
-        /// `Referer` without its query.
-        Referer = "referer",
-    }
-
-    /// JWS algorithms (RFC 7518, RFC 8037); `none` is not one of them.
-    pub enum Algorithm {
-        /// HMAC with SHA-256.
-        Hs256 = "HS256",
-        /// HMAC with SHA-384.
-        Hs384 = "HS384",
-        /// HMAC with SHA-512.
-        Hs512 = "HS512",
-        /// RSA PKCS#1 v1.5 with SHA-256.
-        Rs256 = "RS256",
-        /// RSA PKCS#1 v1.5 with SHA-384.
-        Rs384 = "RS384",
-        /// RSA PKCS#1 v1.5 with SHA-512.
-        Rs512 = "RS512",
-        /// RSA PSS with SHA-256.
-        Ps256 = "PS256",
-        /// RSA PSS with SHA-384.
-        Ps384 = "PS384",
-        /// RSA PSS with SHA-512.
-        Ps512 = "PS512",
-        /// ECDSA on P-256.
-        Es256 = "ES256",
-        /// ECDSA on P-384.
-        Es384 = "ES384",
-        /// Ed25519.
-        EdDsa = "EdDSA",
-    }
-
-    /// How `X-RateLimit-Reset` is told.
-    pub enum ResetFormat {
-        /// Seconds since the Unix epoch.
-        Epoch = "epoch",
-        /// Seconds from now.
-        Delta = "delta",
-    }
-
-    /// One part of what a policy counts by.
-    pub enum KeyPart {
-        /// The client address (IPv6: its network).
-        Ip = "ip",
-        /// The subject of the token.
-        User = "user",
-        /// The token itself.
-        Token = "token",
-        /// The API token.
-        ApiToken = "api_token",
-        /// The route.
-        Route = "route",
-        /// The plan of the caller.
-        Plan = "plan",
-        /// The user when identified, else the client address.
-        Caller = "caller",
-    }
-
-    /// How a policy counts.
-    pub enum LimitAlgorithm {
-        /// One counter that expires.
-        FixedWindow = "fixed-window",
-        /// Two counters, the older one weighted.
-        SlidingWindow = "sliding-window",
-        /// GCRA: a burst of `limit`, refilled over `window`.
-        TokenBucket = "token-bucket",
-    }
-
-    /// What a policy does while the shared store is away.
-    pub enum OnStoreFailure {
-        /// Count in this instance's memory.
-        Local = "local",
-        /// Let everything through.
-        Allow = "allow",
-        /// Refuse everything.
-        Deny = "deny",
-    }
-
-    /// What is spoken to an upstream.
-    pub enum UpstreamProtocol {
-        /// HTTP/1.1.
-        Http1 = "http1",
-        /// HTTP/2 without TLS, with prior knowledge.
-        H2c = "h2c",
-    }
-
-    /// How a member is chosen.
-    pub enum Balance {
-        /// One after the other.
-        RoundRobin = "round-robin",
-        /// Any.
-        Random = "random",
-    }
-
-    /// What a route asks of the caller's token.
-    pub enum Auth {
-        /// Tokens are not looked at.
-        None = "none",
-        /// Anonymous callers pass; a token that is present must be valid.
-        Optional = "optional",
-        /// Only callers with a valid token pass.
-        Required = "required",
-    }
-
-    /// Who answers a logout.
-    pub enum Logout {
-        /// The gateway.
-        Gateway = "gateway",
-        /// The upstream; its 2xx makes it a logout.
-        Forward = "forward",
-    }
-}
-
-impl Algorithm {
-    /// Whether the key is a shared secret (HS*) and not a public key.
-    pub const fn is_symmetric(self) -> bool {
-        matches!(self, Self::Hs256 | Self::Hs384 | Self::Hs512)
-    }
-}
-
 /// `[server]`.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches of the file")]
 pub struct Server {
     /// Public listeners, HTTP/1.1.
     pub listen: Vec<SocketAddr>,
@@ -267,6 +77,8 @@ pub struct Server {
     pub max_body: u64,
     /// Whether `/Todo` is `/todo`.
     pub case_insensitive_paths: bool,
+    /// Whether `/todo/` is `/todo`.
+    pub ignore_trailing_slash: bool,
     /// Whether `%2F` may stand in a path, for routes that do not say.
     pub allow_encoded_slashes: bool,
     /// Whether `;` may stand in a path.

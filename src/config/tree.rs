@@ -55,6 +55,7 @@ pub(super) fn parse(text: &str) -> Result<Table, Vec<SyntaxError>> {
         })
         .collect();
     errors.sort_by_key(|error| error.at);
+    errors.dedup_by_key(|error| error.at);
     Err(errors)
 }
 
@@ -119,6 +120,20 @@ impl Node {
                 entry.node.offsets(visit);
             }),
             _ => {}
+        }
+    }
+}
+
+impl Value {
+    /// The type, for messages.
+    pub(super) const fn describe(&self) -> &'static str {
+        match self {
+            Self::Text(_) => "a string",
+            Self::Integer(_) | Self::Float(_) => "a number",
+            Self::Bool(_) => "true or false",
+            Self::Unusable(what) => what,
+            Self::Array(_) => "a list",
+            Self::Table(_) => "a table",
         }
     }
 }

@@ -288,6 +288,12 @@ pub(super) fn is_host_name(text: &str) -> bool {
         })
 }
 
+/// 1 to 64 letters, digits, `-`, `_` and `.`: safe in Redis keys, header fields and metric labels.
+pub(super) fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+}
+
 impl Leaf for RedisUrl {
     const SECRET: bool = true;
 
@@ -344,19 +350,19 @@ impl Leaf for Method {
 /// Declares a closed enum whose variants are words of the configuration file. The first variant is its `Default`.
 macro_rules! words {
     ($($(#[$doc:meta])* pub enum $name:ident {
-        $(#[$fdoc:meta])* $first:ident = $fword:literal, $($(#[$vdoc:meta])* $variant:ident = $word:literal,)+
+        $(#[$fdoc:meta])* $first:ident = $fword:literal, $($(#[$vdoc:meta])* $variant:ident = $word:literal,)*
     })+) => {$(
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum $name { #[default] $(#[$fdoc])* $first, $($(#[$vdoc])* $variant,)+ }
+        pub enum $name { #[default] $(#[$fdoc])* $first, $($(#[$vdoc])* $variant,)* }
 
         impl $name {
             /// Every variant, in the order it is documented.
-            pub const ALL: &'static [Self] = &[Self::$first, $(Self::$variant,)+];
+            pub const ALL: &'static [Self] = &[Self::$first, $(Self::$variant,)*];
 
             /// The word in the configuration file.
             pub const fn as_str(self) -> &'static str {
-                match self { Self::$first => $fword, $(Self::$variant => $word,)+ }
+                match self { Self::$first => $fword, $(Self::$variant => $word,)* }
             }
         }
 
@@ -368,16 +374,16 @@ macro_rules! words {
 
         impl $crate::config::value::Leaf for $name {
             fn accepted() -> std::borrow::Cow<'static, str> {
-                [$fword, $($word),+].join(", ").into()
+                [$fword, $($word),*].join(", ").into()
             }
 
             fn decode(raw: &$crate::config::value::Raw) -> Result<Self, $crate::config::value::Refused> {
                 let word = raw.text.trim();
                 match word {
                     $fword => Ok(Self::$first),
-                    $($word => Ok(Self::$variant),)+
+                    $($word => Ok(Self::$variant),)*
                     _ => Err($crate::config::value::Refused::hint(
-                        $crate::config::error::did_you_mean(word, [$fword, $($word),+]),
+                        $crate::config::error::did_you_mean(word, [$fword, $($word),*]),
                     )),
                 }
             }

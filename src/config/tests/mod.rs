@@ -4,6 +4,7 @@ mod bad_files;
 mod documents;
 mod presets;
 mod reading;
+mod values;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
