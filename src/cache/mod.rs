@@ -9,8 +9,99 @@ pub mod policy;
 pub mod remote;
 pub mod request;
 pub mod settings;
+pub mod status;
 pub mod storage;
 pub mod tag;
+pub mod transaction;
 pub mod vary;
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use pingora::cache::key::HashBinary;
+use pingora::cache::lock::{CacheKeyLockImpl, CacheLock};
+use pingora::cache::predictor::Predictor;
+use pingora::cache::{CacheOptionOverrides, HttpCache};
+
+use crate::clock::Clock;
+use generations::Generations;
+use remote::RemoteTier;
+use storage::Tiers;
+use vary::Variants;
+
 pub use settings::{QueryPolicy, RouteCache, Settings};
+pub use transaction::{Pending, Transaction};
+
+/// Objects remembered as not storable, per shard of the predictor.
+const PREDICTED_PER_SHARD: usize = 1024;
+const PREDICTOR_SHARDS: usize = 16;
+
+/// The cache of this process; it outlives every configuration.
+pub struct Cache {
+    tiers: &'static Tiers,
+    lock: &'static CacheKeyLockImpl,
+    predictor: &'static Predictor<PREDICTOR_SHARDS>,
+    generations: Generations,
+    variants: Variants,
+    lock_wait: Duration,
+    max_lifetime: Duration,
+}
+
+impl Cache {
+    /// Makes the cache, once per process: pingora borrows its parts for ever. `max_object_bytes` is the largest
+    /// that any route stores; without `remote`, invalidations stay in this process.
+    pub fn leak(
+        settings: &Settings,
+        max_object_bytes: usize,
+        remote: Option<Arc<dyn RemoteTier>>,
+        clock: Arc<dyn Clock>,
+    ) -> &'static Self {
+        let shared = remote.is_some();
+        Box::leak(Box::new(Self {
+            tiers: Box::leak(Box::new(Tiers::new(settings, max_object_bytes, remote, clock))),
+            lock: Box::leak(CacheLock::new_boxed(settings.lock_age)),
+            predictor: Box::leak(Box::new(Predictor::new(PREDICTED_PER_SHARD, Some(is_transient)))),
+            generations: Generations::new(settings, shared),
+            variants: Variants::new(settings.max_variants),
+            lock_wait: settings.lock_wait,
+            max_lifetime: settings.max_lifetime,
+        }))
+    }
+
+    /// The generations of tags: what invalidation writes.
+    pub const fn generations(&self) -> &Generations {
+        &self.generations
+    }
+
+    /// The storage tiers, for their counters.
+    pub const fn tiers(&self) -> &'static Tiers {
+        self.tiers
+    }
+
+    fn enable(&self, http: &mut HttpCache, max_object_bytes: usize) {
+        let mut waiting = CacheOptionOverrides::default();
+        waiting.wait_timeout = Some(self.lock_wait);
+        http.enable(self.tiers, None, Some(self.predictor), Some(self.lock), Some(waiting));
+        http.set_max_file_size_bytes(max_object_bytes);
+    }
+
+    const fn max_lifetime(&self) -> Duration {
+        self.max_lifetime
+    }
+
+    fn admits_variant(&self, object: HashBinary, variance: &HashBinary) -> bool {
+        self.variants.admit(u128::from_be_bytes(object), variance)
+    }
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("tiers", &self.tiers).finish_non_exhaustive()
+    }
+}
+
+/// Reasons that say nothing about the next response under the same key, so that it is not expected to be
+/// unstorable too.
+fn is_transient(reason: &'static str) -> bool {
+    policy::NotStored::ALL.iter().any(|why| why.as_str() == reason && why.is_transient())
+}
