@@ -3,6 +3,8 @@
 
 pub mod directives;
 mod entry;
+#[cfg(test)]
+mod flow_tests;
 pub mod generations;
 pub mod key;
 pub mod policy;

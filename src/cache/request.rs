@@ -36,6 +36,8 @@ pub enum Bypass {
     Override,
     /// The request wants to become another protocol.
     Upgrade,
+    /// `If-Match` or `If-Unmodified-Since`: only the origin can judge them (RFC 9111 section 4.3.2).
+    Precondition,
     /// `Cache-Control: no-store`.
     NoStore,
     /// A credential the gateway did not verify, on a route whose key would say "anonymous".
@@ -46,11 +48,12 @@ pub enum Bypass {
 
 impl Bypass {
     /// Every value, for metrics that start at zero.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Method,
         Self::Body,
         Self::Override,
         Self::Upgrade,
+        Self::Precondition,
         Self::NoStore,
         Self::UnverifiedCredential,
         Self::Epoch,
@@ -63,6 +66,7 @@ impl Bypass {
             Self::Body => "body",
             Self::Override => "override",
             Self::Upgrade => "upgrade",
+            Self::Precondition => "precondition",
             Self::NoStore => "no_store",
             Self::UnverifiedCredential => "unverified_credential",
             Self::Epoch => "epoch",
@@ -108,6 +112,9 @@ pub fn judge(
     }
     if headers.contains_key(header::UPGRADE) {
         return Err(Bypass::Upgrade);
+    }
+    if headers.contains_key(header::IF_MATCH) || headers.contains_key(header::IF_UNMODIFIED_SINCE) {
+        return Err(Bypass::Precondition);
     }
     let directives = RequestDirectives::parse(headers);
     if directives.no_store {
@@ -162,6 +169,7 @@ mod tests {
         assert_eq!(get("x-http-method-override", "DELETE"), Some(Bypass::Override));
         assert_eq!(get("x-original-url", "/admin"), Some(Bypass::Override));
         assert_eq!(get("upgrade", "websocket"), Some(Bypass::Upgrade));
+        assert_eq!(get("if-match", "\"1\""), Some(Bypass::Precondition));
         assert_eq!(get("cache-control", "no-store"), Some(Bypass::NoStore));
         assert_eq!(get("cache-control", "no-cache"), None);
     }

@@ -108,6 +108,7 @@ impl Pending {
             freshening: None,
             by_request: false,
             had_stale: false,
+            bypassed: false,
             storable: false,
             not_stored: None,
             tier: None,
@@ -130,6 +131,8 @@ pub struct Transaction {
     freshening: Option<HeaderMap>,
     by_request: bool,
     had_stale: bool,
+    /// The object was predicted not to be storable, so the cache was not asked.
+    bypassed: bool,
     storable: bool,
     not_stored: Option<NotStored>,
     tier: Option<Tier>,
@@ -201,9 +204,10 @@ impl Transaction {
         self.route.override_origin || !(said.must_revalidate || said.no_cache || shared)
     }
 
-    /// For `proxy_upstream_filter`: the request wants no answer but a stored one; it gets 504.
-    pub const fn refuses_upstream(&self) -> bool {
-        self.directives.only_if_cached
+    /// For `proxy_upstream_filter`: the request wants no answer but a stored one; it gets 504. `background`: it
+    /// is pingora's own revalidation, which repeats the client's headers but is not the client's.
+    pub const fn refuses_upstream(&self, background: bool) -> bool {
+        self.directives.only_if_cached && !background
     }
 
     /// For `upstream_response_filter`, before `response_cache_filter`: remembers what a 304 brings.
@@ -214,10 +218,12 @@ impl Transaction {
     /// For `response_cache_filter`; `request` are the downstream request's headers.
     pub fn judge(
         &mut self,
+        http: &HttpCache,
         response: &ResponseHeader,
         request: &HeaderMap,
         now: UnixMillis,
     ) -> RespCacheable {
+        self.bypassed = http.bypassing();
         let mut header = response.clone();
         if let Some(fresh) = self.freshening.take() {
             freshen(&mut header, &fresh);
@@ -284,7 +290,10 @@ impl Transaction {
         now: UnixMillis,
     ) -> Outcome {
         let phase = http.phase();
-        let outcome = Outcome::of(phase);
+        let outcome = match phase {
+            CachePhase::Disabled(_) if self.bypassed => Outcome::Bypass,
+            _ => Outcome::of(phase),
+        };
         let ttl = http.maybe_cache_meta().filter(|_| outcome != Outcome::Bypass).map(|meta| {
             let until = i64::try_from(unix(meta.fresh_until()).as_secs()).unwrap_or(i64::MAX);
             until.saturating_sub(i64::try_from(now.as_secs()).unwrap_or(i64::MAX))
