@@ -69,6 +69,7 @@ impl Outcome {
 
 /// Everything that is said about one response.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "independent facts about one response")]
 pub struct Report<'a> {
     /// The outcome.
     pub outcome: Outcome,

@@ -170,7 +170,7 @@ fn options(items: usize, bytes: u64, shards: u64) -> quick_cache::Options {
 }
 
 const fn prev_power_of_two(n: u64) -> u64 {
-    1 << (63 - n.leading_zeros())
+    1 << n.ilog2()
 }
 
 #[async_trait]

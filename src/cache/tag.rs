@@ -204,6 +204,15 @@ impl Tags {
     }
 }
 
+/// The tags that a write with this `user` and these path parameters changes.
+pub fn render_all<'a>(
+    templates: &[TagTemplate],
+    user: Option<&str>,
+    param: impl Fn(&str) -> Option<&'a str>,
+) -> Vec<Box<str>> {
+    templates.iter().map(|template| template.render(user, &param)).collect()
+}
+
 /// The tag of everything.
 pub fn epoch_tag() -> Box<str> {
     EPOCH.into()

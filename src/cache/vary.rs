@@ -39,7 +39,9 @@ pub fn width(response: &HeaderMap) -> Width {
 /// The variant that `request` selects, `None` when nothing does: for `cache_vary_filter`.
 pub fn variance(declared: &[HeaderName], response: &HeaderMap, request: &HeaderMap) -> Option<HashBinary> {
     let mut variance = VarianceBuilder::new();
-    for name in declared.iter().cloned().chain(names(response).flatten()) {
+    // Backends that compress without saying `Vary` must not have their encoding forced on everybody.
+    let encoded = response.contains_key(header::CONTENT_ENCODING).then_some(header::ACCEPT_ENCODING);
+    for name in declared.iter().cloned().chain(names(response).flatten()).chain(encoded) {
         let value = normalised(&name, request);
         variance.add_owned_name_value(name.as_str().to_owned(), value);
     }
@@ -158,6 +160,13 @@ mod tests {
         let two = of("accept-encoding", &[("accept-encoding", "BR; q=0.5"), ("accept-encoding", "gzip")]);
         assert_eq!(one, two);
         assert_ne!(one, of("accept-encoding", &[("accept-encoding", "gzip, br;q=0")]));
+    }
+
+    #[test]
+    fn an_encoded_response_varies_even_if_it_does_not_say_so() {
+        let response = headers(&[("content-encoding", "gzip")]);
+        let (gzip, none) = (headers(&[("accept-encoding", "gzip")]), HeaderMap::new());
+        assert_ne!(variance(&[], &response, &gzip), variance(&[], &response, &none));
     }
 
     #[test]
