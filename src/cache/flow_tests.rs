@@ -418,3 +418,41 @@ async fn variants_are_kept_apart() {
         assert_eq!(bed.get("/t", &fields).await.body(), expected);
     }
 }
+
+#[tokio::test]
+async fn an_object_that_turns_out_too_big_reaches_the_client_whole_and_is_not_stored() {
+    let route = RouteCache { max_object_bytes: 64, ..route() };
+    let bed = Bed::new(route, |_, _| {
+        let chunk = format!("30\r\n{}\r\n", "x".repeat(48));
+        format!(
+            "HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n{}0\r\n\r\n",
+            chunk.repeat(4)
+        )
+    })
+    .await;
+    for _ in 0..2 {
+        let got = bed.get("/t", "x-user: ada\r\n").await;
+        assert_eq!(got.body().matches('x').count(), 192);
+        assert_ne!(got.cache(), "HIT");
+    }
+    assert_eq!((bed.asked(), bed.cache.tiers().memory_entries()), (2, 0));
+}
+
+#[tokio::test]
+async fn without_an_epoch_in_the_store_the_request_goes_past_the_cache() {
+    let cache = Cache::leak(&Settings::default(), 1 << 20, None, Arc::new(SystemClock));
+    let headers = http::HeaderMap::new();
+    let target = Target { scheme: "http", host: "h", path: "/", query: None, caller: Caller::User("ada") };
+    let pending =
+        || Pending::new(&Arc::new(route()), &http::Method::GET, &headers, target, |_| None).unwrap();
+    assert_eq!(pending().tags().iter().collect::<Vec<_>>(), ["-epoch", "route:r", "user:ada"]);
+    let nothing: [Option<&[u8]>; 3] = [None; 3];
+    let (why, write) = pending().with_values(cache, &nothing, SystemClock.now()).unwrap_err();
+    assert_eq!((why, &*write.unwrap().key), (super::request::Bypass::Epoch, "cache_tag:-epoch"));
+    let (one, two) = ([Some("e"), None, None], [Some("e"), None, Some("g")]);
+    let key = |values: &[Option<&str>]| {
+        pending().with_values(cache, values, SystemClock.now()).unwrap().key().primary_key().to_vec()
+    };
+    assert_eq!(key(&one), key(&one));
+    assert_ne!(key(&one), key(&two));
+}
