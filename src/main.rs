@@ -1,7 +1,21 @@
-<<<<<<< HEAD
-//! The `tollgate` command.
+//! The `tollgate` command: parses the command line and does what it says.
 
-fn main() {}
-=======
-fn main(){}
->>>>>>> admin
+mod commands;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tollgate::cli::Cli;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    match commands::execute(&Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("tollgate: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -8,10 +8,12 @@ use http::HeaderName;
 use crate::cache::tag::TagTemplate;
 use crate::cache::{self, RouteCache};
 use crate::client_addr;
-use crate::config::{Spec, spec};
+use crate::config::{HostPort, Spec, Template, spec};
+use crate::identity::revocation::DEFAULT_LONGEST;
 use crate::identity::{
     self, Access, Algorithm, Algorithms, Issuer, Key, KeySet, Requirement, Source, Sources, Verifier,
 };
+use crate::limits::policy::PolicyError;
 use crate::limits::{self, Plan, Plans, Policy, Window};
 use crate::metrics::Metrics;
 use crate::pipeline::head::HeadLimits;
@@ -36,39 +38,31 @@ fn unusable(path: impl Into<String>, problem: impl ToString) -> Unusable {
     Unusable { path: path.into(), problem: problem.to_string() }
 }
 
+/// What of a gateway comes from the configuration alone.
+struct Parts {
+    table: Table<Arc<Route>>,
+    client_addr: client_addr::Settings,
+    verifier: Verifier,
+    forward: forward::Settings,
+    plans: Plans,
+    policies: Vec<Policy>,
+    upstreams: Vec<Arc<Upstream>>,
+}
+
+/// Whether a gateway can be made of `spec`.
+///
+/// # Errors
+/// Every setting that cannot be used.
+pub fn check(spec: &Spec, metrics: &Metrics) -> Result<(), Vec<Unusable>> {
+    parts(spec, metrics).map(drop)
+}
+
 /// The gateway that `spec` describes, over what survives a reload.
 ///
 /// # Errors
 /// Every setting that cannot be used.
 pub fn gateway(spec: &Spec, shared: Arc<Shared>) -> Result<Gateway, Vec<Unusable>> {
-    let mut problems = Vec::new();
-    let metrics = &shared.metrics;
-    let upstreams: Vec<Arc<Upstream>> = spec.upstreams.iter().map(|upstream| self::upstream(upstream, metrics)).collect();
-    let policies = collect(&mut problems, spec.policies.iter().map(|policy| (policy, self::policy(policy))));
-    let entries = spec.routes.iter().filter_map(|route| match self::entries(route, spec, &upstreams, metrics) {
-        Ok(entries) => Some(entries),
-        Err(problem) => {
-            problems.push(problem);
-            None
-        }
-    });
-    let entries: Vec<_> = entries.flatten().collect();
-    let options = table::Options {
-        case_insensitive: spec.server.case_insensitive_paths,
-        ignore_trailing_slash: false,
-    };
-    let table = Table::build_with(entries, options)
-        .map_err(|ambiguities| problems.extend(ambiguities.into_iter().map(|found| unusable("routes", found))));
-    let client_addr = client_addr(spec).map_err(|problem| problems.push(problem));
-    let verifier = verifier(spec).map_err(|problem| problems.push(problem));
-    let forward = forward_settings(spec).map_err(|problem| problems.push(problem));
-    let plans = plans(spec).map_err(|problem| problems.push(problem));
-    let (Ok(table), Ok(client_addr), Ok(verifier), Ok(forward), Ok(plans), true) =
-        (table, client_addr, verifier, forward, plans, problems.is_empty())
-    else {
-        return Err(problems);
-    };
-    let policy_metrics = policies.iter().map(|policy| shared.metrics.policy(policy.name())).collect();
+    let parts = parts(spec, &shared.metrics)?;
     Ok(Gateway {
         head_limits: HeadLimits {
             target_bytes: usize::try_from(spec.server.max_uri).unwrap_or(usize::MAX),
@@ -79,19 +73,25 @@ pub fn gateway(spec: &Spec, shared: Arc<Shared>) -> Result<Gateway, Vec<Unusable
             allow_encoded_slashes: spec.routes.iter().any(|route| route.allow_encoded_slashes),
             allow_path_parameters: spec.server.allow_path_parameters,
         },
-        table,
-        client_addr,
+        table: parts.table,
+        client_addr: parts.client_addr,
         sources: sources(spec),
-        verifier,
-        forward,
-        limits: limits::Settings { plans, policies, keys: limits::KeySpace::new(&spec.redis.key_prefix) },
-        fields: limits::fields::Format {
+        verifier: parts.verifier,
+        forward: parts.forward,
+        plans: parts.plans,
+        policy_metrics: parts.policies.iter().map(|policy| shared.metrics.policy(policy.name())).collect(),
+        policies: parts.policies.into(),
+        unrouted: shared.metrics.route("-"),
+        longest_revocation: DEFAULT_LONGEST,
+        fields: limits::fields::Settings {
             x_ratelimit: spec.limits.x_ratelimit_headers,
             ietf: spec.limits.ietf_headers,
-            reset_delta: spec.limits.reset == spec::ResetFormat::Delta,
+            reset: match spec.limits.reset {
+                spec::ResetFormat::Epoch => limits::fields::ResetFormat::Epoch,
+                spec::ResetFormat::Delta => limits::fields::ResetFormat::Delta,
+            },
         },
-        policy_metrics,
-        upstreams,
+        upstreams: parts.upstreams,
         timeouts: Timeouts {
             keepalive: spec.server.keepalive_timeout,
             body: spec.server.body_timeout,
@@ -102,9 +102,40 @@ pub fn gateway(spec: &Spec, shared: Arc<Shared>) -> Result<Gateway, Vec<Unusable
     })
 }
 
+fn parts(spec: &Spec, metrics: &Metrics) -> Result<Parts, Vec<Unusable>> {
+    let mut problems = Vec::new();
+    let upstreams: Vec<Arc<Upstream>> =
+        spec.upstreams.iter().map(|upstream| self::upstream(upstream, metrics)).collect();
+    let policies = collect(&mut problems, spec.policies.iter().map(|policy| (policy, self::policy(policy))));
+    let mut entries = Vec::new();
+    for (index, route) in spec.routes.iter().enumerate() {
+        match self::entries(index, route, spec, &upstreams, metrics) {
+            Ok(made) => entries.extend(made),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    let options = table::Options {
+        case_insensitive: spec.server.case_insensitive_paths,
+        ignore_trailing_slash: spec.server.ignore_trailing_slash,
+    };
+    let table = Table::build_with(entries, options).map_err(|ambiguities| {
+        problems.extend(ambiguities.into_iter().map(|found| unusable("routes", found)));
+    });
+    let client_addr = client_addr(spec).map_err(|problem| problems.push(problem));
+    let verifier = verifier(spec).map_err(|problem| problems.push(problem));
+    let forward = forward_settings(spec).map_err(|problem| problems.push(problem));
+    let plans = plans(spec).map_err(|problem| problems.push(problem));
+    match (table, client_addr, verifier, forward, plans) {
+        (Ok(table), Ok(client_addr), Ok(verifier), Ok(forward), Ok(plans)) if problems.is_empty() => {
+            Ok(Parts { table, client_addr, verifier, forward, plans, policies, upstreams })
+        }
+        _ => Err(problems),
+    }
+}
+
 fn collect<'a, T>(
     problems: &mut Vec<Unusable>,
-    built: impl Iterator<Item = (&'a spec::Policy, Result<T, limits::PolicyError>)>,
+    built: impl Iterator<Item = (&'a spec::Policy, Result<T, PolicyError>)>,
 ) -> Vec<T> {
     built
         .filter_map(|(policy, result)| {
@@ -114,7 +145,7 @@ fn collect<'a, T>(
 }
 
 fn upstream(upstream: &spec::Upstream, metrics: &Metrics) -> Arc<Upstream> {
-    let member = |member: &crate::config::value::HostPort| upstream::Member { host: member.host.clone(), port: member.port };
+    let member = |member: &HostPort| upstream::Member { host: member.host.clone(), port: member.port };
     Arc::new(Upstream::new(
         upstream::Settings {
             name: upstream.name.clone(),
@@ -135,12 +166,13 @@ fn upstream(upstream: &spec::Upstream, metrics: &Metrics) -> Arc<Upstream> {
 }
 
 fn entries(
+    index: usize,
     route: &spec::Route,
     spec: &Spec,
     upstreams: &[Arc<Upstream>],
     metrics: &Metrics,
 ) -> Result<Vec<table::Entry<Arc<Route>>>, Unusable> {
-    let at = |field: &str| format!("routes ({}).{field}", route.name);
+    let at = |field: &str| format!("routes[{index}].{field}");
     let pattern = Pattern::parse(&route.path).map_err(|problem| unusable(at("path"), problem))?;
     let requirement = match route.auth {
         spec::Auth::None => Requirement::None,
@@ -150,13 +182,16 @@ fn entries(
     let access = Access::new(requirement, route.permissions.clone())
         .map_err(|problem| unusable(at("permissions"), problem))?;
     let params: Vec<&str> = pattern.params().iter().map(|param| &**param).collect();
-    let tags = |templates: &[crate::config::template::Template], field: &str| {
+    let tags = |templates: &[Template], field: &str| {
         templates
             .iter()
             .map(|template| TagTemplate::parse(&template.text, &params).map_err(|problem| unusable(at(field), problem)))
             .collect::<Result<Box<[_]>, _>>()
     };
-    let policy_index = |name: &str| spec.policies.iter().position(|policy| *policy.name == *name);
+    let policy_index = |name: &str| {
+        let position = spec.policies.iter().position(|policy| *policy.name == *name)?;
+        u16::try_from(position).ok()
+    };
     let bound = Arc::new(Route {
         name: Arc::from(&*route.name),
         upstream: route
@@ -168,7 +203,10 @@ fn entries(
         cache: route
             .cache
             .as_ref()
-            .map(|cache| Ok::<_, Unusable>(route_cache(&route.name, cache, tags(&cache.tags, "cache.tags")?)))
+            .map(|cache| {
+                let tags = tags(&cache.tags, "cache.tags")?;
+                Ok::<_, Unusable>(Arc::new(route_cache(&route.name, cache, tags)))
+            })
             .transpose()?,
         invalidates: tags(&route.invalidates, "invalidates")?,
         logout: route.logout.map(|logout| match logout {
@@ -259,10 +297,8 @@ pub fn verifier(spec: &Spec) -> Result<Verifier, Unusable> {
 fn issuer(issuer: &spec::Issuer, spec: &Spec) -> Result<Issuer, Unusable> {
     let at = |field: &str| format!("issuers.{}.{field}", issuer.name);
     let weak_allowed = spec.environment == spec::Environment::Development;
-    let mut algorithms = Algorithms::default();
-    for algorithm in &issuer.algorithms {
-        algorithms = algorithms.union(self::algorithm(*algorithm).into());
-    }
+    let algorithms: Algorithms =
+        issuer.algorithms.iter().map(|algorithm| self::algorithm(*algorithm)).collect();
     let keys = issuer
         .keys
         .iter()
@@ -330,7 +366,7 @@ fn forward_settings(spec: &Spec) -> Result<forward::Settings, Unusable> {
         .map_err(|problem| unusable("identity.headers", problem))
 }
 
-fn windows(windows: &[spec::Window]) -> Result<Vec<Window>, limits::PolicyError> {
+fn windows(windows: &[spec::Window]) -> Result<Vec<Window>, PolicyError> {
     windows.iter().map(|window| Window::named(&window.name, window.limit, window.window)).collect()
 }
 
@@ -353,7 +389,7 @@ fn plans(spec: &Spec) -> Result<Plans, Unusable> {
         .with_multiplier_cap(spec.limits.multiplier_cap))
 }
 
-fn policy(policy: &spec::Policy) -> Result<Policy, limits::PolicyError> {
+fn policy(policy: &spec::Policy) -> Result<Policy, PolicyError> {
     let part = |part: &spec::KeyPart| match part {
         spec::KeyPart::Ip => limits::KeyPart::Ip,
         spec::KeyPart::User => limits::KeyPart::User,

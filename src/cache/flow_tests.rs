@@ -163,7 +163,7 @@ impl Bed {
                 });
             }
         });
-        let cache = Cache::leak(&Settings::default(), 1 << 20, None, Arc::new(SystemClock));
+        let cache = Cache::leak(&Settings::default(), 1 << 20, None, false, Arc::new(SystemClock));
         let proxy = Proxy { cache, route: Arc::new(route), backend };
         let app = Arc::new(http_proxy(&Arc::new(ServerConf::default()), proxy));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -440,7 +440,7 @@ async fn an_object_that_turns_out_too_big_reaches_the_client_whole_and_is_not_st
 
 #[tokio::test]
 async fn without_an_epoch_in_the_store_the_request_goes_past_the_cache() {
-    let cache = Cache::leak(&Settings::default(), 1 << 20, None, Arc::new(SystemClock));
+    let cache = Cache::leak(&Settings::default(), 1 << 20, None, false, Arc::new(SystemClock));
     let headers = http::HeaderMap::new();
     let target = Target { scheme: "http", host: "h", path: "/", query: None, caller: Caller::User("ada") };
     let pending =

@@ -51,14 +51,15 @@ pub struct Cache {
 
 impl Cache {
     /// Makes the cache, once per process: pingora borrows its parts for ever. `max_object_bytes` is the largest
-    /// that any route stores; without `remote`, invalidations stay in this process.
+    /// that any route stores; `remote` is the tier that all instances share, if any; unless `shared`,
+    /// invalidations stay in this process.
     pub fn leak(
         settings: &Settings,
         max_object_bytes: usize,
         remote: Option<Arc<dyn RemoteTier>>,
+        shared: bool,
         clock: Arc<dyn Clock>,
     ) -> &'static Self {
-        let shared = remote.is_some();
         Box::leak(Box::new(Self {
             tiers: Box::leak(Box::new(Tiers::new(settings, max_object_bytes, remote, clock))),
             lock: Box::leak(CacheLock::new_boxed(settings.lock_age)),

@@ -225,6 +225,13 @@ pub fn route_tag(name: &str) -> Box<str> {
     tag.into()
 }
 
+/// The tag of everything stored under a published key (`X-Cache-Key`).
+pub fn key_tag(public_key: &str) -> Box<str> {
+    let mut tag = String::from("key:");
+    push_value(&mut tag, public_key);
+    tag.into()
+}
+
 /// The tag of everything stored for `user` (`None`: anonymous callers of per-user routes).
 pub fn user_tag(user: Option<&str>) -> Box<str> {
     let mut tag = String::from("user:");

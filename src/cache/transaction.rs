@@ -22,7 +22,7 @@ use super::request::{self, Bypass};
 use super::settings::RouteCache;
 use super::status::{Outcome, Report};
 use super::storage::{Hit, Tier};
-use super::tag::{Tags, route_tag, user_tag};
+use super::tag::{Tags, key_tag, route_tag, user_tag};
 use super::vary;
 use crate::clock::{UnixMillis, millis};
 
@@ -31,6 +31,7 @@ use crate::clock::{UnixMillis, millis};
 pub struct Pending {
     route: Arc<RouteCache>,
     key: Unstamped,
+    public_key: Box<str>,
     tags: Tags,
     directives: RequestDirectives,
     authorised: bool,
@@ -55,9 +56,13 @@ impl Pending {
         for template in &route.tags {
             tags.push(template.render(user, &param));
         }
+        let key = Unstamped::new(route, target);
+        let public_key = key.public_key();
+        tags.push(key_tag(&public_key));
         Ok(Self {
             route: Arc::clone(route),
-            key: Unstamped::new(route, target),
+            key,
+            public_key,
             tags,
             directives,
             authorised: headers.contains_key(header::AUTHORIZATION),
@@ -91,7 +96,6 @@ impl Pending {
     }
 
     fn stamp(self, cache: &'static Cache, fingerprint: Fingerprint, now: UnixMillis) -> Transaction {
-        let public_key = self.key.public_key();
         let bytes = self.key.stamp(fingerprint);
         let hash = key::hash(&bytes);
         let mut key = CacheKey::new(bytes, "");
@@ -101,7 +105,7 @@ impl Pending {
             cache,
             route: self.route,
             key,
-            public_key,
+            public_key: self.public_key,
             directives: self.directives,
             authorised: self.authorised,
             started: now,
@@ -443,7 +447,7 @@ mod tests {
     const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
 
     fn transaction(route: RouteCache, cache_control: &'static str) -> Transaction {
-        let cache = Cache::leak(&Settings::default(), 1024, None, Arc::new(ManualClock::at(NOW)));
+        let cache = Cache::leak(&Settings::default(), 1024, None, false, Arc::new(ManualClock::at(NOW)));
         let mut headers = HeaderMap::new();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(cache_control));
         let target =

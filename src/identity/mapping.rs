@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(&*person.subject, "42");
         assert_eq!(person.plan.as_deref(), Some("pro"));
         assert!((person.multiplier - 1.5).abs() < f64::EPSILON);
-        assert_eq!(*person.permissions, ["read".into(), "write".into()]);
+        assert_eq!(*person.permissions, [Box::<str>::from("read"), Box::from("write")]);
         assert_eq!(person.email.as_deref(), Some("a@b.c"));
     }
 
@@ -284,7 +284,7 @@ mod tests {
             &json!({"sub": "a", "permissions": ["ok", 1, "", "a b", "x\r\n"], "email": "a@b\r\n"}),
         )
         .unwrap();
-        assert_eq!(*person.permissions, ["ok".into()]);
+        assert_eq!(*person.permissions, [Box::<str>::from("ok")]);
         assert_eq!(person.email, None);
     }
 
@@ -299,7 +299,7 @@ mod tests {
         let person =
             apply(&mapping, &json!({"https://id/sub": "a", "scope": "read  write", "app": {"plan": "free"}}))
                 .unwrap();
-        assert_eq!(*person.permissions, ["read".into(), "write".into()]);
+        assert_eq!(*person.permissions, [Box::<str>::from("read"), Box::from("write")]);
         assert_eq!(person.plan.as_deref(), Some("free"));
     }
 

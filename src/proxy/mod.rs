@@ -8,6 +8,7 @@ mod headers;
 mod service;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -39,6 +40,7 @@ const LOGGED_OUT: &str = r#"{"msg":"Logged out successfully"}"#;
 #[derive(Clone)]
 pub struct Proxy {
     current: Arc<ArcSwap<Gateway>>,
+    draining: Arc<AtomicBool>,
 }
 
 /// A request with the configuration it is judged by.
@@ -48,9 +50,9 @@ pub struct Exchange {
 }
 
 impl Proxy {
-    /// A proxy that judges by `current`.
-    pub fn new(current: Arc<ArcSwap<Gateway>>) -> Self {
-        Self { current }
+    /// A proxy that judges by `current`; while `draining` is set, connections close after their answer.
+    pub fn new(current: Arc<ArcSwap<Gateway>>, draining: Arc<AtomicBool>) -> Self {
+        Self { current, draining }
     }
 }
 
@@ -124,7 +126,8 @@ impl ProxyHttp for Proxy {
         let timeouts = exchange.gateway.timeouts;
         let downstream = session.as_downstream_mut();
         // pingora sets "for ever" on each parse, so this must be said for each request.
-        downstream.set_keepalive(Some(timeouts.keepalive.as_secs().max(1)));
+        let draining = self.draining.load(Ordering::Relaxed);
+        downstream.set_keepalive((!draining).then_some(timeouts.keepalive.as_secs().max(1)));
         downstream.set_read_timeout(Some(timeouts.body));
         downstream.set_write_timeout(Some(timeouts.write));
         Ok(())
@@ -306,6 +309,10 @@ impl ProxyHttp for Proxy {
         request: &mut RequestHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
+        let now = exchange.gateway.shared.clock.now();
+        if let Some(transaction) = exchange.transaction() {
+            transaction.sent_upstream(now);
+        }
         let Exchange { gateway, context } = exchange;
         let (Some(client), Some(admitted)) = (context.client, context.admitted()) else {
             return Err(Error::explain(ErrorType::InternalError, "a request went on without admission"));

@@ -139,9 +139,10 @@ impl Upstream {
         }
     }
 
-    /// The addresses in use, for status pages.
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.addresses.load().iter().map(|member| member.address).collect()
+    /// How many addresses are known and not resting.
+    pub fn available(&self, now: UnixMillis) -> usize {
+        let addresses = self.addresses.load();
+        addresses.iter().filter(|member| member.rests_until.load(Ordering::Relaxed) <= now.0).count()
     }
 }
 

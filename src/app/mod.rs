@@ -1,0 +1,352 @@
+//! The composition root: from a checked configuration to a running gateway.
+
+mod build;
+mod observer;
+mod operations;
+mod remote;
+mod shutdown;
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use arc_swap::ArcSwap;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{RunArgs, Server};
+use sha2::{Digest, Sha256};
+
+use crate::admin::{self, Admin, AdminToken, ConfigStatus, HealthDetail};
+use crate::cache::{self, Cache};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Errors, Loaded, Spec, spec};
+use crate::identity::revocation::{DEFAULT_KNOWN, DEFAULT_PENDING, Known, Pending};
+use crate::limits::{self, KeySpace, Local};
+use crate::logging::{self, AccessField, AccessLog, Logging};
+use crate::metrics::Metrics;
+use crate::pipeline::{GATE, Recoverer, Shared};
+use crate::proxy::{self, Proxy};
+use crate::redis::{self, Store};
+use crate::upstream::Upstream;
+
+pub use self::build::{algorithm, verifier};
+use self::observer::Counting;
+use self::operations::{GatewayOperations, Lifecycle};
+use self::remote::RedisTier;
+use self::shutdown::Signals;
+
+/// Names are looked up again after this long.
+const RESOLVE_EVERY: Duration = Duration::from_secs(30);
+
+/// Everything about a configuration that only shows when it is put together, each with its place in the file.
+///
+/// # Errors
+/// All of it.
+pub fn check(loaded: &Loaded) -> Result<(), Errors> {
+    let metrics = Metrics::new().map_err(|error| {
+        Errors::new(vec![loaded.places.problem("", format!("metrics cannot be set up: {error}"))])
+    })?;
+    build::check(&loaded.spec, &metrics).map_err(|problems| {
+        let place = |problem: build::Unusable| loaded.places.problem(&problem.path, problem.problem);
+        Errors::new(problems.into_iter().map(place).collect())
+    })
+}
+
+/// A gateway about to run.
+pub struct App {
+    server: Server,
+    lifecycle: Arc<Lifecycle>,
+    background: tokio::runtime::Runtime,
+    _logging: Arc<Logging>,
+}
+
+/// What else a run needs beside the configuration.
+#[derive(Default)]
+pub struct Extras {
+    /// The file the configuration came from.
+    pub file: Option<Box<str>>,
+    /// Further services, such as the demo's backend.
+    pub services: Vec<Box<dyn pingora::services::ServiceWithDependents>>,
+    /// Printed once the gateway accepts connections.
+    pub banner: Option<String>,
+}
+
+impl App {
+    /// Puts everything together. Nothing accepts connections yet.
+    ///
+    /// # Errors
+    /// What keeps the gateway from starting: an address in use, an unusable setting.
+    pub fn assemble(loaded: &Loaded, extras: Extras) -> anyhow::Result<Self> {
+        let spec = &loaded.spec;
+        let metrics = Metrics::new().context("metrics cannot be set up")?;
+        let logging = Arc::new(logging::init(&log_settings(spec), metrics.families().log_dropped.clone())?);
+        for warning in &loaded.warnings {
+            tracing::warn!("{warning}");
+        }
+        check_addresses(spec)?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let shared = shared(spec, metrics, logging.access(), Arc::clone(&clock))?;
+        let gateway = build::gateway(spec, Arc::clone(&shared)).map_err(|problems| {
+            let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            anyhow::anyhow!("{}", lines.join("\n"))
+        })?;
+        let started_at = clock.now();
+        shared.metrics.config_loaded(started_at);
+        let upstreams = gateway.upstreams.clone();
+        let current = Arc::new(ArcSwap::from_pointee(gateway));
+        let lifecycle = Arc::new(Lifecycle::default());
+
+        let mut server = Server::new_with_opt_and_conf(None, server_conf(spec));
+        server.bootstrap();
+        let conf = Arc::clone(&server.configuration);
+        let open = shared.metrics.families().active_connections.clone();
+        let proxy = Proxy::new(Arc::clone(&current), Arc::clone(&lifecycle.draining));
+        let mut http = proxy::http1(&conf, proxy.clone(), open.clone());
+        for address in &spec.server.listen {
+            http.add_tcp(&address.to_string());
+        }
+        server.add_service(http);
+        if !spec.server.listen_h2c.is_empty() {
+            let mut h2c = proxy::h2c(&conf, proxy, open, spec.server.keepalive_timeout);
+            for address in &spec.server.listen_h2c {
+                h2c.add_tcp(&address.to_string());
+            }
+            server.add_service(h2c);
+        }
+        let operations = GatewayOperations {
+            current,
+            lifecycle: Arc::clone(&lifecycle),
+            config: config_status(spec, extras.file, started_at.as_secs()),
+            started_at,
+        };
+        let admin = Admin::new(admin_settings(spec)?, Arc::new(operations), clock);
+        let mut admin = admin::service(admin);
+        admin.add_tcp(&spec.admin.listen.to_string());
+        server.add_service(admin);
+        for service in extras.services {
+            server.add_boxed_service(service);
+        }
+
+        let background = background(spec, &shared, upstreams, &lifecycle, Arc::clone(&logging), extras.banner)?;
+        Ok(Self { server, lifecycle, background, _logging: logging })
+    }
+
+    /// Runs until a signal ends it.
+    pub fn run(self) {
+        let Self { server, lifecycle, background, _logging } = self;
+        server.run(RunArgs { shutdown_signal: Box::new(Signals { lifecycle }) });
+        background.shutdown_timeout(Duration::from_secs(1));
+    }
+}
+
+fn log_settings(spec: &Spec) -> logging::Settings {
+    let fields = spec.log.access_fields.iter().filter_map(|field| AccessField::from_name(field.as_str()));
+    logging::Settings {
+        format: match spec.log.format {
+            spec::LogFormat::Json => logging::Format::Json,
+            spec::LogFormat::Human => logging::Format::Human,
+        },
+        output: logging::Output::Stdout,
+        filter: spec.log.level.as_str().into(),
+        colour: false,
+        access: spec.log.access.then(|| fields.collect()),
+    }
+}
+
+/// pingora would retry for half a minute and then go on without the listener.
+fn check_addresses(spec: &Spec) -> anyhow::Result<()> {
+    let addresses = spec.server.listen.iter().chain(&spec.server.listen_h2c).chain([&spec.admin.listen]);
+    for address in addresses {
+        TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+    }
+    Ok(())
+}
+
+fn shared(
+    spec: &Spec,
+    metrics: Metrics,
+    access_log: AccessLog,
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<Arc<Shared>> {
+    let store = match &spec.redis.url {
+        None => None,
+        Some(url) => {
+            let mut settings = redis::Settings::new(url.expose()).context("redis.url")?;
+            settings.key_prefix = Arc::from(&*spec.redis.key_prefix);
+            settings.connect_timeout = spec.redis.connect_timeout;
+            settings.deadline = spec.redis.deadline;
+            settings.health_check_interval = spec.redis.health_check_interval;
+            settings.breaker_failures = spec.redis.breaker_failures;
+            Some(Store::new(settings, Box::new(Counting(metrics.store()))).context("redis.url")?)
+        }
+    };
+    let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
+    let largest = spec.routes.iter().filter_map(|route| route.cache.as_ref()).map(|cache| cache.max_object).max();
+    let cache = Cache::leak(
+        &cache::Settings {
+            memory_bytes: spec.cache.memory,
+            max_lifetime: spec.cache.max_lifetime,
+            remote_max_object_bytes: bytes(spec.cache.redis_max_object),
+            remote_deadline: spec.redis.deadline,
+            remote_secret: cache_secret(spec),
+            key_prefix: spec.redis.key_prefix.clone(),
+            ..cache::Settings::default()
+        },
+        bytes(largest.unwrap_or(spec.cache.max_object)),
+        store.as_ref().filter(|_| spec.cache.redis).map(|store| Arc::new(RedisTier(Arc::clone(store))) as _),
+        store.is_some(),
+        Arc::clone(&clock),
+    );
+    Ok(Arc::new(Shared {
+        clock,
+        metrics,
+        access_log,
+        store,
+        gate: &GATE,
+        local: Local::new(limits::local::Settings {
+            capacity: usize::try_from(spec.limits.local_keys).unwrap_or(usize::MAX),
+            ..limits::local::Settings::default()
+        }),
+        keys: KeySpace::new(&spec.redis.key_prefix),
+        known: Known::new(DEFAULT_KNOWN),
+        pending: Pending::new(DEFAULT_PENDING),
+        cache,
+    }))
+}
+
+/// Authenticates cached responses in Redis: derived from a secret that all instances share and Redis does not
+/// hold. Without any such secret entries carry a checksum only.
+fn cache_secret(spec: &Spec) -> Option<Box<[u8]>> {
+    let issuer_secrets = spec.issuers.iter().flat_map(|issuer| &issuer.keys).filter_map(|key| match &key.material {
+        spec::KeyMaterial::Secret(secret) => Some(secret),
+        spec::KeyMaterial::PublicPem(_) => None,
+    });
+    let secret = issuer_secrets.chain(spec.admin.token.as_ref()).next()?;
+    let mut hasher = Sha256::new();
+    hasher.update(b"tollgate response cache 1\0");
+    hasher.update(secret.expose().as_bytes());
+    Some(hasher.finalize().to_vec().into())
+}
+
+fn server_conf(spec: &Spec) -> ServerConf {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = spec.server.threads.map_or(cores, usize::from).max(1);
+    ServerConf {
+        threads,
+        // Each connection stays on its thread, and uses that thread's Redis connection.
+        work_stealing: false,
+        upstream_keepalive_pool_size: 512,
+        max_retries: 16,
+        // `exit_when_drained` ends the process as soon as it may; this is the last resort.
+        grace_period_seconds: Some(spec.server.shutdown_timeout.as_secs().saturating_add(2)),
+        graceful_shutdown_timeout_seconds: Some(1),
+        ..ServerConf::default()
+    }
+}
+
+fn config_status(spec: &Spec, file: Option<Box<str>>, loaded_at: u64) -> ConfigStatus {
+    ConfigStatus {
+        file,
+        loaded_at,
+        routes: spec.routes.iter().map(|route| route.name.clone()).collect(),
+        policies: spec.policies.iter().map(|policy| policy.name.clone()).collect(),
+        issuers: spec.issuers.iter().map(|issuer| issuer.name.clone()).collect(),
+    }
+}
+
+fn admin_settings(spec: &Spec) -> anyhow::Result<admin::Settings> {
+    let token = spec.admin.token.as_ref().map(|token| AdminToken::new(token.expose()));
+    Ok(admin::Settings {
+        token: token.transpose().context("admin.token")?,
+        hosts: Box::default(),
+        health: if spec.admin.health_detail { HealthDetail::Full } else { HealthDetail::Brief },
+    })
+}
+
+/// The one thread beside the workers: Redis supervision, news, name resolution, readiness, shutdown.
+fn background(
+    spec: &Spec,
+    shared: &Arc<Shared>,
+    upstreams: Vec<Arc<Upstream>>,
+    lifecycle: &Arc<Lifecycle>,
+    logging: Arc<Logging>,
+    banner: Option<String>,
+) -> anyhow::Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("background")
+        .enable_all()
+        .build()
+        .context("the background thread cannot be started")?;
+    if let Some(store) = &shared.store {
+        let recoverer = Arc::new(Recoverer(Arc::clone(shared)));
+        runtime.spawn(Arc::clone(store).supervise(vec![shared.gate], Arc::clone(&recoverer) as _));
+        runtime.spawn(Arc::clone(store).subscribe(recoverer));
+    }
+    let named: Vec<_> = upstreams.into_iter().filter(|upstream| upstream.needs_resolving()).collect();
+    if !named.is_empty() {
+        runtime.spawn(resolve_forever(named));
+    }
+    let listen: Vec<SocketAddr> = spec.server.listen.iter().chain(&spec.server.listen_h2c).copied().collect();
+    runtime.spawn(announce(listen, Arc::clone(lifecycle), banner));
+    let in_flight = shared.metrics.families().requests_in_flight.clone();
+    let exit = move || {
+        logging.flush();
+        std::process::exit(0);
+    };
+    runtime.spawn(shutdown::exit_when_drained(
+        Arc::clone(lifecycle),
+        in_flight,
+        spec.server.shutdown_timeout,
+        exit,
+    ));
+    Ok(runtime)
+}
+
+async fn resolve_forever(upstreams: Vec<Arc<Upstream>>) {
+    loop {
+        for upstream in &upstreams {
+            upstream.resolve().await;
+        }
+        tokio::time::sleep(RESOLVE_EVERY).await;
+    }
+}
+
+/// Notes that the listeners accept connections, as a client sees it.
+async fn announce(listen: Vec<SocketAddr>, lifecycle: Arc<Lifecycle>, banner: Option<String>) {
+    for address in &listen {
+        let reachable = if address.ip().is_unspecified() {
+            let loopback: std::net::IpAddr = match address {
+                SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+            };
+            SocketAddr::new(loopback, address.port())
+        } else {
+            *address
+        };
+        while TcpStream::connect_timeout(&reachable, Duration::from_millis(100)).is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    lifecycle.listening.store(true, Ordering::Release);
+    let addresses: Vec<String> = listen.iter().map(ToString::to_string).collect();
+    tracing::info!(listen = addresses.join(", "), version = env!("CARGO_PKG_VERSION"), "ready");
+    if let Some(banner) = banner {
+        println!("{banner}");
+    }
+}
+
+/// Runs the gateway of `loaded` until a signal ends it.
+///
+/// # Errors
+/// See [`App::assemble`].
+pub fn run(loaded: &Loaded, extras: Extras) -> anyhow::Result<()> {
+    // The process-wide provider; a second install only says that there is one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    if let Err(errors) = check(loaded) {
+        bail!("{errors}");
+    }
+    App::assemble(loaded, extras)?.run();
+    Ok(())
+}

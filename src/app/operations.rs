@@ -1,0 +1,198 @@
+//! What the admin listener may ask of this gateway.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ::redis::{Value, cmd};
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+
+use crate::admin::{
+    CacheHealth, ConfigStatus, Health, HealthStatus, NotReady, OperationError, Operations, Purge, Purged,
+    RedisHealth, RedisStatus, Revoke, RevokeTarget, Revoked, Status, UpstreamHealth,
+};
+use crate::cache::tag::{epoch_tag, key_tag, route_tag, user_tag};
+use crate::clock::UnixMillis;
+use crate::identity::revocation::{Effect, Revocation};
+use crate::identity::TokenId;
+use crate::identifiers::encode_key_part;
+use crate::pipeline::Gateway;
+use crate::redis::{Lane, Store};
+
+/// What the operator waits for Redis.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// What the process knows about itself.
+#[derive(Debug, Default)]
+pub struct Lifecycle {
+    /// The public listeners accept connections.
+    pub listening: AtomicBool,
+    /// The process is ending: no new traffic is welcome, and connections are told to close.
+    pub draining: Arc<AtomicBool>,
+}
+
+/// The operations over the current configuration.
+pub(super) struct GatewayOperations {
+    pub(super) current: Arc<ArcSwap<Gateway>>,
+    pub(super) lifecycle: Arc<Lifecycle>,
+    pub(super) config: ConfigStatus,
+    pub(super) started_at: UnixMillis,
+}
+
+#[async_trait]
+impl Operations for GatewayOperations {
+    fn ready(&self) -> Result<(), NotReady> {
+        if self.lifecycle.draining.load(Ordering::Acquire) {
+            return Err(NotReady::Draining);
+        }
+        if !self.lifecycle.listening.load(Ordering::Acquire) {
+            return Err(NotReady::ListenerDown);
+        }
+        Ok(())
+    }
+
+    async fn health(&self, detail: bool) -> Health {
+        let gateway = self.current.load_full();
+        let shared = &gateway.shared;
+        let families = shared.metrics.families();
+        let redis = match &shared.store {
+            None => RedisHealth { status: RedisStatus::Disabled, latency_ms: None, memory_bytes: None, keys: None },
+            Some(store) => redis_health(store, detail).await,
+        };
+        let status = if redis.status == RedisStatus::Disconnected { HealthStatus::Degraded } else { HealthStatus::Ok };
+        let count = |value: i64| u64::try_from(value).unwrap_or(0);
+        Health {
+            status,
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: shared.clock.now().millis_since(self.started_at) / 1_000,
+            redis: Some(redis),
+            cache: Some(cache_health(&gateway)),
+            active_connections: Some(count(families.active_connections.get())),
+            in_flight: Some(count(families.requests_in_flight.get())),
+            upstreams: gateway.upstreams.iter().map(|upstream| upstream_health(upstream, shared.clock.now())).collect(),
+        }
+    }
+
+    async fn status(&self) -> Status {
+        Status {
+            health: self.health(true).await,
+            not_ready: self.ready().err(),
+            started_at: self.started_at.as_secs(),
+            config: self.config.clone(),
+        }
+    }
+
+    async fn revoke(&self, revoke: Revoke) -> Result<Revoked, OperationError> {
+        let gateway = self.current.load_full();
+        let shared = &gateway.shared;
+        let now = shared.clock.now();
+        let prefix = shared.store.as_ref().map_or("", |store| &store.settings().key_prefix);
+        let kind = revoke.target.kind();
+        let longest = revoke.ttl.unwrap_or(gateway.longest_revocation);
+        let (id, revocation) = match &revoke.target {
+            RevokeTarget::Jti(jti) => {
+                let key = TokenId::Jti(jti.clone()).blacklist_key(prefix).into();
+                (jti.clone(), Revocation { key, effect: Effect::Token, until: now.plus(longest) })
+            }
+            RevokeTarget::Token(token) => {
+                let identity = gateway
+                    .verifier
+                    .verify(token, now)
+                    .map_err(|_| OperationError::Invalid("the token is not accepted anyway"))?;
+                let mut revocation = identity.revocation(now, longest);
+                if let Some(ttl) = revoke.ttl {
+                    revocation.until = now.plus(ttl);
+                }
+                (identity.token_id.as_str().into(), revocation)
+            }
+            RevokeTarget::Subject(subject) => {
+                let key = format!("{prefix}revoked_before:{}", encode_key_part(subject)).into();
+                (subject.clone(), Revocation::everywhere(key, now, longest))
+            }
+        };
+        let expires_in_seconds = revocation.until.millis_since(now) / 1_000;
+        let shared_everywhere = shared.revoke(revocation).await;
+        if let RevokeTarget::Subject(subject) = &revoke.target {
+            shared.invalidate(vec![user_tag(Some(subject))]).await;
+        }
+        tracing::info!(kind, id = %id, reason = revoke.reason.as_deref(), "revoked by an operator");
+        Ok(Revoked { kind, id, expires_in_seconds, shared: shared_everywhere })
+    }
+
+    async fn purge(&self, purge: Purge) -> Result<Purged, OperationError> {
+        let gateway = self.current.load_full();
+        let tag = match &purge {
+            Purge::All => epoch_tag(),
+            Purge::Tag(tag) => tag.clone(),
+            Purge::User(user) => user_tag(Some(user)),
+            Purge::Route(route) => {
+                let exists = gateway.table.values().any(|(name, _)| *name == **route);
+                if !exists {
+                    return Err(OperationError::NotFound("no route has this name"));
+                }
+                route_tag(route)
+            }
+            Purge::Key(key) => key_tag(key),
+        };
+        let shared = gateway.shared.invalidate(vec![tag]).await;
+        tracing::info!(kind = purge.kind(), "cached responses purged by an operator");
+        Ok(Purged { kind: purge.kind(), entries: None, shared })
+    }
+
+    fn metrics_text(&self) -> String {
+        let gateway = self.current.load();
+        let shared = &gateway.shared;
+        let families = shared.metrics.families();
+        let tiers = shared.cache.tiers();
+        families.cache_bytes.set(i64::try_from(tiers.memory_bytes()).unwrap_or(i64::MAX));
+        families.cache_entries.set(i64::try_from(tiers.memory_entries()).unwrap_or(i64::MAX));
+        families.revocations_known.set(i64::try_from(shared.known.len()).unwrap_or(i64::MAX));
+        shared.metrics.render()
+    }
+}
+
+fn cache_health(gateway: &Gateway) -> CacheHealth {
+    use crate::metrics::CacheOutcome::{Coalesced, Hit, Miss, Revalidated, Stale};
+    let tiers = gateway.shared.cache.tiers();
+    let sum = |outcomes: &[crate::metrics::CacheOutcome]| -> u64 {
+        let routes = gateway.table.values().map(|(_, route)| &route.metrics.cache);
+        routes.map(|cache| outcomes.iter().map(|outcome| cache.value(*outcome)).sum::<u64>()).sum()
+    };
+    let (hits, misses) = (sum(&[Hit, Stale, Coalesced]), sum(&[Miss, Revalidated]));
+    #[allow(clippy::cast_precision_loss, reason = "a ratio for people")]
+    let hit_ratio = (hits + misses > 0).then(|| hits as f64 / (hits + misses) as f64);
+    CacheHealth { entries: tiers.memory_entries() as u64, bytes: tiers.memory_bytes(), hit_ratio }
+}
+
+fn upstream_health(upstream: &crate::upstream::Upstream, now: UnixMillis) -> UpstreamHealth {
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    UpstreamHealth {
+        name: upstream.settings().name.clone(),
+        members: count(upstream.settings().members.len()),
+        available: count(upstream.available(now)),
+    }
+}
+
+async fn redis_health(store: &Store, detail: bool) -> RedisHealth {
+    let away = RedisHealth { status: RedisStatus::Disconnected, latency_ms: None, memory_bytes: None, keys: None };
+    let started = Instant::now();
+    if store.call_within(PATIENCE, Lane::Bodies, &cmd("PING")).await.is_err() {
+        return away;
+    }
+    let latency_ms = Some(started.elapsed().as_secs_f64() * 1_000.0);
+    let mut health = RedisHealth { status: RedisStatus::Connected, latency_ms, memory_bytes: None, keys: None };
+    if detail {
+        let mut info = cmd("INFO");
+        info.arg("memory");
+        if let Ok(Value::BulkString(text)) = store.call_within(PATIENCE, Lane::Bodies, &info).await {
+            let text = String::from_utf8_lossy(&text);
+            let used = text.lines().find_map(|line| line.strip_prefix("used_memory:"));
+            health.memory_bytes = used.and_then(|number| number.trim().parse().ok());
+        }
+        if let Ok(Value::Int(keys)) = store.call_within(PATIENCE, Lane::Bodies, &cmd("DBSIZE")).await {
+            health.keys = u64::try_from(keys).ok();
+        }
+    }
+    health
+}

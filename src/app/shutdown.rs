@@ -1,0 +1,71 @@
+//! Ending well: no new traffic, requests in flight to their end, then out, without waiting for a fixed time.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
+use prometheus::IntGauge;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::operations::Lifecycle;
+
+/// Requests must be gone for this long: a client may be about to use a connection it holds.
+const QUIET: Duration = Duration::from_millis(200);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Waits for SIGTERM (drain) or SIGINT (at once).
+pub(super) struct Signals {
+    pub(super) lifecycle: Arc<Lifecycle>,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Signals {
+    async fn recv(&self) -> ShutdownSignal {
+        let (Ok(mut terminate), Ok(mut interrupt)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            // Without handlers the signals end the process by themselves.
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {
+                tracing::info!("SIGTERM: draining");
+                self.lifecycle.draining.store(true, Ordering::Release);
+                ShutdownSignal::GracefulTerminate
+            }
+            _ = interrupt.recv() => {
+                self.lifecycle.draining.store(true, Ordering::Release);
+                ShutdownSignal::FastShutdown
+            }
+        }
+    }
+}
+
+/// Calls `exit` once draining began and no request is in flight, or after `patience`. Runs in the background.
+pub(super) async fn exit_when_drained(
+    lifecycle: Arc<Lifecycle>,
+    in_flight: IntGauge,
+    patience: Duration,
+    exit: impl FnOnce(),
+) {
+    while !lifecycle.draining.load(Ordering::Acquire) {
+        tokio::time::sleep(POLL).await;
+    }
+    let started = Instant::now();
+    let mut quiet_since = Instant::now();
+    while started.elapsed() < patience {
+        if in_flight.get() > 0 {
+            quiet_since = Instant::now();
+        } else if quiet_since.elapsed() >= QUIET {
+            break;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    let left = in_flight.get();
+    if left > 0 {
+        tracing::warn!(requests = left, "ended before these requests did");
+    }
+    exit();
+}
