@@ -3,3 +3,4 @@
 
 pub mod clock;
 pub mod header_names;
+pub mod limits;

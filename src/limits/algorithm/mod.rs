@@ -1,0 +1,273 @@
+//! The counting algorithms as functions of values: a rule, a counter's state and an instant.
+//! They store nothing and ask no clock; the Lua script mirrors them statement by statement.
+
+mod bucket;
+mod fixed;
+mod sliding;
+
+use super::policy::Algorithm;
+use crate::clock::UnixMillis;
+
+/// A counter's whole memory, in the shape all algorithms share. The default is a counter nobody has hit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Milliseconds since the epoch. Fixed: end of the window, 0 for none; sliding: start of the current
+    /// period; bucket: when `used` was true.
+    pub anchor: u64,
+    /// Fixed and sliding: requests counted in the current period; bucket: debt in requests × period ms.
+    pub used: u64,
+    /// Sliding: requests counted in the period before; 0 otherwise.
+    pub before: u64,
+}
+
+/// What one check asks of its counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// How to count.
+    pub algorithm: Algorithm,
+    /// Requests per period; 0 admits nothing.
+    pub limit: u64,
+    /// The period in milliseconds; 0 is read as 1.
+    pub period_ms: u64,
+    /// What this request consumes; 0 is read as 1.
+    pub cost: u64,
+}
+
+/// What a counter says to one request, before it consumes anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether the request fits.
+    pub allowed: bool,
+    /// Whole requests of cost 1 that still fit.
+    pub remaining: u64,
+    /// When the counter is fully restored (for a fixed window: its end).
+    pub reset_at: UnixMillis,
+    /// The earliest moment the request would fit if nobody else consumed; `now` when it fits. A request that
+    /// can never fit gets one period from `now`.
+    pub retry_at: UnixMillis,
+}
+
+impl Rule {
+    pub(super) const fn period(&self) -> u64 {
+        if self.period_ms == 0 { 1 } else { self.period_ms }
+    }
+
+    pub(super) const fn price(&self) -> u64 {
+        if self.cost == 0 { 1 } else { self.cost }
+    }
+
+    /// The limit as the algorithm can hold it: a bucket's whole debt must fit in 63 bits.
+    pub const fn capacity(&self) -> u64 {
+        let most = (u64::MAX >> 1) / self.period();
+        match self.algorithm {
+            Algorithm::TokenBucket if self.limit > most => most,
+            _ => self.limit,
+        }
+    }
+
+    /// The state at `now`: windows that ended are gone, buckets have refilled. A state from an implausible
+    /// future (a clock went back) is cut down so that it cannot outlive a period or two.
+    #[must_use]
+    pub fn roll(&self, state: State, now: UnixMillis) -> State {
+        match self.algorithm {
+            Algorithm::FixedWindow => fixed::roll(self, state, now.0),
+            Algorithm::SlidingWindow => sliding::roll(self, state, now.0),
+            Algorithm::TokenBucket => bucket::roll(self, state, now.0),
+        }
+    }
+
+    /// Whether the request fits a `rolled` state.
+    pub fn admits(&self, rolled: State, now: UnixMillis) -> bool {
+        match self.algorithm {
+            Algorithm::FixedWindow => fixed::admits(self, rolled),
+            Algorithm::SlidingWindow => sliding::admits(self, rolled, now.0),
+            Algorithm::TokenBucket => bucket::admits(self, rolled),
+        }
+    }
+
+    /// The `rolled` state after the request consumed its cost, whether it fits or not.
+    #[must_use]
+    pub fn consume(&self, rolled: State, now: UnixMillis) -> State {
+        match self.algorithm {
+            Algorithm::FixedWindow => fixed::consume(self, rolled, now.0),
+            Algorithm::SlidingWindow => sliding::consume(self, rolled),
+            Algorithm::TokenBucket => bucket::consume(self, rolled),
+        }
+    }
+
+    /// Whole requests of cost 1 that fit a `rolled` state.
+    pub fn remaining(&self, rolled: State, now: UnixMillis) -> u64 {
+        match self.algorithm {
+            Algorithm::FixedWindow => self.limit.saturating_sub(rolled.used),
+            Algorithm::SlidingWindow => sliding::remaining(self, rolled, now.0),
+            Algorithm::TokenBucket => bucket::remaining(self, rolled),
+        }
+    }
+
+    /// When a `rolled` state is fully restored; `now` when it is, one period on for a limit of 0.
+    pub fn reset_at(&self, rolled: State, now: UnixMillis) -> UnixMillis {
+        let at = match self.algorithm {
+            Algorithm::FixedWindow => rolled.anchor,
+            Algorithm::SlidingWindow => sliding::reset_at(self, rolled),
+            Algorithm::TokenBucket => bucket::reset_at(self, rolled),
+        };
+        let floor = if self.limit == 0 { now.0.saturating_add(self.period()) } else { now.0 };
+        UnixMillis(at.max(floor))
+    }
+
+    /// The earliest moment the request would fit a `rolled` state; `now` when it fits.
+    pub fn retry_at(&self, rolled: State, now: UnixMillis) -> UnixMillis {
+        if self.admits(rolled, now) {
+            return now;
+        }
+        if self.price() > self.capacity() {
+            return UnixMillis(now.0.saturating_add(self.period()));
+        }
+        UnixMillis(match self.algorithm {
+            Algorithm::FixedWindow => rolled.anchor.max(now.0),
+            Algorithm::SlidingWindow => sliding::retry_at(self, rolled).max(now.0),
+            Algorithm::TokenBucket => bucket::retry_at(self, rolled, now.0),
+        })
+    }
+
+    /// All answers at once, for a `state` that need not be rolled.
+    pub fn verdict(&self, state: State, now: UnixMillis) -> Verdict {
+        let rolled = self.roll(state, now);
+        Verdict {
+            allowed: self.admits(rolled, now),
+            remaining: self.remaining(rolled, now),
+            reset_at: self.reset_at(rolled, now),
+            retry_at: self.retry_at(rolled, now),
+        }
+    }
+}
+
+/// `value` as 64 bits, saturating.
+fn narrow(value: u128) -> u64 {
+    u64::try_from(value).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ALL: [Algorithm; 3] = [Algorithm::FixedWindow, Algorithm::SlidingWindow, Algorithm::TokenBucket];
+
+    fn rule(algorithm: Algorithm, limit: u64, period_ms: u64, cost: u64) -> Rule {
+        Rule { algorithm, limit, period_ms, cost }
+    }
+
+    fn hit(rule: &Rule, state: &mut State, now: u64) -> bool {
+        let now = UnixMillis(now);
+        let rolled = rule.roll(*state, now);
+        let fits = rule.admits(rolled, now);
+        *state = if fits { rule.consume(rolled, now) } else { rolled };
+        fits
+    }
+
+    #[test]
+    fn a_fixed_window_starts_with_the_first_hit() {
+        let rule = rule(Algorithm::FixedWindow, 2, 60_000, 1);
+        let mut state = State::default();
+        assert!(hit(&rule, &mut state, 1_000_500) && hit(&rule, &mut state, 1_000_600));
+        let verdict = rule.verdict(state, UnixMillis(1_000_700));
+        assert_eq!((verdict.allowed, verdict.remaining), (false, 0));
+        assert_eq!((verdict.reset_at.0, verdict.retry_at.0), (1_060_500, 1_060_500));
+        assert!(!hit(&rule, &mut state, 1_060_499));
+        assert!(hit(&rule, &mut state, 1_060_500));
+    }
+
+    #[test]
+    fn a_sliding_window_fades_the_previous_one() {
+        let rule = rule(Algorithm::SlidingWindow, 10, 1_000, 1);
+        let mut state = State::default();
+        for _ in 0..10 {
+            assert!(hit(&rule, &mut state, 10_900));
+        }
+        assert_eq!(rule.verdict(state, UnixMillis(10_900)).retry_at.0, 11_100);
+        assert!(!hit(&rule, &mut state, 11_099));
+        assert!(hit(&rule, &mut state, 11_100));
+        assert!(!hit(&rule, &mut state, 11_100));
+        assert_eq!(rule.verdict(state, UnixMillis(11_500)).remaining, 4);
+        assert_eq!(rule.verdict(state, UnixMillis(11_500)).reset_at.0, 13_000);
+        assert_eq!(rule.verdict(state, UnixMillis(13_000)).remaining, 10);
+    }
+
+    #[test]
+    fn a_bucket_refills_continuously() {
+        let rule = rule(Algorithm::TokenBucket, 7, 60_000, 1);
+        let mut state = State::default();
+        assert_eq!((0..10).filter(|_| hit(&rule, &mut state, 5_000)).count(), 7);
+        let verdict = rule.verdict(state, UnixMillis(5_000));
+        assert_eq!((verdict.retry_at.0, verdict.reset_at.0), (5_000 + 8_572, 65_000));
+        assert!(!hit(&rule, &mut state, 5_000 + 8_571));
+        assert!(hit(&rule, &mut state, 5_000 + 8_572));
+    }
+
+    #[test]
+    fn penalised_hits_never_block_a_bucket_for_longer_than_a_period() {
+        let rule = rule(Algorithm::TokenBucket, 5, 10_000, 1);
+        let mut state = State::default();
+        for _ in 0..1_000 {
+            state = rule.consume(rule.roll(state, UnixMillis(1)), UnixMillis(1));
+        }
+        assert_eq!(rule.verdict(state, UnixMillis(1)).retry_at.0, 2_001);
+        assert_eq!(rule.verdict(state, UnixMillis(10_001)).remaining, 5);
+    }
+
+    #[test]
+    fn a_limit_of_zero_refuses_and_the_largest_one_does_not_overflow() {
+        for algorithm in ALL {
+            let zero = rule(algorithm, 0, 60_000, 1).verdict(State::default(), UnixMillis(9));
+            assert!(!zero.allowed);
+            assert_eq!((zero.remaining, zero.retry_at.0, zero.reset_at.0), (0, 60_009, 60_009));
+            let huge = rule(algorithm, u64::MAX, 60_000, 1);
+            let mut state = State::default();
+            assert!(hit(&huge, &mut state, 9) && hit(&huge, &mut state, 9));
+            assert!(huge.verdict(state, UnixMillis(9)).remaining > 1 << 46);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_refused_request_fits_at_its_retry_time_and_not_a_millisecond_earlier(
+            pick in 0_usize..3, limit in 1_u64..40, period in 1_u64..5_000, steps in prop::collection::vec((0_u64..900, 1_u64..4), 1..80)
+        ) {
+            let mut state = State::default();
+            let mut now = 1_000_000;
+            for (step, cost) in steps {
+                now += step;
+                let rule = rule(ALL[pick], limit, period, cost);
+                let before = state;
+                let verdict = rule.verdict(state, UnixMillis(now));
+                prop_assert!(verdict.remaining <= limit);
+                prop_assert_eq!(verdict.allowed, hit(&rule, &mut state, now));
+                if !verdict.allowed && cost <= limit {
+                    let at = verdict.retry_at.0;
+                    prop_assert!(at > now);
+                    prop_assert!(rule.verdict(before, UnixMillis(at)).allowed);
+                    prop_assert!(!rule.verdict(before, UnixMillis(at - 1)).allowed);
+                }
+                let reset = rule.verdict(state, UnixMillis(now)).reset_at;
+                prop_assert_eq!(rule.verdict(state, reset).remaining, limit);
+            }
+        }
+
+        #[test]
+        fn nothing_panics_and_nothing_blocks_forever(
+            pick in 0_usize..3, limit: u64, period: u64, cost: u64, anchor: u64, used: u64, before: u64, now in 0..u64::MAX / 4
+        ) {
+            let rule = rule(ALL[pick], limit, period % (1 << 35), cost % limit.clamp(1, 1 << 28));
+            let now = UnixMillis(now);
+            let rolled = rule.roll(State { anchor, used, before }, now);
+            let _ = rule.verdict(State { anchor, used, before }, now);
+            let _ = rule.consume(rolled, now);
+            if limit > 0 {
+                let later = UnixMillis(now.0 + 3 * rule.period());
+                prop_assert!(rule.verdict(rolled, later).allowed);
+            }
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! The checks of one request, what their counters said and the decision made of it.
+//! One reusable buffer holds everything, so that a request in steady state allocates nothing here.
+
+use super::algorithm::{Rule, State};
+use super::plan::effective_limit;
+use super::policy::{OnStoreFailure, Policy, Window};
+use super::subject::{Caller, KeySpace};
+use crate::clock::UnixMillis;
+
+/// Counters one request may touch; configurations that need more must be refused when loaded.
+pub const MAX_CHECKS: usize = 32;
+
+/// More than [`MAX_CHECKS`] counters for one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a request cannot touch more than {MAX_CHECKS} counters")]
+pub struct TooManyChecks;
+
+/// One counter that one request has to pass.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// The caller's number for the policy.
+    pub policy: u16,
+    /// Which window of the policy, or of the plan.
+    pub window: u16,
+    /// What is asked: algorithm, effective limit, period and cost.
+    pub rule: Rule,
+    /// Whether refused requests consume.
+    pub penalise: bool,
+    /// What happens while the store cannot be asked.
+    pub on_store_failure: OnStoreFailure,
+    /// The keyed hash of the key.
+    pub hash: u64,
+    /// The end of the fixed window on the store's clock where it is known, 0 otherwise: spares a question.
+    pub known_end: u64,
+    key: (usize, usize),
+    name: (usize, usize),
+}
+
+/// What a counter said, after the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CounterState {
+    /// The effective limit.
+    pub limit: u64,
+    /// Whole requests that still fit.
+    pub remaining: u64,
+    /// When the counter is fully restored, on the store's clock.
+    pub reset_at: UnixMillis,
+    /// The counter itself, on the store's clock.
+    pub state: State,
+}
+
+/// A set of checks of one request, by position.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Violated(u32);
+
+impl Violated {
+    /// The set whose bit `i` stands for check `i`.
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    /// Bit `i` stands for check `i`.
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// Adds check `index`, below [`MAX_CHECKS`].
+    pub fn insert(&mut self, index: usize) {
+        self.0 |= u32::try_from(index).ok().and_then(|index| 1_u32.checked_shl(index)).unwrap_or(0);
+    }
+
+    /// Whether check `index` is in the set.
+    pub fn contains(self, index: usize) -> bool {
+        u32::try_from(index).is_ok_and(|index| self.0.checked_shr(index).unwrap_or(0) & 1 == 1)
+    }
+
+    /// Whether no check is violated.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The positions in the set, ascending.
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..MAX_CHECKS).filter(move |&index| self.contains(index))
+    }
+}
+
+/// Why and until when a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The checks that did not fit; never empty.
+    pub violated: Violated,
+    /// The earliest moment at which all of them would fit, on the store's clock.
+    pub retry_at: UnixMillis,
+    /// The moment of the decision on the store's clock.
+    pub at: UnixMillis,
+}
+
+/// One decision for all checks; the counters' states are in [`Checks::states`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Every check fitted and consumed.
+    Admitted {
+        /// The moment of the decision on the store's clock.
+        at: UnixMillis,
+    },
+    /// Some check did not fit; only penalising policies consumed.
+    Refused(Refused),
+}
+
+impl Decision {
+    /// The moment of the decision on the store's clock.
+    pub const fn at(&self) -> UnixMillis {
+        match self {
+            Self::Admitted { at } | Self::Refused(Refused { at, .. }) => *at,
+        }
+    }
+
+    /// Whether the request may go on.
+    pub const fn is_admitted(&self) -> bool {
+        matches!(self, Self::Admitted { .. })
+    }
+}
+
+/// The checks of one request with room for the answers. Reuse it: [`Checks::begin`] keeps the memory.
+#[derive(Clone, Debug, Default)]
+pub struct Checks {
+    items: Vec<Check>,
+    states: Vec<CounterState>,
+    bytes: Vec<u8>,
+    at: UnixMillis,
+}
+
+impl Checks {
+    /// An empty set with room for a usual request.
+    pub fn new() -> Self {
+        Self {
+            items: Vec::with_capacity(4),
+            states: Vec::with_capacity(4),
+            bytes: Vec::with_capacity(256),
+            at: UnixMillis(0),
+        }
+    }
+
+    /// Forgets the last request; `now` is this instance's clock.
+    pub fn begin(&mut self, now: UnixMillis) {
+        self.items.clear();
+        self.states.clear();
+        self.bytes.clear();
+        self.at = now;
+    }
+
+    /// Adds the counters of `policy` for `caller`, under the caller's number `index`. Adds nothing when the
+    /// policy does not apply, or when its counters are there already.
+    pub fn add(
+        &mut self,
+        space: &KeySpace,
+        index: u16,
+        policy: &Policy,
+        caller: &Caller<'_>,
+    ) -> Result<(), TooManyChecks> {
+        let (windows, multiplier) = match policy.windows() {
+            Some(windows) => (windows, 1.0),
+            None => (caller.plan.windows(), caller.multiplier),
+        };
+        if self.items.len().saturating_add(windows.len()) > MAX_CHECKS {
+            return Err(TooManyChecks);
+        }
+        let stem = self.bytes.len();
+        if !space.write_key(policy, caller, &mut self.bytes) {
+            return Ok(());
+        }
+        let stem = stem..self.bytes.len();
+        let several = windows.len() > 1;
+        for (number, window) in (0_u16..).zip(windows) {
+            let key = if several {
+                let start = self.bytes.len();
+                self.bytes.extend_from_within(stem.clone());
+                self.bytes.push(b':');
+                self.bytes.extend_from_slice(window.name().as_bytes());
+                (start, self.bytes.len())
+            } else {
+                (stem.start, stem.end)
+            };
+            let hash = space.hash(self.bytes.get(key.0..key.1).unwrap_or_default());
+            if self.items.iter().any(|item| item.hash == hash) {
+                continue;
+            }
+            let name = self.write_name(policy, window, several);
+            let rule = Rule {
+                algorithm: policy.algorithm(),
+                limit: effective_limit(window.limit(), multiplier),
+                period_ms: window.period_ms(),
+                cost: u64::from(policy.cost()),
+            };
+            self.items.push(Check {
+                policy: index,
+                window: number,
+                rule,
+                penalise: policy.penalise(),
+                on_store_failure: policy.on_store_failure(),
+                hash,
+                known_end: 0,
+                key,
+                name,
+            });
+            let state = State::default();
+            let (remaining, reset_at) = (rule.limit, self.at);
+            self.states.push(CounterState { limit: rule.limit, remaining, reset_at, state });
+        }
+        Ok(())
+    }
+
+    fn write_name(&mut self, policy: &Policy, window: &Window, several: bool) -> (usize, usize) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(policy.name().as_bytes());
+        if several {
+            self.bytes.push(b'-');
+            self.bytes.extend_from_slice(window.name().as_bytes());
+        }
+        (start, self.bytes.len())
+    }
+
+    /// The checks in the order they were added.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Check> {
+        self.items.iter()
+    }
+
+    /// How many counters the request touches.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Whether no policy applies to the request.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// The check at `index`.
+    pub fn get(&self, index: usize) -> Option<&Check> {
+        self.items.get(index)
+    }
+
+    /// The Redis key of a check of this set.
+    pub fn key(&self, check: &Check) -> &[u8] {
+        self.bytes.get(check.key.0..check.key.1).unwrap_or_default()
+    }
+
+    /// The name of a check of this set in header fields: `<policy>` or `<policy>-<window>`, `[a-z0-9_-]+`.
+    pub fn name(&self, check: &Check) -> &str {
+        self.bytes
+            .get(check.name.0..check.name.1)
+            .and_then(|name| std::str::from_utf8(name).ok())
+            .unwrap_or("")
+    }
+
+    /// What the counters said, in the order of the checks. Before a decision: untouched counters.
+    pub fn states(&self) -> &[CounterState] {
+        &self.states
+    }
+
+    /// When the request is being judged: this instance's clock, moved to the store's once that is known.
+    pub const fn at(&self) -> UnixMillis {
+        self.at
+    }
+
+    pub(super) fn set_at(&mut self, at: UnixMillis) {
+        self.at = at;
+    }
+
+    pub(super) fn pairs(&mut self) -> impl ExactSizeIterator<Item = (&mut Check, &mut CounterState)> {
+        self.items.iter_mut().zip(&mut self.states)
+    }
+
+    /// Turns raw states, as they are after the request, into the decision.
+    pub(super) fn conclude(&mut self, violated: Violated, at: UnixMillis) -> Decision {
+        self.at = at;
+        let mut retry_at = at;
+        for (index, (check, answer)) in self.pairs().enumerate() {
+            let rule = check.rule;
+            answer.limit = rule.limit;
+            answer.remaining = rule.remaining(answer.state, at);
+            answer.reset_at = rule.reset_at(answer.state, at);
+            if violated.contains(index) {
+                retry_at = retry_at.max(rule.retry_at(answer.state, at));
+            }
+        }
+        if violated.is_empty() {
+            Decision::Admitted { at }
+        } else {
+            Decision::Refused(Refused { violated, retry_at, at })
+        }
+    }
+}

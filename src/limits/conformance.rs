@@ -1,0 +1,744 @@
+//! The same statements about every store of counters: this instance's memory and `gate.lua` on a real Redis.
+//! Redis is started on a free loopback port by the tests and killed by its process id.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use proptest::prelude::*;
+
+use super::gate::{self, GuardVerdict, MalformedReply, Question};
+use super::local::Settings;
+use super::*;
+use crate::clock::{Clock, ManualClock, SystemClock, UnixMillis};
+
+const ALL: [Algorithm; 3] = [Algorithm::FixedWindow, Algorithm::SlidingWindow, Algorithm::TokenBucket];
+
+/// A Redis of one test.
+struct TestRedis {
+    child: Child,
+    client: redis::Client,
+}
+
+impl TestRedis {
+    #[allow(clippy::disallowed_methods, reason = "waits for a real process")]
+    fn start() -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port_text = port.to_string();
+        let child = Command::new("redis-server")
+            .args(["--port", &port_text, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server must be installed");
+        let server =
+            Self { child, client: redis::Client::open(format!("redis://127.0.0.1:{port}/")).unwrap() };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while server.client.get_connection().is_err() {
+            assert!(Instant::now() < deadline, "redis-server does not answer");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        server
+    }
+
+    fn connection(&self) -> redis::Connection {
+        self.client.get_connection().unwrap()
+    }
+}
+
+impl Drop for TestRedis {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What every store of counters must do.
+trait Store: Send {
+    fn decide(&mut self, checks: &mut Checks) -> Decision;
+    fn wait(&mut self, duration: Duration);
+    fn another(&self) -> Box<dyn Store>;
+    fn keys(&mut self) -> usize;
+}
+
+struct Memory {
+    local: Arc<Local>,
+    clock: Arc<ManualClock>,
+}
+
+impl Memory {
+    fn new() -> Self {
+        let local = Arc::new(Local::new(Settings::default()));
+        Self { local, clock: Arc::new(ManualClock::at(UnixMillis(1_700_000_000_123))) }
+    }
+}
+
+impl Store for Memory {
+    fn decide(&mut self, checks: &mut Checks) -> Decision {
+        self.local.decide(checks, self.clock.now())
+    }
+
+    fn wait(&mut self, duration: Duration) {
+        self.clock.advance(duration);
+    }
+
+    fn another(&self) -> Box<dyn Store> {
+        Box::new(Self { local: self.local.clone(), clock: self.clock.clone() })
+    }
+
+    fn keys(&mut self) -> usize {
+        self.local.len()
+    }
+}
+
+struct Gate {
+    server: Arc<TestRedis>,
+    connection: redis::Connection,
+    sha: String,
+}
+
+impl Gate {
+    fn start() -> Self {
+        Self::on(Arc::new(TestRedis::start()))
+    }
+
+    fn on(server: Arc<TestRedis>) -> Self {
+        let mut connection = server.connection();
+        let sha = redis::cmd("SCRIPT").arg("LOAD").arg(gate::SCRIPT).query(&mut connection).unwrap();
+        Self { server, connection, sha }
+    }
+
+    fn ask(&mut self, question: &Question<'_>, checks: &mut Checks) -> gate::GateReply {
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(&self.sha);
+        gate::encode(question, checks, &mut command);
+        let value: redis::Value = command.query(&mut self.connection).unwrap();
+        gate::decode(value, question, checks).unwrap()
+    }
+
+    fn run<T: redis::FromRedisValue>(&mut self, words: &[&str]) -> T {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        command.query(&mut self.connection).unwrap()
+    }
+
+    fn commands_of(&mut self, name: &str) -> u64 {
+        let stats: String = self.run(&["INFO", "commandstats"]);
+        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:calls=")));
+        line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+    }
+}
+
+impl Store for Gate {
+    fn decide(&mut self, checks: &mut Checks) -> Decision {
+        let reply = self.ask(&Question::default(), checks);
+        assert_eq!(reply.verdict, GuardVerdict::Clear);
+        reply.decision.unwrap()
+    }
+
+    fn wait(&mut self, duration: Duration) {
+        std::thread::sleep(duration + Duration::from_millis(3));
+    }
+
+    fn another(&self) -> Box<dyn Store> {
+        Box::new(Self::on(self.server.clone()))
+    }
+
+    fn keys(&mut self) -> usize {
+        self.run(&["DBSIZE"])
+    }
+}
+
+fn both(statement: impl Fn(&mut dyn Store)) {
+    statement(&mut Memory::new());
+    statement(&mut Gate::start());
+}
+
+fn window(limit: u64, period: Duration) -> Window {
+    Window::new(limit, period).unwrap()
+}
+
+fn minute_hour_day(minute: u64, hour: u64, day: u64) -> LimitSource {
+    let windows = [(minute, 60), (hour, 3_600), (day, 86_400)];
+    LimitSource::Windows(windows.iter().map(|&(n, s)| window(n, Duration::from_secs(s))).collect())
+}
+
+fn policy(name: &str, algorithm: Algorithm, limit: LimitSource) -> Policy {
+    Policy::new(name, &[KeyPart::Ip], algorithm, limit).unwrap()
+}
+
+fn one(name: &str, algorithm: Algorithm, limit: u64, period_ms: u64) -> Policy {
+    policy(name, algorithm, LimitSource::Windows(vec![window(limit, Duration::from_millis(period_ms))]))
+}
+
+thread_local! {
+    static SPACE: KeySpace = KeySpace::default();
+}
+
+fn checks_in(space: &KeySpace, policies: &[&Policy], user: &str, now: UnixMillis) -> Checks {
+    let plans = Plans::standard().unwrap();
+    let caller = Caller {
+        ip: ClientNet::new(IpAddr::from([192, 0, 2, 1]), 64),
+        user: Some(user),
+        token: None,
+        api_token: None,
+        route: "r",
+        plan: plans.anonymous(),
+        multiplier: 1.0,
+    };
+    let mut checks = Checks::new();
+    checks.begin(now);
+    for (index, policy) in (0..).zip(policies) {
+        checks.add(space, index, policy, &caller).unwrap();
+    }
+    checks
+}
+
+fn checks(policies: &[&Policy]) -> Checks {
+    SPACE.with(|space| checks_in(space, policies, "u", UnixMillis(0)))
+}
+
+fn used(checks: &Checks) -> Vec<u64> {
+    checks.states().iter().map(|state| state.state.used).collect()
+}
+
+#[test]
+fn concurrent_hits_leave_every_window_at_the_smallest_limit() {
+    both(|store| {
+        let policy = policy("m", Algorithm::FixedWindow, minute_hour_day(50, 1_000, 5_000));
+        let template = checks(&[&policy]);
+        let workers: Vec<_> = (0..8).map(|_| (store.another(), template.clone())).collect();
+        let admitted: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = workers
+                .into_iter()
+                .map(|(mut store, mut checks)| {
+                    scope.spawn(move || (0..250).filter(|_| store.decide(&mut checks).is_admitted()).count())
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(admitted, 50);
+        let mut last = template.clone();
+        assert!(!store.decide(&mut last).is_admitted());
+        assert_eq!(used(&last), [50, 50, 50]);
+    });
+}
+
+#[test]
+fn a_refused_hour_leaves_minute_and_day_as_they_were() {
+    for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingWindow] {
+        both(|store| {
+            let policy = policy("m", algorithm, minute_hour_day(100, 3, 1_000));
+            let mut checks = checks(&[&policy]);
+            let outcomes: Vec<_> = (0..9).map(|_| store.decide(&mut checks).is_admitted()).collect();
+            assert_eq!(outcomes.iter().filter(|admitted| **admitted).count(), 3);
+            let Decision::Refused(refused) = store.decide(&mut checks) else { panic!("admitted") };
+            assert_eq!(refused.violated.iter().collect::<Vec<_>>(), [1]);
+            assert_eq!(used(&checks), [3, 3, 3]);
+            assert!(refused.retry_at > refused.at);
+        });
+    }
+}
+
+#[test]
+fn a_refused_first_request_leaves_no_counter_behind() {
+    for algorithm in ALL {
+        both(|store| {
+            let (open, shut) = (one("open", algorithm, 5, 60_000), one("shut", algorithm, 0, 60_000));
+            let mut checks = checks(&[&open, &shut]);
+            let Decision::Refused(refused) = store.decide(&mut checks) else { panic!("admitted") };
+            assert_eq!(refused.violated.bits(), 2);
+            assert_eq!(refused.retry_at, refused.at.plus(Duration::from_secs(60)));
+            assert_eq!(checks.states()[0].remaining, 5);
+            assert_eq!(store.keys(), 0);
+        });
+    }
+}
+
+#[test]
+fn a_refused_request_is_admitted_at_its_retry_time() {
+    for algorithm in ALL {
+        both(|store| {
+            let policy = one("p", algorithm, 4, 400);
+            let mut checks = checks(&[&policy]);
+            let mut admitted = 0;
+            let refused = loop {
+                match store.decide(&mut checks) {
+                    Decision::Admitted { .. } => admitted += 1,
+                    Decision::Refused(refused) => break refused,
+                }
+            };
+            assert!((4..=5).contains(&admitted), "{algorithm:?} admitted {admitted}");
+            assert_eq!(checks.states()[0].remaining, 0);
+            store.wait(Duration::from_millis(refused.retry_at.millis_since(refused.at)));
+            assert!(store.decide(&mut checks).is_admitted(), "{algorithm:?}");
+        });
+    }
+}
+
+#[test]
+fn penalising_policies_count_refused_requests_and_others_do_not() {
+    for algorithm in ALL {
+        both(|store| {
+            let strict = one("strict", algorithm, 1, 3_600_000);
+            let abuse = one("abuse", Algorithm::FixedWindow, 4, 3_600_000).with_penalise(true);
+            let plain = one("plain", algorithm, 100, 3_600_000);
+            let mut checks = checks(&[&strict, &abuse, &plain]);
+            let violated: Vec<_> = (0..6)
+                .map(|_| match store.decide(&mut checks) {
+                    Decision::Admitted { .. } => 0,
+                    Decision::Refused(refused) => refused.violated.bits(),
+                })
+                .collect();
+            assert_eq!(violated, [0, 1, 1, 1, 3, 3]);
+            assert_eq!(used(&checks)[1], 6);
+            assert_eq!(checks.states()[2].remaining, 99);
+        });
+    }
+}
+
+#[test]
+fn a_cost_is_taken_whole_or_not_at_all() {
+    for algorithm in ALL {
+        both(|store| {
+            let policy = one("p", algorithm, 10, 3_600_000).with_cost(4).unwrap();
+            let mut checks = checks(&[&policy]);
+            let outcomes: Vec<_> = (0..3).map(|_| store.decide(&mut checks).is_admitted()).collect();
+            assert_eq!(outcomes, [true, true, false]);
+            assert_eq!(checks.states()[0].remaining, 2);
+            let never = one("never", algorithm, 3, 60_000).with_cost(4).unwrap();
+            let mut dear = self::checks(&[&never]);
+            let Decision::Refused(refused) = store.decide(&mut dear) else { panic!("admitted") };
+            assert_eq!(refused.retry_at, refused.at.plus(Duration::from_secs(60)));
+        });
+    }
+}
+
+#[test]
+fn the_largest_limit_admits() {
+    for algorithm in ALL {
+        both(|store| {
+            let policy = one("p", algorithm, u64::MAX, 86_400_000);
+            let mut checks = checks(&[&policy]);
+            assert!((0..3).all(|_| store.decide(&mut checks).is_admitted()));
+            assert_eq!(checks.states()[0].limit, u64::MAX);
+            assert!(checks.states()[0].remaining > 1 << 30);
+        });
+    }
+}
+
+#[test]
+fn every_key_in_redis_has_a_ttl_no_longer_than_needed() {
+    let mut gate = Gate::start();
+    let policies = [
+        policy("f", Algorithm::FixedWindow, minute_hour_day(3, 5, 9)),
+        policy("s", Algorithm::SlidingWindow, minute_hour_day(3, 5, 9)),
+        policy("b", Algorithm::TokenBucket, minute_hour_day(3, 5, 9)),
+        one("penal", Algorithm::FixedWindow, 2, 60_000).with_penalise(true),
+    ];
+    let mut checks = checks(&[&policies[0], &policies[1], &policies[2], &policies[3]]);
+    for _ in 0..20 {
+        gate.decide(&mut checks);
+        let keys: Vec<String> = gate.run(&["KEYS", "*"]);
+        assert_eq!(keys.len(), 10);
+        for key in keys {
+            let ttl: i64 = gate.run(&["PTTL", &key]);
+            assert!(ttl > 0 && ttl <= 2 * 86_400_000, "{key} lives {ttl} ms");
+        }
+    }
+    let names: Vec<String> = gate.run(&["KEYS", "rate_limit:f:*"]);
+    assert!(names.contains(&"rate_limit:f:192.0.2.1:minute".to_owned()), "{names:?}");
+    let ttl: i64 = gate.run(&["TTL", "rate_limit:f:192.0.2.1:hour"]);
+    assert!((3_595..=3_600).contains(&ttl));
+}
+
+#[test]
+fn immortal_and_foreign_keys_heal() {
+    let mut gate = Gate::start();
+    for (algorithm, limit) in [(Algorithm::FixedWindow, 50), (Algorithm::FixedWindow, 1)] {
+        let policy = one("h", algorithm, limit, 60_000);
+        let mut checks = checks(&[&policy]);
+        let _: () = gate.run(&["SET", "rate_limit:h:192.0.2.1", "7"]);
+        assert_eq!(gate.decide(&mut checks).is_admitted(), limit == 50);
+        let ttl: i64 = gate.run(&["PTTL", "rate_limit:h:192.0.2.1"]);
+        assert!((59_000..=60_000).contains(&ttl), "{ttl}");
+    }
+    for algorithm in ALL {
+        for foreign in ["", "x", "1.5", "0x10", "nan", "inf", "-inf", "s1 2", "b9", "s1 2 3", "b1 2", "-3"] {
+            let policy = one("h", algorithm, 50, 60_000);
+            let mut checks = checks(&[&policy]);
+            let _: () = gate.run(&["SET", "rate_limit:h:192.0.2.1", foreign]);
+            if foreign == "inf" && algorithm == Algorithm::FixedWindow {
+                assert!(!gate.decide(&mut checks).is_admitted());
+            } else {
+                assert!(gate.decide(&mut checks).is_admitted(), "{foreign}");
+            }
+            let ttl: i64 = gate.run(&["PTTL", "rate_limit:h:192.0.2.1"]);
+            assert!(ttl > 0 && ttl <= 120_000, "{foreign}: {ttl}");
+        }
+        let _: () = gate.run(&["DEL", "rate_limit:h:192.0.2.1"]);
+        let _: i64 = gate.run(&["LPUSH", "rate_limit:h:192.0.2.1", "1"]);
+        let mut checks = checks(&[&one("h", algorithm, 50, 60_000)]);
+        assert!(gate.decide(&mut checks).is_admitted());
+        assert_eq!(gate.run::<String>(&["TYPE", "rate_limit:h:192.0.2.1"]), "string");
+    }
+}
+
+#[test]
+fn the_reset_time_never_moves_within_a_window() {
+    let mut gate = Gate::start();
+    let local = Local::new(Settings::default());
+    let mut checks = checks(&[&one("w", Algorithm::FixedWindow, 100, 60_000)]);
+    let mut resets = Vec::new();
+    for round in 0..30 {
+        let now = SystemClock.now();
+        if round % 2 == 1 {
+            assert!(local.refused(&mut checks, now).is_none());
+            assert!(checks.get(0).unwrap().known_end > 0);
+        }
+        let reply = gate.ask(&Question::default(), &mut checks);
+        local.observe(&checks, reply.clock, now);
+        resets.push(checks.states()[0].reset_at);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(resets.windows(2).all(|pair| pair[0] == pair[1]), "{resets:?}");
+}
+
+#[test]
+fn a_known_window_costs_one_read_and_one_increment_per_counter() {
+    let mut gate = Gate::start();
+    let local = Local::new(Settings::default());
+    let mut checks = checks(&[&policy("c", Algorithm::FixedWindow, minute_hour_day(50, 500, 5_000))]);
+    for _ in 0..11 {
+        let now = SystemClock.now();
+        assert!(local.refused(&mut checks, now).is_none());
+        let reply = gate.ask(&Question::default(), &mut checks);
+        local.observe(&checks, reply.clock, now);
+    }
+    let count = |gate: &mut Gate, name: &str| gate.commands_of(name);
+    assert_eq!(count(&mut gate, "mget"), 11);
+    assert_eq!(count(&mut gate, "incrby"), 30);
+    assert_eq!(count(&mut gate, "set"), 3);
+    assert_eq!(count(&mut gate, "time"), 1);
+    assert_eq!(count(&mut gate, "pexpiretime"), 0);
+}
+
+#[test]
+fn guards_bar_before_anything_is_counted_and_tags_are_reported() {
+    let mut gate = Gate::start();
+    let mut checks = checks(&[&one("g", Algorithm::FixedWindow, 100, 60_000)]);
+    let guards: [&[u8]; 3] = [b"blacklist:j", b"ban:u", b"cutoff:u"];
+    let tags: [&[u8]; 2] = [b"tag:1", b"session:u"];
+    let question = Question { guards: &guards, tags: &tags, cutoff: Some(2), issued_at: 1_000 };
+    let _: () = gate.run(&["SET", "session:u", "\u{1}raw"]);
+    let reply = gate.ask(&question, &mut checks);
+    assert_eq!(reply.verdict, GuardVerdict::Clear);
+    assert_eq!(reply.tags, [None, Some(bytes::Bytes::from_static(b"\x01raw"))]);
+    assert!(reply.decision.unwrap().is_admitted());
+    for (key, value, verdict) in [
+        ("ban:u", "1", GuardVerdict::Refused(1)),
+        ("blacklist:j", "", GuardVerdict::Refused(0)),
+        ("cutoff:u", "1000", GuardVerdict::Clear),
+        ("cutoff:u", "1001", GuardVerdict::Refused(2)),
+        ("cutoff:u", "nan", GuardVerdict::Refused(2)),
+        ("cutoff:u", "-inf", GuardVerdict::Refused(2)),
+        ("cutoff:u", "", GuardVerdict::Refused(2)),
+    ] {
+        let _: () = gate.run(&["SET", key, value]);
+        let before: Option<u64> = gate.run(&["GET", "rate_limit:g:192.0.2.1"]);
+        let reply = gate.ask(&question, &mut checks);
+        assert_eq!(reply.verdict, verdict, "{key} = {value}");
+        if verdict != GuardVerdict::Clear {
+            assert_eq!(reply.decision, None);
+            assert_eq!(gate.run::<Option<u64>>(&["GET", "rate_limit:g:192.0.2.1"]), before);
+        }
+        let _: () = gate.run(&["DEL", key]);
+    }
+    let mut none = Checks::new();
+    assert_eq!(gate.ask(&Question::default(), &mut none).verdict, GuardVerdict::Clear);
+}
+
+#[test]
+fn the_script_and_the_pure_rules_agree_on_every_state() {
+    let mut gate = Gate::start();
+    for algorithm in [Algorithm::SlidingWindow, Algorithm::TokenBucket] {
+        let policy = one("x", algorithm, 7, 60).with_cost(2).unwrap();
+        let mut checks = checks(&[&policy]);
+        let rule = checks.get(0).unwrap().rule;
+        let mut model = algorithm::State::default();
+        for step in 0..150_u64 {
+            let reply = gate.ask(&Question::default(), &mut checks);
+            let clock = reply.clock.unwrap();
+            let rolled = rule.roll(model, clock);
+            assert_eq!(reply.decision.unwrap().is_admitted(), rule.admits(rolled, clock), "{algorithm:?}");
+            model = if rule.admits(rolled, clock) { rule.consume(rolled, clock) } else { rolled };
+            assert_eq!(checks.states()[0].state, model, "{algorithm:?} at step {step}");
+            std::thread::sleep(Duration::from_millis(step * 7 % 13));
+        }
+    }
+}
+
+#[test]
+fn replies_that_are_not_the_scripts_are_refused() {
+    use redis::Value::{Array, BulkString, Int, Nil, Okay};
+    let mut checks = checks(&[&one("d", Algorithm::FixedWindow, 5, 60_000)]);
+    let guards: [&[u8]; 1] = [b"g"];
+    let question = Question { guards: &guards, ..Question::default() };
+    let bad = [
+        Okay,
+        Nil,
+        Array(vec![]),
+        Array(vec![Int(0), Int(0)]),
+        Array(vec![Int(0), Int(2)]),
+        Array(vec![Int(0), Int(-1)]),
+        Array(vec![Int(1), Int(0), Int(0)]),
+        Array(vec![Int(1), Int(0), Int(0), Int(1)]),
+        Array(vec![Int(1), Int(1), Int(0), Int(1), Int(1)]),
+        Array(vec![Int(2), Int(0), Int(0), Int(1), Int(1)]),
+        Array(vec![Int(2), Int(2), Int(0), Int(1), Int(1)]),
+        Array(vec![Int(2), Int(i64::MAX), Int(0), Int(1), Int(1)]),
+        Array(vec![Int(3), Int(0), Int(0), Int(1), Int(1)]),
+        Array(vec![Int(1), Int(0), Int(0), BulkString(b"1".to_vec()), Int(1)]),
+        Array(vec![Int(1), Int(0), Int(0), Int(1), Int(1), Int(1)]),
+    ];
+    for value in bad {
+        let decoded: Result<_, MalformedReply> = gate::decode(value.clone(), &question, &mut checks);
+        assert!(decoded.is_err(), "{value:?}");
+    }
+    let negative = Array(vec![Int(1), Int(0), Int(0), Int(-4), Int(9)]);
+    assert!(gate::decode(negative, &question, &mut checks).is_ok());
+    assert_eq!(checks.states()[0].remaining, 5);
+}
+
+// What one instance may know and do between its own replies.
+
+#[test]
+fn a_key_over_its_limit_is_refused_without_redis_until_it_would_succeed() {
+    for algorithm in ALL {
+        for skew in [0, 3_600_000, -3_600_000_i64] {
+            let mut gate = Gate::start();
+            let local = Local::new(Settings::default());
+            let now = || UnixMillis(SystemClock.now().0.saturating_add_signed(skew));
+            let policy = one("o", algorithm, 3, 500);
+            let mut checks = checks(&[&policy]);
+            let (mut asked, mut admitted) = (0, 0);
+            let start = now();
+            let mut refusals = 0;
+            while now().millis_since(start) < 1_700 {
+                let sent_at = now();
+                if local.refused(&mut checks, sent_at).is_some() {
+                    refusals += 1;
+                    std::thread::sleep(Duration::from_millis(1));
+                    continue;
+                }
+                asked += 1;
+                let reply = gate.ask(&Question::default(), &mut checks);
+                admitted += u64::from(reply.decision.unwrap().is_admitted());
+                local.observe(&checks, reply.clock, sent_at);
+            }
+            assert!(refusals > 100, "{algorithm:?} {skew}: {refusals} refused locally");
+            assert!(admitted >= 8, "{algorithm:?} {skew}: {admitted}");
+            // A few calls may arrive a little early; none are spent on a key known to be exhausted.
+            assert!(asked <= admitted + 40, "{algorithm:?} {skew}: asked {asked} for {admitted}");
+        }
+    }
+}
+
+#[test]
+fn counting_goes_on_locally_from_the_last_known_state() {
+    let mut gate = Gate::start();
+    for algorithm in ALL {
+        let local = Local::new(Settings::default());
+        let policy = one(&format!("a{}", algorithm.as_str()), algorithm, 10, 3_600_000);
+        let mut checks = checks(&[&policy]);
+        for _ in 0..6 {
+            let now = SystemClock.now();
+            let reply = gate.ask(&Question::default(), &mut checks);
+            local.observe(&checks, reply.clock, now);
+        }
+        let outage = || local.decide(&mut checks.clone(), SystemClock.now()).is_admitted();
+        assert_eq!((0..20).filter(|_| outage()).count(), 4, "{algorithm:?}");
+        // What was counted alone is no knowledge about the store.
+        assert!(local.refused(&mut checks, SystemClock.now()).is_none());
+    }
+}
+
+#[test]
+fn a_reset_key_is_asked_for_again() {
+    let mut gate = Gate::start();
+    let local = Local::new(Settings { refusal_life: Some(Duration::from_secs(5)), ..Settings::default() });
+    let mut checks = checks(&[&one("r", Algorithm::FixedWindow, 1, 3_600_000)]);
+    let now = SystemClock.now();
+    let reply = gate.ask(&Question::default(), &mut checks);
+    local.observe(&checks, reply.clock, now);
+    assert!(local.refused(&mut checks, now).is_some());
+    assert!(local.refused(&mut checks, now.plus(Duration::from_millis(6_500))).is_none());
+    // The clock of this instance went back: what it learned in the future is not believed.
+    assert!(local.refused(&mut checks, UnixMillis(now.0 - 3_600_000)).is_none());
+    local.forget(checks.get(0).unwrap().hash);
+    assert!(local.refused(&mut checks, now).is_none());
+}
+
+#[test]
+fn a_penalising_policy_is_never_refused_without_the_store() {
+    let local = Local::new(Settings::default());
+    let strict = one("strict", Algorithm::FixedWindow, 0, 60_000);
+    let abuse = one("abuse", Algorithm::FixedWindow, 9, 60_000).with_penalise(true);
+    assert!(local.refused(&mut checks(&[&strict]), UnixMillis(1)).is_some());
+    assert!(local.refused(&mut checks(&[&strict, &abuse]), UnixMillis(1)).is_none());
+}
+
+#[test]
+fn overtaking_replies_do_not_lower_a_count() {
+    let local = Local::new(Settings::default());
+    let mut checks = checks(&[&one("o", Algorithm::FixedWindow, 3, 60_000)]);
+    let reply = |count| {
+        use redis::Value::{Array, Int};
+        Array(vec![Int(1), Int(0), Int(1_000_000), Int(count), Int(1_060_000)])
+    };
+    for count in [3, 2] {
+        let decoded = gate::decode(reply(count), &Question::default(), &mut checks).unwrap();
+        local.observe(&checks, decoded.clock, UnixMillis(1_000_000));
+    }
+    assert!(local.refused(&mut checks, UnixMillis(1_000_001)).is_some());
+    assert!(local.refused(&mut checks, UnixMillis(1_060_000)).is_none());
+}
+
+#[test]
+fn millions_of_keys_do_not_grow_the_memory_and_keep_the_exhausted() {
+    let local = Local::new(Settings { capacity: 4_096, refusal_life: None });
+    let now = UnixMillis(1_700_000_000_000);
+    let attacker = one("attacker", Algorithm::FixedWindow, 1, 3_600_000);
+    let mut known = checks(&[&attacker]);
+    assert!(local.decide(&mut known, now).is_admitted());
+    let flood = Policy::new(
+        "flood",
+        &[KeyPart::User],
+        Algorithm::FixedWindow,
+        LimitSource::Windows(vec![window(60, Duration::from_secs(60))]),
+    )
+    .unwrap();
+    let space = KeySpace::default();
+    for user in 0..100_000 {
+        let mut checks = checks_in(&space, &[&flood], &user.to_string(), now);
+        assert!(local.decide(&mut checks, now).is_admitted());
+    }
+    assert!(local.len() <= 4_096);
+    assert!(!local.decide(&mut known, now).is_admitted());
+}
+
+#[test]
+fn a_clock_that_goes_back_blocks_nobody_for_longer_than_two_periods() {
+    for algorithm in ALL {
+        let local = Local::new(Settings::default());
+        let mut checks = checks(&[&one("c", algorithm, 2, 60_000)]);
+        let now = UnixMillis(1_700_000_000_000);
+        while local.decide(&mut checks, now).is_admitted() {}
+        let back = UnixMillis(now.0 - 86_400_000);
+        local.decide(&mut checks, back);
+        assert!(local.decide(&mut checks, back.plus(Duration::from_secs(121))).is_admitted());
+    }
+}
+
+// The plainest model: per key what happened, recomputed from scratch for every request.
+#[derive(Default)]
+struct Model {
+    hits: HashMap<usize, Vec<(u64, u64)>>,
+}
+
+impl Model {
+    fn fits(&self, key: usize, rule: &algorithm::Rule, now: u64) -> bool {
+        let (period, hits) = (rule.period_ms, self.hits.get(&key).map_or(&[][..], Vec::as_slice));
+        match rule.algorithm {
+            Algorithm::FixedWindow => {
+                let (mut end, mut count) = (0, 0);
+                for &(at, cost) in hits {
+                    if at >= end {
+                        (end, count) = (at + period, 0);
+                    }
+                    count += cost;
+                }
+                if now >= end {
+                    count = 0;
+                }
+                count + rule.cost <= rule.limit
+            }
+            Algorithm::SlidingWindow => {
+                let start = now - now % period;
+                let sum = |from: u64, to: u64| -> u64 {
+                    hits.iter().filter(|(at, _)| (from..to).contains(at)).map(|(_, cost)| cost).sum()
+                };
+                let (before, current) = (sum(start - period, start), sum(start, start + period));
+                before * (start + period - now) + (current + rule.cost) * period <= rule.limit * period
+            }
+            Algorithm::TokenBucket => {
+                let (mut tokens, mut last) = (rule.limit * period, 0);
+                for &(at, cost) in hits {
+                    tokens = (tokens + (at - last) * rule.limit).min(rule.limit * period) - cost * period;
+                    last = at;
+                }
+                let tokens = (tokens + (now - last) * rule.limit).min(rule.limit * period);
+                tokens >= rule.cost * period
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn memory_decides_like_the_plainest_model(
+        shape in prop::collection::vec((0_usize..3, 1_u64..8, 1_u64..400, 1_u32..3), 1..4),
+        steps in prop::collection::vec((0_u64..150, 0_usize..3), 1..120),
+    ) {
+        let policies: Vec<_> = shape.iter().enumerate().map(|(index, &(pick, limit, period, cost))| {
+            let windows = vec![window(limit, Duration::from_millis(period))];
+            let key = if index % 2 == 0 { KeyPart::User } else { KeyPart::Ip };
+            let policy = Policy::new(&format!("p{index}"), &[key], ALL[pick], LimitSource::Windows(windows));
+            policy.unwrap().with_cost(cost).unwrap()
+        }).collect();
+        let policies: Vec<_> = policies.iter().collect();
+        let (space, local, mut model) = (KeySpace::default(), Local::new(Settings::default()), Model::default());
+        let mut now = 1_000_000;
+        for (step, user) in steps {
+            now += step;
+            let mut checks = checks_in(&space, &policies, &user.to_string(), UnixMillis(now));
+            let keys: Vec<_> = (0..policies.len()).map(|i| if i % 2 == 0 { i * 10 + user } else { i * 10 }).collect();
+            let misfits: Vec<_> = checks.iter().enumerate()
+                .filter(|(index, check)| !model.fits(keys[*index], &check.rule, now)).map(|(index, _)| index).collect();
+            let violated = match local.decide(&mut checks, UnixMillis(now)) {
+                Decision::Admitted { .. } => Vec::new(),
+                Decision::Refused(refused) => refused.violated.iter().collect(),
+            };
+            prop_assert_eq!(&violated, &misfits);
+            if misfits.is_empty() {
+                for (key, check) in keys.iter().zip(checks.iter()) {
+                    model.hits.entry(*key).or_default().push((now, check.rule.cost));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn concurrent_requests_over_crossing_keys_never_wait_for_each_other_forever() {
+    let local = Local::new(Settings::default());
+    let policies: Vec<_> =
+        (0..8).map(|i| one(&format!("p{i}"), Algorithm::FixedWindow, 1_000, 60_000)).collect();
+    let forward: Vec<_> = policies.iter().collect();
+    let backward: Vec<_> = policies.iter().rev().collect();
+    let space = KeySpace::default();
+    let admitted = Mutex::new(0);
+    std::thread::scope(|scope| {
+        for order in [&forward, &backward, &forward, &backward] {
+            scope.spawn(|| {
+                let mut checks = checks_in(&space, order, "u", UnixMillis(5));
+                let count =
+                    (0..500).filter(|_| local.decide(&mut checks, UnixMillis(5)).is_admitted()).count();
+                *admitted.lock() += count;
+            });
+        }
+    });
+    assert_eq!(*admitted.lock(), 1_000);
+}

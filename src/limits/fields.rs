@@ -1,0 +1,356 @@
+//! How limits read to clients: the de-facto `X-RateLimit-*` fields, the IETF pair of
+//! draft-ietf-httpapi-ratelimit-headers-10, `Retry-After` and the text of a refusal. It decides nothing.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
+
+use super::check::{Check, Checks, CounterState, Decision, Refused};
+use super::plan::Plan;
+use super::policy::Policy;
+use crate::clock::UnixMillis;
+use crate::header_names::{
+    RATELIMIT, RATELIMIT_POLICY, X_RATELIMIT_LIMIT, X_RATELIMIT_REMAINING, X_RATELIMIT_RESET,
+};
+
+/// RFC 9651 section 3.3.1: integers have at most 15 digits.
+const MAX_SF_INTEGER: u64 = 999_999_999_999_999;
+
+/// How `X-RateLimit-Reset` tells the time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ResetFormat {
+    /// Seconds since the epoch, rounded up.
+    #[default]
+    Epoch,
+    /// Seconds from now, rounded up.
+    Delta,
+}
+
+/// Which fields are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset` of the tightest counter.
+    pub x_ratelimit: bool,
+    /// `RateLimit-Policy` and `RateLimit` for every counter.
+    pub ietf: bool,
+    /// How `X-RateLimit-Reset` tells the time.
+    pub reset: ResetFormat,
+}
+
+impl Default for Settings {
+    /// Everything, with epoch seconds.
+    fn default() -> Self {
+        Self { x_ratelimit: true, ietf: true, reset: ResetFormat::Epoch }
+    }
+}
+
+/// Hands every field of `decision` to `put`; nothing when no policy applied. All values share one buffer.
+pub fn write(
+    settings: &Settings,
+    checks: &Checks,
+    decision: &Decision,
+    mut put: impl FnMut(HeaderName, HeaderValue),
+) {
+    let at = decision.at();
+    let mut fields = Fields { buffer: BytesMut::with_capacity(64 + 96 * checks.len()), ends: [0; 6] };
+    let tightest = tightest(checks).filter(|_| settings.x_ratelimit);
+    if let Some(state) = tightest {
+        put_number(&mut fields.buffer, state.limit);
+        fields.end(0);
+        put_number(&mut fields.buffer, state.remaining);
+        fields.end(1);
+        put_number(
+            &mut fields.buffer,
+            match settings.reset {
+                ResetFormat::Epoch => state.reset_at.as_secs_ceil(),
+                ResetFormat::Delta => seconds_until(state.reset_at, at),
+            },
+        );
+    }
+    fields.end(2);
+    let ietf = settings.ietf && !checks.is_empty();
+    if ietf {
+        write_policies(checks, &mut fields.buffer);
+        fields.end(3);
+        write_limits(checks, at, &mut fields.buffer);
+    }
+    fields.end(4);
+    if let Decision::Refused(refused) = decision {
+        put_number(&mut fields.buffer, retry_after(refused));
+        fields.end(5);
+    }
+    let ends = fields.ends;
+    let bytes = fields.buffer.freeze();
+    let mut start = 0;
+    let mut field = |end: usize, name: &HeaderName, wanted: bool| {
+        if wanted && let Some(value) = value(&bytes, start, end) {
+            put(name.clone(), value);
+        }
+        start = end;
+    };
+    let [limit, remaining, reset, policies, limits, retry] = ends;
+    if tightest.is_some() {
+        field(limit, &X_RATELIMIT_LIMIT, true);
+        field(remaining, &X_RATELIMIT_REMAINING, true);
+        field(reset, &X_RATELIMIT_RESET, true);
+    }
+    if ietf {
+        field(policies, &RATELIMIT_POLICY, true);
+        field(limits, &RATELIMIT, true);
+    }
+    field(retry, &RETRY_AFTER, !decision.is_admitted());
+}
+
+struct Fields {
+    buffer: BytesMut,
+    ends: [usize; 6],
+}
+
+impl Fields {
+    fn end(&mut self, field: usize) {
+        if let Some(end) = self.ends.get_mut(field) {
+            *end = self.buffer.len();
+        }
+    }
+}
+
+fn value(bytes: &Bytes, start: usize, end: usize) -> Option<HeaderValue> {
+    if start > end || end > bytes.len() {
+        return None;
+    }
+    HeaderValue::from_maybe_shared(bytes.slice(start..end)).ok()
+}
+
+/// The counter that binds first: the smallest remaining; among equals the longest window.
+pub fn tightest(checks: &Checks) -> Option<&CounterState> {
+    let pairs = checks.iter().zip(checks.states());
+    let tightest = pairs.min_by_key(|(check, state)| (state.remaining, u64::MAX - check.rule.period_ms));
+    tightest.map(|(_, state)| state)
+}
+
+/// Whole seconds, at least 1, until every violated check would fit.
+pub fn retry_after(refused: &Refused) -> u64 {
+    seconds_until(refused.retry_at, refused.at).max(1)
+}
+
+/// The public text of a refusal, by its first violated check. `policies` are those the checks were built
+/// from, by their numbers, and `plan` is the caller's.
+pub fn detail<'a>(refused: &Refused, checks: &Checks, policies: &'a [Policy], plan: &'a Plan) -> &'a str {
+    let first = refused.violated.iter().next().and_then(|index| checks.get(index));
+    first.map_or("Rate limit exceeded", |check| check_detail(check, policies, plan))
+}
+
+fn check_detail<'a>(check: &Check, policies: &'a [Policy], plan: &'a Plan) -> &'a str {
+    let Some(windows) = policies.get(usize::from(check.policy)).map(Policy::windows) else {
+        return "Rate limit exceeded";
+    };
+    let window = windows.and_then(|windows| windows.get(usize::from(check.window)));
+    window.map_or(plan.detail(), |window| window.detail())
+}
+
+/// The names of the violated checks, as in `RateLimit-Policy`: the `violated-policies` member of the draft's
+/// problem type.
+pub fn violated_policies<'a>(refused: &Refused, checks: &'a Checks) -> impl Iterator<Item = &'a str> {
+    refused.violated.iter().filter_map(|index| checks.get(index)).map(|check| checks.name(check))
+}
+
+// `"name";q=50;w=60`; names are [a-z0-9_-] and need no escape in a structured string.
+fn write_policies(checks: &Checks, out: &mut BytesMut) {
+    for (index, check) in checks.iter().enumerate() {
+        put_name(checks, check, index, out);
+        out.put_slice(b";q=");
+        put_number(out, check.rule.limit.min(MAX_SF_INTEGER));
+        out.put_slice(b";w=");
+        put_number(out, check.rule.period_ms.div_ceil(1_000).max(1));
+    }
+}
+
+// `"name";r=12;t=30`.
+fn write_limits(checks: &Checks, at: UnixMillis, out: &mut BytesMut) {
+    for (index, (check, state)) in checks.iter().zip(checks.states()).enumerate() {
+        put_name(checks, check, index, out);
+        out.put_slice(b";r=");
+        put_number(out, state.remaining.min(MAX_SF_INTEGER));
+        out.put_slice(b";t=");
+        put_number(out, seconds_until(state.reset_at, at).min(MAX_SF_INTEGER));
+    }
+}
+
+fn put_name(checks: &Checks, check: &Check, index: usize, out: &mut BytesMut) {
+    out.put_slice(if index == 0 { b"\"" } else { b", \"" });
+    out.put_slice(checks.name(check).as_bytes());
+    out.put_u8(b'"');
+}
+
+fn seconds_until(then: UnixMillis, now: UnixMillis) -> u64 {
+    then.millis_since(now).div_ceil(1_000)
+}
+
+fn put_number(out: &mut BytesMut, mut number: u64) {
+    let mut digits = [0_u8; 20];
+    let mut used = 0;
+    for digit in digits.iter_mut().rev() {
+        // The remainder is a digit.
+        #[allow(clippy::cast_possible_truncation)]
+        let value = (number % 10) as u8;
+        *digit = b'0' + value;
+        number /= 10;
+        used += 1;
+        if number == 0 {
+            break;
+        }
+    }
+    out.put_slice(digits.get(20 - used..).unwrap_or_default());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::net::IpAddr;
+    use std::time::Duration;
+
+    use sfv::{BareItem, ListEntry, Parser};
+
+    use super::super::local::{self, Local};
+    use super::super::plan::Plans;
+    use super::super::policy::{Algorithm, KeyPart, LimitSource, Window};
+    use super::super::subject::{Caller, ClientNet, KeySpace};
+    use super::*;
+
+    const NOW: UnixMillis = UnixMillis(1_700_000_000_500);
+
+    fn policies() -> Vec<Policy> {
+        let windows = [(50, 60), (1_000, 3_600)];
+        let own = windows.iter().map(|&(n, s)| Window::new(n, Duration::from_secs(s)).unwrap()).collect();
+        let login = LimitSource::Windows(vec![Window::new(5, Duration::from_secs(60)).unwrap()]);
+        let new = |name, limit| Policy::new(name, &[KeyPart::Ip], Algorithm::FixedWindow, limit).unwrap();
+        vec![new("api", LimitSource::Windows(own)), new("login", login), new("plan", LimitSource::Plan)]
+    }
+
+    fn run(policies: &[Policy], hits: usize, plan: &Plan) -> (Checks, Decision) {
+        let caller = Caller {
+            ip: ClientNet::new(IpAddr::from([192, 0, 2, 1]), 64),
+            user: None,
+            token: None,
+            api_token: None,
+            route: "r",
+            plan,
+            multiplier: 1.0,
+        };
+        let (local, mut checks) = (Local::new(local::Settings::default()), Checks::new());
+        checks.begin(NOW);
+        for (index, policy) in (0..).zip(policies) {
+            checks.add(&KeySpace::default(), index, policy, &caller).unwrap();
+        }
+        let mut decision = local.decide(&mut checks, NOW);
+        for _ in 1..hits {
+            decision = local.decide(&mut checks, NOW);
+        }
+        (checks, decision)
+    }
+
+    fn written(settings: Settings, checks: &Checks, decision: &Decision) -> HashMap<String, String> {
+        let mut fields = HashMap::new();
+        write(&settings, checks, decision, |name, value| {
+            assert!(fields.insert(name.to_string(), value.to_str().unwrap().to_owned()).is_none());
+        });
+        fields
+    }
+
+    fn parsed(text: &str) -> Vec<(String, HashMap<String, i64>)> {
+        let list: sfv::List = Parser::new(text).parse().unwrap();
+        list.into_iter()
+            .map(|entry| {
+                let ListEntry::Item(item) = entry else { panic!("not an item") };
+                let BareItem::String(name) = item.bare_item else { panic!("not a string") };
+                let params = item.params.iter().map(|(key, value)| {
+                    let BareItem::Integer(number) = value else { panic!("not a number") };
+                    (key.to_string(), i64::from(*number))
+                });
+                (name.to_string(), params.collect())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_counter_is_told_and_the_tightest_one_in_short() {
+        let plans = Plans::standard().unwrap();
+        let (checks, decision) = run(&policies(), 2, plans.named(Some("pro")));
+        let fields = written(Settings::default(), &checks, &decision);
+        assert_eq!(fields["x-ratelimit-limit"], "5");
+        assert_eq!(fields["x-ratelimit-remaining"], "3");
+        assert_eq!(fields["x-ratelimit-reset"], "1700000061");
+        assert!(!fields.contains_key("retry-after"));
+        let policies = parsed(&fields["ratelimit-policy"]);
+        let names: Vec<_> = policies.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["api-minute", "api-hour", "login", "plan"]);
+        assert_eq!((policies[1].1["q"], policies[1].1["w"]), (1_000, 3_600));
+        assert_eq!(policies[3].1["q"], 200);
+        let limits = parsed(&fields["ratelimit"]);
+        assert_eq!((limits[0].1["r"], limits[0].1["t"]), (48, 60));
+        assert_eq!((limits[2].1["r"], limits[2].1["t"]), (3, 60));
+    }
+
+    #[test]
+    fn a_refusal_tells_when_to_come_back_and_why() {
+        let (all, plans) = (policies(), Plans::standard().unwrap());
+        let pro = plans.named(Some("pro"));
+        let (checks, decision) = run(&all, 6, pro);
+        let Decision::Refused(refused) = decision else { panic!("admitted") };
+        let settings = Settings { reset: ResetFormat::Delta, ..Settings::default() };
+        let fields = written(settings, &checks, &decision);
+        assert_eq!(fields["retry-after"], "60");
+        assert_eq!(fields["x-ratelimit-remaining"], "0");
+        assert_eq!(fields["x-ratelimit-reset"], "60");
+        assert_eq!(
+            detail(&refused, &checks, &all, pro),
+            "Rate limit exceeded. Max 5 requests per 60 seconds."
+        );
+        assert_eq!(violated_policies(&refused, &checks).collect::<Vec<_>>(), ["login"]);
+    }
+
+    #[test]
+    fn plan_refusals_name_the_plan() {
+        let plans = Plans::standard().unwrap();
+        let only = vec![policies().remove(2)];
+        for (plan, text) in [
+            (plans.named(Some("pro")), "Rate limit exceeded for pro plan"),
+            (plans.anonymous(), "Rate limit exceeded"),
+        ] {
+            let (checks, decision) = run(&only, 201, plan);
+            let Decision::Refused(refused) = decision else { panic!("admitted") };
+            assert_eq!(detail(&refused, &checks, &only, plan), text);
+        }
+    }
+
+    #[test]
+    fn settings_choose_and_no_policy_writes_nothing() {
+        let plans = Plans::standard().unwrap();
+        let (checks, decision) = run(&policies(), 6, plans.anonymous());
+        let none = Settings { x_ratelimit: false, ietf: false, reset: ResetFormat::Epoch };
+        let fields = written(none, &checks, &decision);
+        assert_eq!(fields.keys().collect::<Vec<_>>(), ["retry-after"]);
+        let (checks, decision) = run(&[], 1, plans.anonymous());
+        assert!(written(Settings::default(), &checks, &decision).is_empty());
+    }
+
+    #[test]
+    fn among_equals_the_longest_window_binds_and_huge_numbers_stay_valid() {
+        let windows = [60, 3_600].map(|s| Window::new(u64::MAX, Duration::from_secs(s)).unwrap());
+        let limit = LimitSource::Windows(windows.to_vec());
+        let huge = [Policy::new("huge", &[KeyPart::Ip], Algorithm::FixedWindow, limit).unwrap()];
+        let (checks, decision) = run(&huge, 1, Plans::standard().unwrap().anonymous());
+        let fields = written(Settings::default(), &checks, &decision);
+        assert_eq!(fields["x-ratelimit-reset"], "1700003601");
+        assert_eq!(fields["x-ratelimit-limit"], u64::MAX.to_string());
+        assert_eq!(parsed(&fields["ratelimit"])[0].1["r"], 999_999_999_999_999);
+    }
+
+    #[test]
+    fn numbers_are_written_in_full() {
+        for number in [0, 9, 10, 1_234_567_890, u64::MAX] {
+            let mut out = BytesMut::new();
+            put_number(&mut out, number);
+            assert_eq!(out, number.to_string().as_bytes());
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! One shard of the table: sets of eight entries, found by hash, growing by doubling up to a cap.
+//! It judges nothing; it only knows which entry is the least loss.
+
+use super::super::algorithm::State;
+
+const WAYS: usize = 8;
+
+/// A counter in memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Entry {
+    /// Of the key; 0 marks a free place.
+    pub(super) hash: u64,
+    pub(super) state: State,
+    /// When the counter is fully restored, ms on the store's clock: it says nothing any more.
+    pub(super) expires: u64,
+    /// When it was last heard of, ms on the store's clock.
+    pub(super) learned: u64,
+    /// How much of the limit is used, 255 when it is exhausted.
+    pub(super) share: u8,
+    /// Whether the store said so, rather than this instance alone.
+    pub(super) remote: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Shard {
+    /// A power of two of sets.
+    entries: Vec<Entry>,
+    max: usize,
+}
+
+impl Shard {
+    pub(super) fn new(capacity: usize) -> Self {
+        Self { entries: vec![Entry::default(); WAYS], max: capacity.max(WAYS) }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.hash != 0).count()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.entries = vec![Entry::default(); WAYS];
+    }
+
+    pub(super) fn find(&mut self, hash: u64) -> Option<&mut Entry> {
+        let hash = mark(hash);
+        self.set(hash).iter_mut().find(|entry| entry.hash == hash)
+    }
+
+    pub(super) fn remove(&mut self, hash: u64) {
+        if let Some(entry) = self.find(hash) {
+            *entry = Entry::default();
+        }
+    }
+
+    /// Stores `entry`, over the old one of its key, a free or expired one, else in grown room, else over the
+    /// least used one: a flood of new keys does not push out a key near or over its limit.
+    pub(super) fn put(&mut self, mut entry: Entry, now: u64) {
+        entry.hash = mark(entry.hash);
+        loop {
+            let grown = self.entries.len() * 2;
+            let may_grow = grown <= self.max;
+            let set = self.set(entry.hash);
+            if let Some(own) = set.iter_mut().find(|old| old.hash == entry.hash) {
+                *own = entry;
+                return;
+            }
+            let loss = |old: &Entry| match old {
+                old if old.hash == 0 => (0, 0, 0),
+                old if old.expires <= now => (1, 0, 0),
+                old => (2, old.share, old.expires),
+            };
+            if let Some(least) = set.iter_mut().min_by_key(|old| loss(old))
+                && (!may_grow || loss(least).0 < 2)
+            {
+                *least = entry;
+                return;
+            }
+            if !may_grow {
+                return;
+            }
+            self.grow(grown);
+        }
+    }
+
+    // Doubling splits every set in two by one more bit of the hash: no new set can overflow.
+    fn grow(&mut self, size: usize) {
+        let old = std::mem::replace(&mut self.entries, vec![Entry::default(); size]);
+        for entry in old.into_iter().filter(|entry| entry.hash != 0) {
+            if let Some(free) = self.set(entry.hash).iter_mut().find(|place| place.hash == 0) {
+                *free = entry;
+            }
+        }
+    }
+
+    fn set(&mut self, hash: u64) -> &mut [Entry] {
+        let sets = self.entries.len() / WAYS;
+        // `sets` is a power of two; truncation drops bits that the mask drops anyway.
+        #[allow(clippy::cast_possible_truncation)]
+        let start = (hash as usize & sets.wrapping_sub(1)) * WAYS;
+        self.entries.get_mut(start..start + WAYS).unwrap_or_default()
+    }
+}
+
+const fn mark(hash: u64) -> u64 {
+    if hash == 0 { 1 } else { hash }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(hash: u64, share: u8, expires: u64) -> Entry {
+        Entry { hash, share, expires, ..Entry::default() }
+    }
+
+    #[test]
+    fn a_flood_of_new_keys_does_not_grow_the_table_or_push_out_the_exhausted() {
+        let mut shard = Shard::new(256);
+        shard.put(entry(7, 255, 1_000), 0);
+        for hash in 0..100_000_u64 {
+            shard.put(entry(hash.wrapping_mul(0x9E37_79B9_7F4A_7C15), 3, 1_000), 0);
+        }
+        assert!(shard.entries.len() <= 256 && shard.entries.capacity() <= 256);
+        assert_eq!(shard.find(7).map(|entry| entry.share), Some(255));
+    }
+
+    #[test]
+    fn expired_entries_go_first_and_growth_keeps_the_living() {
+        let mut shard = Shard::new(1 << 12);
+        for hash in 0..512 {
+            shard.put(entry(hash, 9, 1_000), 0);
+        }
+        assert!((1..512).all(|hash| shard.find(hash).is_some()));
+        let size = shard.entries.len();
+        for hash in 512..1_024 {
+            shard.put(entry(hash, 9, 9_000), 5_000);
+        }
+        assert_eq!(shard.entries.len(), size);
+        shard.remove(600);
+        assert!(shard.find(600).is_none() && shard.find(601).is_some());
+    }
+}

@@ -1,0 +1,24 @@
+//! Rate limits: who is counted, how, what the counters decide and how the answer reads in header fields.
+//! It knows neither sockets nor HTTP status; the exchange with Redis is encoded and decoded here but sent elsewhere.
+//!
+//! The path of one request, all on one reusable [`Checks`]:
+//! [`Checks::begin`], [`Checks::add`] per policy → [`Local::refused`] → [`gate::encode`], one `EVALSHA`,
+//! [`gate::decode`] → [`Local::observe`], or [`Local::decide`] where there is no store → [`fields`].
+
+pub mod algorithm;
+pub mod check;
+pub mod fields;
+pub mod gate;
+pub mod local;
+pub mod plan;
+pub mod policy;
+pub mod subject;
+
+#[cfg(test)]
+mod conformance;
+
+pub use check::{Check, Checks, CounterState, Decision, Refused, Violated};
+pub use local::Local;
+pub use plan::{Plan, Plans};
+pub use policy::{Algorithm, KeyPart, LimitSource, OnStoreFailure, Policy, Window};
+pub use subject::{Caller, ClientNet, KeySpace};

@@ -1,0 +1,340 @@
+//! What is limited: named policies, the parts of their keys, their windows and what to do without a store.
+//! Everything is valid once built; nothing here counts.
+
+use std::time::Duration;
+
+use crate::clock::millis;
+
+/// The longest window: a leap year. Bounds keep every computation on times far from overflow.
+pub const MAX_PERIOD: Duration = Duration::from_secs(366 * 86_400);
+
+/// Why a policy, window or plan cannot be built.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// A policy name is empty, too long or holds another character.
+    #[error("name {0:?} must be 1 to 32 characters of a-z, 0-9, _ and -")]
+    Name(Box<str>),
+    /// A key without parts would make one counter for the whole world.
+    #[error("the key names no part")]
+    EmptyKey,
+    /// A policy or plan without windows limits nothing.
+    #[error("no window is given")]
+    NoWindow,
+    /// Two windows of one policy would share a counter.
+    #[error("two windows are called {0:?}")]
+    DuplicateWindow(Box<str>),
+    /// A window is shorter than 1 ms or longer than [`MAX_PERIOD`].
+    #[error("a window must last between 1 ms and 366 days, not {0:?}")]
+    Period(Duration),
+    /// A request that costs nothing would never be limited.
+    #[error("the cost must be at least 1")]
+    ZeroCost,
+    /// Two plans have one name.
+    #[error("two plans are called {0:?}")]
+    DuplicatePlan(Box<str>),
+    /// The default plan is not declared.
+    #[error("the default plan {0:?} is not declared")]
+    UnknownDefaultPlan(Box<str>),
+}
+
+/// One component of what a policy counts by. A policy does not apply to a caller who lacks one of its parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum KeyPart {
+    /// The client address (IPv6 by network).
+    Ip,
+    /// The subject of a verified identity.
+    User,
+    /// The verified token (`jti` or fingerprint).
+    Token,
+    /// The route's name.
+    Route,
+    /// The caller's plan: all callers of a plan share one counter.
+    Plan,
+    /// The user when identified, the client address otherwise.
+    Caller,
+    /// The id of an opaque API token.
+    ApiToken,
+}
+
+impl KeyPart {
+    /// The word of the configuration file.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ip => "ip",
+            Self::User => "user",
+            Self::Token => "token",
+            Self::Route => "route",
+            Self::Plan => "plan",
+            Self::Caller => "caller",
+            Self::ApiToken => "api_token",
+        }
+    }
+}
+
+/// How requests are counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Algorithm {
+    /// A counter that starts with the first hit and vanishes a period later.
+    #[default]
+    FixedWindow,
+    /// Two aligned counters; the previous one fades out linearly.
+    SlidingWindow,
+    /// A bucket of `limit` tokens refilled continuously at `limit` per period.
+    TokenBucket,
+}
+
+impl Algorithm {
+    /// The word of the configuration file and of metric labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::FixedWindow => "fixed-window",
+            Self::SlidingWindow => "sliding-window",
+            Self::TokenBucket => "token-bucket",
+        }
+    }
+}
+
+/// What a policy does while the shared store cannot be asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum OnStoreFailure {
+    /// Count in this instance's memory, from the last known state.
+    #[default]
+    Local,
+    /// Admit without counting.
+    Allow,
+    /// Refuse.
+    Deny,
+}
+
+impl OnStoreFailure {
+    /// The word of the configuration file and of metric labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+        }
+    }
+}
+
+/// At most `limit` requests per period, with its texts prepared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    limit: u64,
+    period_ms: u64,
+    name: Box<str>,
+    detail: Box<str>,
+}
+
+impl Window {
+    /// A window of `limit` (0 refuses everything) per `period` (1 ms to [`MAX_PERIOD`]), named
+    /// `second`, `minute`, `hour`, `day`, else `<n>s` or `<n>ms`.
+    pub fn new(limit: u64, period: Duration) -> Result<Self, PolicyError> {
+        let period_ms = millis(period);
+        if period_ms == 0 || period > MAX_PERIOD {
+            return Err(PolicyError::Period(period));
+        }
+        let name = match period_ms {
+            1_000 => "second".into(),
+            60_000 => "minute".into(),
+            3_600_000 => "hour".into(),
+            86_400_000 => "day".into(),
+            ms if ms % 1_000 == 0 => format!("{}s", ms / 1_000),
+            ms => format!("{ms}ms"),
+        };
+        let (requests, span) = (plural(limit, "request"), span_text(period_ms));
+        let detail = format!("Rate limit exceeded. Max {requests} per {span}.");
+        Ok(Self { limit, period_ms, name: name.into(), detail: detail.into() })
+    }
+
+    /// Requests per period; 0 refuses everything.
+    pub const fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// The period in milliseconds, 1 or more.
+    pub const fn period_ms(&self) -> u64 {
+        self.period_ms
+    }
+
+    /// The name used in keys and header fields: `[a-z0-9]+`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The public text of a refusal by this window.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+}
+
+fn plural(n: u64, word: &str) -> String {
+    format!("{n} {word}{}", if n == 1 { "" } else { "s" })
+}
+
+fn span_text(period_ms: u64) -> String {
+    if period_ms.is_multiple_of(1_000) {
+        plural(period_ms / 1_000, "second")
+    } else {
+        plural(period_ms, "millisecond")
+    }
+}
+
+/// `windows` unless it is empty or two of them would share a counter.
+pub(super) fn distinct(windows: Vec<Window>) -> Result<Box<[Window]>, PolicyError> {
+    if windows.is_empty() {
+        return Err(PolicyError::NoWindow);
+    }
+    for (index, window) in windows.iter().enumerate() {
+        if windows.iter().take(index).any(|earlier| earlier.name == window.name) {
+            return Err(PolicyError::DuplicateWindow(window.name.clone()));
+        }
+    }
+    Ok(windows.into())
+}
+
+/// Where a policy's windows come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LimitSource {
+    /// The policy's own windows.
+    Windows(Vec<Window>),
+    /// The windows of the caller's plan, times the caller's multiplier.
+    Plan,
+}
+
+/// A named limit.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    name: Box<str>,
+    key: Box<[KeyPart]>,
+    algorithm: Algorithm,
+    windows: Option<Box<[Window]>>,
+    cost: u32,
+    on_store_failure: OnStoreFailure,
+    penalise: bool,
+}
+
+impl Policy {
+    /// A policy of cost 1 that counts locally without a store and does not penalise.
+    pub fn new(
+        name: &str,
+        key: &[KeyPart],
+        algorithm: Algorithm,
+        limit: LimitSource,
+    ) -> Result<Self, PolicyError> {
+        let valid = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
+        if name.is_empty() || name.len() > 32 || !name.bytes().all(valid) {
+            return Err(PolicyError::Name(name.into()));
+        }
+        if key.is_empty() {
+            return Err(PolicyError::EmptyKey);
+        }
+        let windows = match limit {
+            LimitSource::Windows(windows) => Some(distinct(windows)?),
+            LimitSource::Plan => None,
+        };
+        Ok(Self {
+            name: name.into(),
+            key: key.into(),
+            algorithm,
+            windows,
+            cost: 1,
+            on_store_failure: OnStoreFailure::default(),
+            penalise: false,
+        })
+    }
+
+    /// The same policy where a request consumes `cost`, at least 1.
+    pub fn with_cost(self, cost: u32) -> Result<Self, PolicyError> {
+        if cost == 0 { Err(PolicyError::ZeroCost) } else { Ok(Self { cost, ..self }) }
+    }
+
+    /// The same policy with another behaviour while the store cannot be asked.
+    #[must_use]
+    pub fn with_on_store_failure(self, on_store_failure: OnStoreFailure) -> Self {
+        Self { on_store_failure, ..self }
+    }
+
+    /// The same policy where refused requests consume too (`true`) or not.
+    #[must_use]
+    pub fn with_penalise(self, penalise: bool) -> Self {
+        Self { penalise, ..self }
+    }
+
+    /// The name: `[a-z0-9_-]{1,32}`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What is counted by, in key order; never empty.
+    pub fn key(&self) -> &[KeyPart] {
+        &self.key
+    }
+
+    /// How requests are counted.
+    pub const fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The policy's own windows, `None` when they come from the caller's plan.
+    pub fn windows(&self) -> Option<&[Window]> {
+        self.windows.as_deref()
+    }
+
+    /// What one request consumes, at least 1.
+    pub const fn cost(&self) -> u32 {
+        self.cost
+    }
+
+    /// What happens while the store cannot be asked.
+    pub const fn on_store_failure(&self) -> OnStoreFailure {
+        self.on_store_failure
+    }
+
+    /// Whether refused requests consume.
+    pub const fn penalise(&self) -> bool {
+        self.penalise
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window(limit: u64, seconds: u64) -> Window {
+        Window::new(limit, Duration::from_secs(seconds)).unwrap()
+    }
+
+    #[test]
+    fn windows_have_the_documented_names_and_texts() {
+        let names: Vec<_> =
+            [1, 60, 3_600, 86_400, 900].iter().map(|&s| window(5, s).name.to_string()).collect();
+        assert_eq!(names, ["second", "minute", "hour", "day", "900s"]);
+        assert_eq!(Window::new(5, Duration::from_millis(1_500)).unwrap().name(), "1500ms");
+        assert_eq!(window(5, 60).detail(), "Rate limit exceeded. Max 5 requests per 60 seconds.");
+        assert_eq!(window(1, 1).detail(), "Rate limit exceeded. Max 1 request per 1 second.");
+    }
+
+    #[test]
+    fn impossible_policies_are_refused() {
+        let own = || LimitSource::Windows(vec![window(5, 60)]);
+        let build =
+            |name: &str, key: &[KeyPart], limit| Policy::new(name, key, Algorithm::FixedWindow, limit);
+        for name in ["", "A", "a:b", "a b", "é", &"x".repeat(33)] {
+            assert_eq!(build(name, &[KeyPart::Ip], own()).unwrap_err(), PolicyError::Name(name.into()));
+        }
+        assert_eq!(build("a", &[], own()).unwrap_err(), PolicyError::EmptyKey);
+        let none = LimitSource::Windows(vec![]);
+        assert_eq!(build("a", &[KeyPart::Ip], none).unwrap_err(), PolicyError::NoWindow);
+        let twice = LimitSource::Windows(vec![window(5, 60), window(9, 60)]);
+        let duplicate = build("a", &[KeyPart::Ip], twice).unwrap_err();
+        assert_eq!(duplicate, PolicyError::DuplicateWindow("minute".into()));
+        assert_eq!(
+            build("a", &[KeyPart::Ip], own()).unwrap().with_cost(0).unwrap_err(),
+            PolicyError::ZeroCost
+        );
+        assert!(Window::new(1, Duration::ZERO).is_err());
+        assert!(Window::new(1, Duration::MAX).is_err());
+    }
+}
