@@ -73,15 +73,18 @@ pub fn encode<W: RedisWrite + ?Sized>(question: &Question<'_>, checks: &Checks, 
     question.cutoff.map_or(0, |position| position.saturating_add(1)).write_redis_args(out);
     for check in checks.iter() {
         let rule = check.rule;
-        out.write_arg(match rule.algorithm {
-            Algorithm::FixedWindow => b"1",
-            Algorithm::SlidingWindow => b"2",
-            Algorithm::TokenBucket => b"3",
+        out.write_arg(match (rule.algorithm, check.penalise) {
+            (Algorithm::FixedWindow, false) if check.known_end > 0 => b"k",
+            (Algorithm::FixedWindow, false) => b"f",
+            (Algorithm::FixedWindow, true) => b"F",
+            (Algorithm::SlidingWindow, false) => b"s",
+            (Algorithm::SlidingWindow, true) => b"S",
+            (Algorithm::TokenBucket, false) => b"b",
+            (Algorithm::TokenBucket, true) => b"B",
         });
         rule.capacity().min(MAX_EXACT).write_redis_args(out);
         rule.period().write_redis_args(out);
-        let flags = u64::from(check.penalise) * 2 + u64::from(check.known_end > 0);
-        (rule.price().min(1 << 50) * 4 + flags).write_redis_args(out);
+        rule.price().min(MAX_EXACT).write_redis_args(out);
     }
 }
 

@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     fn entry(hash: u64, share: u8, expires: u64) -> Entry {
-        Entry { hash, share, expires, ..Entry::default() }
+        Entry { hash, expires, share, ..Entry::default() }
     }
 
     #[test]
