@@ -566,6 +566,69 @@ fn counting_goes_on_locally_from_the_last_known_state() {
 }
 
 #[test]
+fn without_the_store_each_policy_does_as_it_says() {
+    let local = Local::new(Settings::default());
+    let named =
+        |name, on_failure| one(name, Algorithm::FixedWindow, 2, 60_000).with_on_store_failure(on_failure);
+    let count = named("count", OnStoreFailure::Local);
+    let (allow, deny) = (named("allow", OnStoreFailure::Allow), named("deny", OnStoreFailure::Deny));
+    let outcome =
+        |policies: &[&Policy]| match local.decide_without_store(&mut checks(policies), UnixMillis(7)) {
+            Decision::Admitted { .. } => 0,
+            Decision::Refused(refused) => refused.violated.bits(),
+        };
+    assert_eq!(outcome(&[&count, &allow, &deny]), 4);
+    assert_eq!([(); 4].map(|()| outcome(&[&allow, &count])), [0, 0, 2, 2]);
+    assert_eq!([(); 4].map(|()| outcome(&[&allow])), [0; 4]);
+    assert_eq!(local.len(), 1);
+}
+
+#[test]
+fn a_raised_limit_or_a_lower_cost_is_not_refused_by_old_knowledge() {
+    let (mut gate, local) = (Gate::start(), Local::new(Settings::default()));
+    for algorithm in ALL {
+        let name = algorithm.as_str();
+        let limited = |limit, cost| one(name, algorithm, limit, 3_600_000).with_cost(cost).unwrap();
+        let mut dear = checks(&[&limited(5, 2)]);
+        let now = SystemClock.now();
+        for _ in 0..3 {
+            let reply = gate.ask(&Question::default(), &mut dear);
+            local.observe(&dear, reply.clock, now);
+        }
+        assert!(local.refused(&mut dear, now).is_some());
+        for (policy, admitted) in [(limited(5, 1), true), (limited(6, 2), true), (limited(5, 2), false)] {
+            let mut checks = checks(&[&policy]);
+            assert_eq!(local.refused(&mut checks, SystemClock.now()).is_none(), admitted);
+        }
+        let mut raised = checks(&[&limited(6, 2)]);
+        assert!(gate.decide(&mut raised).is_admitted(), "{name}");
+    }
+}
+
+#[test]
+fn more_checks_than_fit_are_an_error_and_repeated_policies_count_once() {
+    let policies: Vec<_> = (0..33).map(|i| one(&format!("p{i}"), Algorithm::FixedWindow, 1, 1)).collect();
+    let plans = Plans::standard().unwrap();
+    let caller = Caller {
+        ip: ClientNet::new(IpAddr::from([192, 0, 2, 1]), 64),
+        user: None,
+        token: None,
+        api_token: None,
+        route: "r",
+        plan: plans.anonymous(),
+        multiplier: 1.0,
+    };
+    let (space, mut checks) = (KeySpace::new("gw:"), Checks::new());
+    let added: Vec<_> =
+        policies.iter().map(|policy| checks.add(&space, 0, policy, &caller).is_ok()).collect();
+    assert_eq!((added.iter().filter(|ok| **ok).count(), added[32]), (32, false));
+    checks.begin(UnixMillis(0));
+    assert!((0..3).all(|index| checks.add(&space, index, &policies[0], &caller).is_ok()));
+    assert_eq!(checks.len(), 1);
+    assert_eq!(checks.key(checks.get(0).unwrap()), b"gw:rate_limit:p0:192.0.2.1");
+}
+
+#[test]
 fn a_reset_key_is_asked_for_again() {
     let mut gate = Gate::start();
     let local = Local::new(Settings { refusal_life: Some(Duration::from_secs(5)), ..Settings::default() });
