@@ -414,7 +414,8 @@ fn a_known_window_costs_one_read_and_one_increment_per_counter() {
     for _ in 0..11 {
         let now = SystemClock.now();
         assert!(local.refused(&mut checks, now).is_none());
-        let reply = gate.ask(&Question::default(), &mut checks);
+        let guards: [&[u8]; 1] = [b"ban:u"];
+        let reply = gate.ask(&Question { guards: &guards, ..Question::default() }, &mut checks);
         local.observe(&checks, reply.clock, now);
     }
     let count = |gate: &mut Gate, name: &str| gate.commands_of(name);
@@ -423,6 +424,50 @@ fn a_known_window_costs_one_read_and_one_increment_per_counter() {
     assert_eq!(count(&mut gate, "set"), 3);
     assert_eq!(count(&mut gate, "time"), 1);
     assert_eq!(count(&mut gate, "pexpiretime"), 0);
+}
+
+#[test]
+fn knowledge_that_is_out_of_date_changes_no_decision() {
+    let mut gate = Gate::start();
+    let policy = policy("k", Algorithm::FixedWindow, minute_hour_day(50, 4, 5_000));
+    let key = |window: &str| format!("rate_limit:k:192.0.2.1:{window}");
+    // Learned by one instance, then the world changes behind its back.
+    let knowing = |gate: &mut Gate| {
+        let _: () = gate.run(&["FLUSHALL"]);
+        let (local, mut checks) = (Local::new(Settings::default()), checks(&[&policy]));
+        let now = SystemClock.now();
+        let reply = gate.ask(&Question::default(), &mut checks);
+        local.observe(&checks, reply.clock, now);
+        assert!(local.refused(&mut checks, SystemClock.now()).is_none());
+        assert!(checks.iter().all(|check| check.known_end > 0));
+        checks
+    };
+    let counts = |gate: &mut Gate| {
+        ["minute", "hour", "day"].map(|window| gate.run::<Option<i64>>(&["GET", &key(window)]).unwrap_or(0))
+    };
+    for gone in ["minute", "hour", "day"] {
+        let mut checks = knowing(&mut gate);
+        let _: u64 = gate.run(&["DEL", &key(gone)]);
+        assert!(gate.decide(&mut checks).is_admitted());
+        let ttl: i64 = gate.run(&["PTTL", &key(gone)]);
+        assert!(ttl > 59_000, "{gone}: {ttl}");
+        assert_eq!(counts(&mut gate).iter().sum::<i64>(), 5);
+    }
+    for value in ["4", "9", "x"] {
+        let mut checks = knowing(&mut gate);
+        let _: u64 = gate.run(&["DEL", &key("minute")]);
+        let _: () = gate.run(&["SET", &key("hour"), value, "KEEPTTL"]);
+        let admitted = gate.decide(&mut checks).is_admitted();
+        assert_eq!(admitted, value == "x");
+        let expected = value.parse().map_or([1, 1, 2], |hour| [0, hour, 1]);
+        assert_eq!(counts(&mut gate), expected, "{value}");
+        assert_eq!(gate.run::<u64>(&["EXISTS", &key("minute")]), u64::from(admitted));
+    }
+    let mut checks = knowing(&mut gate);
+    let _: () = gate.run(&["SET", &key("hour"), "3", "KEEPTTL"]);
+    let reply = gate.ask(&Question::default(), &mut checks);
+    assert!(reply.decision.unwrap().is_admitted() && reply.clock.is_some(), "the last one tells the time");
+    assert_eq!(counts(&mut gate), [2, 4, 2]);
 }
 
 #[test]
@@ -516,34 +561,38 @@ fn replies_that_are_not_the_scripts_are_refused() {
 
 #[test]
 fn a_key_over_its_limit_is_refused_without_redis_until_it_would_succeed() {
-    for algorithm in ALL {
-        for skew in [0, 3_600_000, -3_600_000_i64] {
-            let mut gate = Gate::start();
-            let local = Local::new(Settings::default());
-            let now = || UnixMillis(SystemClock.now().0.saturating_add_signed(skew));
-            let policy = one("o", algorithm, 3, 500);
-            let mut checks = checks(&[&policy]);
-            let (mut asked, mut admitted) = (0, 0);
-            let start = now();
-            let mut refusals = 0;
-            while now().millis_since(start) < 1_700 {
-                let sent_at = now();
-                if local.refused(&mut checks, sent_at).is_some() {
-                    refusals += 1;
-                    std::thread::sleep(Duration::from_millis(1));
-                    continue;
-                }
-                asked += 1;
-                let reply = gate.ask(&Question::default(), &mut checks);
-                admitted += u64::from(reply.decision.unwrap().is_admitted());
-                local.observe(&checks, reply.clock, sent_at);
-            }
-            assert!(refusals > 100, "{algorithm:?} {skew}: {refusals} refused locally");
-            assert!(admitted >= 8, "{algorithm:?} {skew}: {admitted}");
-            // A few calls may arrive a little early; none are spent on a key known to be exhausted.
-            assert!(asked <= admitted + 40, "{algorithm:?} {skew}: asked {asked} for {admitted}");
+    let server = Arc::new(TestRedis::start());
+    std::thread::scope(|scope| {
+        for (algorithm, skew) in ALL.iter().flat_map(|a| [0, 3_600_000, -3_600_000].map(|skew| (*a, skew))) {
+            let mut gate = Gate::on(server.clone());
+            scope.spawn(move || refuse_locally(&mut gate, algorithm, skew));
         }
+    });
+}
+
+// An instance whose clock is off by `skew` hits one key as fast as it can for some windows.
+fn refuse_locally(gate: &mut Gate, algorithm: Algorithm, skew: i64) {
+    let now = || UnixMillis(SystemClock.now().0.saturating_add_signed(skew));
+    let local = Local::new(Settings::default());
+    let mut checks = checks(&[&one(&format!("o{}{skew}", algorithm.as_str()), algorithm, 3, 500)]);
+    let (mut asked, mut admitted, mut refusals) = (0, 0, 0);
+    let start = now();
+    while now().millis_since(start) < 1_700 {
+        let sent_at = now();
+        if local.refused(&mut checks, sent_at).is_some() {
+            refusals += 1;
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
+        asked += 1;
+        let reply = gate.ask(&Question::default(), &mut checks);
+        admitted += u64::from(reply.decision.unwrap().is_admitted());
+        local.observe(&checks, reply.clock, sent_at);
     }
+    assert!(refusals > 100, "{algorithm:?} {skew}: {refusals} refused locally");
+    assert!(admitted >= 8, "{algorithm:?} {skew}: {admitted}");
+    // A few calls may arrive a little early; none are spent on a key known to be exhausted.
+    assert!(asked <= admitted + 40, "{algorithm:?} {skew}: asked {asked} for {admitted}");
 }
 
 #[test]
