@@ -5,7 +5,7 @@ use bytes::Bytes;
 use redis::{RedisWrite, ToRedisArgs, Value};
 
 use super::algorithm::State;
-use super::check::{Checks, Decision, Violated};
+use super::check::{Check, Checks, Decision, Violated};
 use super::policy::Algorithm;
 use crate::clock::UnixMillis;
 
@@ -71,10 +71,12 @@ pub fn encode<W: RedisWrite + ?Sized>(question: &Question<'_>, checks: &Checks, 
     // The script compares doubles; a token from beyond 2^53 seconds is no younger for it.
     question.issued_at.min(MAX_EXACT).write_redis_args(out);
     question.cutoff.map_or(0, |position| position.saturating_add(1)).write_redis_args(out);
+    let quick = counters > 0 && checks.iter().all(is_known);
+    u8::from(quick).write_redis_args(out);
     for check in checks.iter() {
         let rule = check.rule;
         out.write_arg(match (rule.algorithm, check.penalise) {
-            (Algorithm::FixedWindow, false) if check.known_end > 0 => b"k",
+            (Algorithm::FixedWindow, false) if is_known(check) => b"k",
             (Algorithm::FixedWindow, false) => b"f",
             (Algorithm::FixedWindow, true) => b"F",
             (Algorithm::SlidingWindow, false) => b"s",
@@ -86,6 +88,10 @@ pub fn encode<W: RedisWrite + ?Sized>(question: &Question<'_>, checks: &Checks, 
         rule.period().write_redis_args(out);
         rule.price().min(MAX_EXACT).write_redis_args(out);
     }
+}
+
+fn is_known(check: &Check) -> bool {
+    check.rule.algorithm == Algorithm::FixedWindow && !check.penalise && check.known_end > 0
 }
 
 /// Reads the reply to `question` and `checks`, and puts the counters' states into `checks`.

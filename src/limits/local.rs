@@ -12,7 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 use self::table::{Entry, Shard};
 use super::algorithm::State;
 use super::check::{Check, Checks, CounterState, Decision, Refused, Violated};
-use super::policy::Algorithm;
+use super::policy::{Algorithm, OnStoreFailure};
 use crate::clock::{UnixMillis, millis};
 
 const SHARDS: usize = 64;
@@ -59,7 +59,7 @@ impl Local {
     }
 
     /// Refuses a request that the store would refuse for certain, without asking it. Otherwise `None`, with what
-    /// is known written into `checks`, and the request must be decided by the store (or [`Self::decide`]).
+    /// is known written into `checks`, and the request must be decided by the store (or here, by [`Self::decide_without_store`]).
     ///
     /// Exact: a counter that was over its limit admits nothing before the time this table computes from the
     /// state the store reported, whatever others do meanwhile. A request with a penalising policy is always
@@ -94,15 +94,30 @@ impl Local {
         }
     }
 
-    /// Decides here and consumes: all checks or none, exact under concurrency. While the store is away it goes
-    /// on from the last state the store reported.
+    /// Decides here and consumes: all checks or none, exact under concurrency. For an instance that has no
+    /// store at all: every policy counts.
     pub fn decide(&self, checks: &mut Checks, now: UnixMillis) -> Decision {
+        self.settle(checks, now, |_| OnStoreFailure::Local)
+    }
+
+    /// Decides here while the store cannot be asked, as each policy wants it: `Local` goes on counting from the
+    /// last state the store reported, `Allow` admits uncounted, `Deny` refuses.
+    pub fn decide_without_store(&self, checks: &mut Checks, now: UnixMillis) -> Decision {
+        self.settle(checks, now, |check| check.on_store_failure)
+    }
+
+    fn settle(
+        &self,
+        checks: &mut Checks,
+        now: UnixMillis,
+        on_failure: impl Fn(&Check) -> OnStoreFailure,
+    ) -> Decision {
         let at = self.store_time(now);
         let mut shards = self.lock(checks);
         let mut violated = Violated::default();
         for (index, (check, answer)) in checks.pairs().enumerate() {
-            let shard = shards.of(check.hash);
-            answer.state = match shard.and_then(|shard| shard.find(check.hash)) {
+            let entry = shards.of(check.hash).and_then(|shard| shard.find(check.hash));
+            answer.state = match entry {
                 Some(entry) => {
                     // Written back even when refused: a state cut down after a clock jump must stay so.
                     entry.state = check.rule.roll(entry.state, at);
@@ -110,18 +125,26 @@ impl Local {
                 }
                 None => check.rule.roll(State::default(), at),
             };
-            if !check.rule.admits(answer.state, at) {
+            let fits = match on_failure(check) {
+                OnStoreFailure::Local => check.rule.admits(answer.state, at),
+                OnStoreFailure::Allow => true,
+                OnStoreFailure::Deny => false,
+            };
+            if !fits {
                 violated.insert(index);
             }
         }
+        let consumes = |check: &Check| {
+            on_failure(check) == OnStoreFailure::Local && (violated.is_empty() || check.penalise)
+        };
         for (check, answer) in checks.pairs() {
-            if violated.is_empty() || check.penalise {
+            if consumes(check) {
                 answer.state = check.rule.consume(answer.state, at);
             }
         }
         let decision = checks.conclude(violated, at);
         for (check, answer) in checks.pairs() {
-            if (violated.is_empty() || check.penalise)
+            if consumes(check)
                 && let Some(shard) = shards.of(check.hash)
             {
                 shard.put(entry(check, answer, at, false), at.0);

@@ -3,7 +3,8 @@
 //!
 //! The path of one request, all on one reusable [`Checks`]:
 //! [`Checks::begin`], [`Checks::add`] per policy → [`Local::refused`] → [`gate::encode`], one `EVALSHA`,
-//! [`gate::decode`] → [`Local::observe`], or [`Local::decide`] where there is no store → [`fields`].
+//! [`gate::decode`] → [`Local::observe`], or [`Local::decide_without_store`] when that fails, or [`Local::decide`]
+//! where there is no Redis → [`fields`].
 
 pub mod algorithm;
 pub mod check;
