@@ -131,11 +131,7 @@ impl Window {
     /// A window of `limit` (0 refuses everything) per `period` (1 ms to [`MAX_PERIOD`]), named
     /// `second`, `minute`, `hour`, `day`, else `<n>s` or `<n>ms`.
     pub fn new(limit: u64, period: Duration) -> Result<Self, PolicyError> {
-        let period_ms = millis(period);
-        if period_ms == 0 || period > MAX_PERIOD {
-            return Err(PolicyError::Period(period));
-        }
-        let name = match period_ms {
+        let name = match millis(period) {
             1_000 => "second".into(),
             60_000 => "minute".into(),
             3_600_000 => "hour".into(),
@@ -143,6 +139,22 @@ impl Window {
             ms if ms % 1_000 == 0 => format!("{}s", ms / 1_000),
             ms => format!("{ms}ms"),
         };
+        Self::named(&name, limit, period)
+    }
+
+    /// A window with a name of its own, which ends its keys and header names: 1 to 32 characters of `a-z`,
+    /// `0-9`, `_` and `-`.
+    ///
+    /// # Errors
+    /// [`PolicyError::Name`] and [`PolicyError::Period`].
+    pub fn named(name: &str, limit: u64, period: Duration) -> Result<Self, PolicyError> {
+        let period_ms = millis(period);
+        if period_ms == 0 || period > MAX_PERIOD {
+            return Err(PolicyError::Period(period));
+        }
+        if !is_name(name) {
+            return Err(PolicyError::Name(name.into()));
+        }
         let (requests, span) = (plural(limit, "request"), span_text(period_ms));
         let detail = format!("Rate limit exceeded. Max {requests} per {span}.");
         Ok(Self { limit, period_ms, name: name.into(), detail: detail.into() })
@@ -167,6 +179,11 @@ impl Window {
     pub fn detail(&self) -> &str {
         &self.detail
     }
+}
+
+fn is_name(name: &str) -> bool {
+    let valid = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
+    (1..=32).contains(&name.len()) && name.bytes().all(valid)
 }
 
 fn plural(n: u64, word: &str) -> String {
@@ -223,8 +240,7 @@ impl Policy {
         algorithm: Algorithm,
         limit: LimitSource,
     ) -> Result<Self, PolicyError> {
-        let valid = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
-        if name.is_empty() || name.len() > 32 || !name.bytes().all(valid) {
+        if !is_name(name) {
             return Err(PolicyError::Name(name.into()));
         }
         if key.is_empty() {
