@@ -19,7 +19,7 @@ use crate::clock::UnixMillis;
 use crate::identity::resolve::{authenticate, permit};
 use crate::identity::revocation::{Effect, Revocation};
 use crate::identity::{Identity, IdentityRefusal, Refused, Requirement, credentials};
-use crate::limits::{self, Caller, Checks, Decision, OnStoreFailure, Plan, fields};
+use crate::limits::{self, Caller, Checks, Decision, Plan, fields};
 use crate::metrics::{LimitOutcome, LimitSource};
 use crate::route::table::Found;
 use crate::route::{Route, normalise};
@@ -190,8 +190,9 @@ async fn decide(
     let now = context.received_at;
     let plan = identity.map_or(gateway.plans.anonymous(), |identity| gateway.plans.named(identity.plan.as_deref()));
     let mut checks = Checks::new();
+    checks.begin(now);
     if origin == Origin::Client {
-        collect(gateway, route, client, identity, plan, &mut checks, now, |_| true);
+        collect(gateway, route, client, identity, plan, &mut checks);
         if let Some(refused) = shared.local.refused(&mut checks, now) {
             return Err(refuse(gateway, &checks, plan, refused, LimitSource::Known, context));
         }
@@ -212,17 +213,7 @@ async fn decide(
             }
             Some(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, identity, now)),
             Some(Answer::Banned) => return Err(Refusal::Banned),
-            None => {
-                // The state in `checks` is what was last known: the decision goes on from there.
-                if checks.iter().any(|check| check.on_store_failure == OnStoreFailure::Deny) {
-                    return Err(Refusal::StoreRequired);
-                }
-                if checks.iter().any(|check| check.on_store_failure == OnStoreFailure::Allow) {
-                    collect(gateway, route, client, identity, plan, &mut checks, now, |policy| {
-                        policy == OnStoreFailure::Local
-                    });
-                }
-            }
+            None => verdict = Some((shared.local.decide_without_store(&mut checks, now), LimitSource::Memory)),
         }
     }
     let (decision, source) =
@@ -251,7 +242,6 @@ async fn decide(
     })
 }
 
-#[allow(clippy::too_many_arguments, reason = "one call site's own values, gathered twice")]
 fn collect(
     gateway: &Gateway,
     route: &Route,
@@ -259,10 +249,7 @@ fn collect(
     identity: Option<&Arc<Identity>>,
     plan: &Plan,
     checks: &mut Checks,
-    now: UnixMillis,
-    wanted: impl Fn(OnStoreFailure) -> bool,
 ) {
-    checks.begin(now);
     if route.policies.is_empty() {
         return;
     }
@@ -277,9 +264,7 @@ fn collect(
     };
     for &index in &route.policies {
         let Some(policy) = gateway.policies.get(usize::from(index)) else { continue };
-        if wanted(policy.on_store_failure())
-            && let Err(problem) = checks.add(&gateway.shared.keys, index, policy, &caller)
-        {
+        if let Err(problem) = checks.add(&gateway.shared.keys, index, policy, &caller) {
             // Refused when the configuration is loaded; the policies that fit still hold.
             tracing::error!(route = %route.name, %problem, "a policy is not applied");
         }
