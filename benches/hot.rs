@@ -74,13 +74,16 @@ fn request(criterion: &mut Criterion) {
         raw: None,
     };
     let limits = HeadLimits::default();
-    criterion.bench_function("head: inspect", |b| b.iter(|| head::inspect(black_box(&input), &limits).unwrap()));
+    criterion
+        .bench_function("head: inspect", |b| b.iter(|| head::inspect(black_box(&input), &limits).unwrap()));
 
     criterion.bench_function("path: canonical already", |b| {
         b.iter(|| normalise::normalise(black_box(b"/api/v1/todo/42"), Options::default()).unwrap().len());
     });
     criterion.bench_function("path: to be rewritten", |b| {
-        b.iter(|| normalise::normalise(black_box(b"/api//v1/./t%6Fdo/42"), Options::default()).unwrap().len());
+        b.iter(|| {
+            normalise::normalise(black_box(b"/api//v1/./t%6Fdo/42"), Options::default()).unwrap().len()
+        });
     });
 
     let entry = |path: &str| Entry {
@@ -174,7 +177,8 @@ fn limits(criterion: &mut Criterion) {
             local.decide(&mut checks, NOW)
         });
     });
-    let question = Question { guards: &[b"blacklist:x", b"ban:user:x", b"revoked_before:x"], ..Question::default() };
+    let question =
+        Question { guards: &[b"blacklist:x", b"ban:user:x", b"revoked_before:x"], ..Question::default() };
     criterion.bench_function("limits: encode the exchange", |b| {
         b.iter(|| {
             let mut command = redis::cmd("EVALSHA");

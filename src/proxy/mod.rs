@@ -14,7 +14,8 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, StatusCode, Uri};
+use http::header::HOST;
+use http::{HeaderValue, Method, StatusCode, Uri};
 use pingora::cache::key::HashBinary;
 use pingora::cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -332,16 +333,17 @@ impl ProxyHttp for Proxy {
             identity: forward::Identity::default(),
         };
         let keep = forward::Keep { websocket: admitted.target.websocket, te_trailers: is_h2 };
-        let mut fields = headers::Request(request);
-        forward::forward(&gateway.forward, &mut fields, keep, &forwarded);
-        if let Some(identity) = &admitted.identity {
-            for (name, value) in &identity.headers {
-                request.insert_header(name.clone(), value.clone())?;
+        headers::edit_request(request, |fields| {
+            forward::forward(&gateway.forward, fields, keep, &forwarded);
+            if let Some(identity) = &admitted.identity {
+                fields.extend(identity.headers.iter().cloned());
             }
-        }
-        if !request.headers.contains_key(http::header::HOST) {
-            request.insert_header(http::header::HOST, context.host.as_ref())?;
-        }
+            if !fields.contains_key(HOST)
+                && let Ok(host) = HeaderValue::from_str(&context.host)
+            {
+                fields.insert(HOST, host);
+            }
+        });
         Ok(())
     }
 
@@ -362,7 +364,7 @@ impl ProxyHttp for Proxy {
                 upstream.metrics().duration_seconds.observe(elapsed.as_secs_f64());
             }
         }
-        forward::strip_response(&mut headers::Response(response), switching);
+        headers::edit_response(response, |fields| forward::strip_response(fields, switching));
         if let Some(transaction) = exchange.transaction() {
             transaction.upstream_responded(response);
         }
