@@ -62,7 +62,10 @@ impl Shared {
 
     /// Hands revocations made during an outage to the store and tells the other instances. What was not
     /// written stays pending, also when the call is given up halfway.
-    pub(super) async fn hand_over_revocations(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+    pub(super) async fn hand_over_revocations(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> RedisResult<()> {
         let Some(store) = &self.store else { return Ok(()) };
         loop {
             let now = self.clock.now();

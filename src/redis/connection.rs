@@ -107,7 +107,9 @@ impl Store {
                 && let Some(entry) = entries.get_mut(index)
             {
                 match &entry.slot {
-                    Slot::Ready { connection, .. } => return Ok(Found::Ready(entry.serial, connection.clone())),
+                    Slot::Ready { connection, .. } => {
+                        return Ok(Found::Ready(entry.serial, connection.clone()));
+                    }
                     Slot::Connecting { outcome, overdue } => match outcome.peek() {
                         Some(Some(connection)) => {
                             let connection = connection.clone();
@@ -125,9 +127,10 @@ impl Store {
             }
             let client = self.client.clone();
             let config = self.config.clone();
-            let outcome = async move { client.get_multiplexed_async_connection_with_config(&config).await.ok() }
-                .boxed()
-                .shared();
+            let outcome =
+                async move { client.get_multiplexed_async_connection_with_config(&config).await.ok() }
+                    .boxed()
+                    .shared();
             // Driven by a task of its own, so that a caller whose deadline passes does not abort it.
             tokio::spawn(outcome.clone());
             let serial = Serial(NEXT_SERIAL.replace(NEXT_SERIAL.get().wrapping_add(1)));

@@ -94,7 +94,11 @@ impl From<RedisError> for Unavailable {
             | ErrorKind::AuthenticationFailed => Self::Refusing,
             ErrorKind::Io => Self::ConnectionLost,
             _ if error.is_unrecoverable_error() => Self::ConnectionLost,
-            _ if matches!(error.code(), Some("OOM" | "NOAUTH" | "WRONGPASS" | "NOPERM" | "MISCONF" | "BUSY" | "NOREPLICAS")) => {
+            _ if matches!(
+                error.code(),
+                Some("OOM" | "NOAUTH" | "WRONGPASS" | "NOPERM" | "MISCONF" | "BUSY" | "NOREPLICAS")
+            ) =>
+            {
                 Self::Refusing
             }
             _ => Self::Rejected,

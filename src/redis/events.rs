@@ -114,7 +114,9 @@ impl Store {
     async fn keep_asking(&self, mut sink: PubSubSink) -> RedisResult<()> {
         loop {
             tokio::time::sleep(self.settings.health_check_interval).await;
-            tokio::time::timeout(PING_TIMEOUT, sink.ping::<Value>()).await.map_err(std::io::Error::from)??;
+            tokio::time::timeout(PING_TIMEOUT, sink.ping::<Value>())
+                .await
+                .map_err(std::io::Error::from)??;
         }
     }
 }

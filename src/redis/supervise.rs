@@ -95,7 +95,8 @@ impl Store {
         answers: u32,
     ) -> Result<(), ProbeFailure> {
         let ready = async {
-            let mut connection = self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
+            let mut connection =
+                self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
             for _ in 0..answers {
                 let ping = cmd("PING");
                 tokio::time::timeout(self.settings.deadline, ping.exec_async(&mut connection)).await??;
@@ -135,7 +136,8 @@ impl Store {
 
     async fn check(&self) -> Result<(), ProbeFailure> {
         let ping = async {
-            let mut connection = self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
+            let mut connection =
+                self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
             cmd("PING").exec_async(&mut connection).await
         };
         Ok(tokio::time::timeout(PROBE_TIMEOUT, ping).await??)

@@ -30,3 +30,5 @@
 mod support;
 
 mod kit;
+mod limits;
+mod setup;
