@@ -67,7 +67,8 @@ impl Store {
                 () = self.breaker.wait_until_open() => false,
             };
             if ended {
-                // Errors only mean another try: the supervisor already reports an absent store.
+                // Errors only mean another try: the supervisor reports an absent store.
+                self.suspected.notify_one();
                 tokio::time::sleep(RESUBSCRIBE_PAUSE).await;
             }
         }

@@ -96,6 +96,8 @@ pub struct Store {
     breaker: Breaker,
     /// Wakes the supervisor to write what requests could not.
     owed: Notify,
+    /// Wakes the supervisor to look whether the store is still there.
+    suspected: Notify,
     observer: Box<dyn Observer>,
 }
 
@@ -119,6 +121,7 @@ impl Store {
             config,
             breaker: Breaker::new(settings.breaker_failures),
             owed: Notify::new(),
+            suspected: Notify::new(),
             settings,
             observer,
         }))
@@ -168,7 +171,11 @@ impl Store {
         match tokio::time::timeout_at(until, connection.send_packed_command(command)).await {
             Ok(Ok(value)) => {
                 connection::note_answer(serial);
-                Ok(value)
+                match value {
+                    // The client library hands error replies on as values here.
+                    Value::ServerError(_) => value.extract_error().map_err(Unavailable::from),
+                    value => Ok(value),
+                }
             }
             Ok(Err(error)) => {
                 if error.is_unrecoverable_error() {
@@ -206,8 +213,14 @@ impl Store {
             }
             Err(failure) => {
                 self.observer.call(elapsed, Err(failure.kind()));
-                if failure.counts_against_store() && self.breaker.failed(epoch, failure.is_conclusive()) {
+                if !failure.counts_against_store() {
+                    return;
+                }
+                if self.breaker.failed(epoch, failure.is_conclusive()) {
                     self.opened(*failure, None);
+                } else {
+                    // Too few to tell, and perhaps no other request follows.
+                    self.suspected.notify_one();
                 }
             }
         }

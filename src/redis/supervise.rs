@@ -14,6 +14,8 @@ use super::{Script, Store, Unavailable};
 const PROBE_PAUSE: Duration = Duration::from_millis(250);
 /// A probe that takes longer has failed, however long connecting may otherwise take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pause before looking into failed calls, and so between two looks.
+const SUSPICION_PAUSE: Duration = Duration::from_millis(50);
 /// Handing over may take longer: what is owed after a long outage is much.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Answers within the deadline, in a row, before requests may ask again: a store that is merely slow must
@@ -114,10 +116,20 @@ impl Store {
     /// Returns when the breaker opened, here or by requests.
     async fn watch(&self, recovery: &dyn Recovery) {
         loop {
+            let work = async {
+                tokio::select! {
+                    () = self.owed.notified() => self.hand_over(recovery).await,
+                    () = self.suspected.notified() => {
+                        // More failures of the same moment are one suspicion.
+                        tokio::time::sleep(SUSPICION_PAUSE).await;
+                        self.check().await
+                    }
+                    () = tokio::time::sleep(self.settings.health_check_interval) => self.check().await,
+                }
+            };
             let outcome = tokio::select! {
                 () = self.breaker.wait_until_open() => return,
-                () = self.owed.notified() => self.hand_over(recovery).await,
-                () = tokio::time::sleep(self.settings.health_check_interval) => self.check().await,
+                outcome = work => outcome,
             };
             if let Err(failure) = outcome {
                 return self.note_probe_failure(&failure);
