@@ -31,4 +31,6 @@ mod support;
 
 mod kit;
 mod limits;
+mod one_exchange;
+mod revocation;
 mod setup;
