@@ -30,3 +30,7 @@
 mod support;
 
 mod kit;
+mod limits;
+mod one_exchange;
+mod revocation;
+mod setup;
