@@ -29,4 +29,7 @@
 #[macro_use]
 mod support;
 
+mod cache;
+mod cache_attacks;
+mod cache_invalidation;
 mod kit;
