@@ -29,6 +29,9 @@
 #[macro_use]
 mod support;
 
+mod cache;
+mod cache_attacks;
+mod cache_invalidation;
 mod kit;
 mod limits;
 mod one_exchange;
