@@ -29,4 +29,11 @@
 #[macro_use]
 mod support;
 
+mod forwarding;
+mod framing;
+mod identity;
+mod jwt_attacks;
 mod kit;
+mod paths;
+mod proxy;
+mod upstreams;
