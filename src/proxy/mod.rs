@@ -126,6 +126,9 @@ impl ProxyHttp for Proxy {
     }
 
     async fn early_request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
+        if session.subrequest_ctx.is_none() {
+            connections::head_arrived();
+        }
         let timeouts = exchange.gateway.timeouts;
         let downstream = session.as_downstream_mut();
         // pingora sets "for ever" on each parse, so this must be said for each request.
@@ -133,6 +136,10 @@ impl ProxyHttp for Proxy {
         downstream.set_keepalive((!draining).then_some(timeouts.keepalive.as_secs().max(1)));
         downstream.set_read_timeout(Some(timeouts.body));
         downstream.set_write_timeout(Some(timeouts.write));
+        // RFC 9112 section 9.3.2. The transport forgives a chunk without a size, so that what seems to follow a
+        // chunked body may be a part of it: there the connection ends instead.
+        let chunked = downstream.req_header().headers.contains_key(http::header::TRANSFER_ENCODING);
+        downstream.set_pipelining_enabled(!chunked);
         Ok(())
     }
 
@@ -458,6 +465,7 @@ impl ProxyHttp for Proxy {
         if session.subrequest_ctx.is_some() {
             return;
         }
+        connections::answered();
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
         let bytes = session.body_bytes_sent() as u64;
         let request = session.req_header();

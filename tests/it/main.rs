@@ -29,6 +29,7 @@
 #[macro_use]
 mod support;
 
+<<<<<<< HEAD
 mod cache;
 mod cache_attacks;
 mod cache_invalidation;
@@ -37,3 +38,13 @@ mod limits;
 mod one_exchange;
 mod revocation;
 mod setup;
+=======
+mod forwarding;
+mod framing;
+mod identity;
+mod jwt_attacks;
+mod kit;
+mod paths;
+mod proxy;
+mod upstreams;
+>>>>>>> t-hygiene
