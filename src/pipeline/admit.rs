@@ -221,6 +221,7 @@ async fn decide(
     match decision {
         Decision::Refused(refused) => return Err(refuse(gateway, &checks, plan, refused, source, context)),
         Decision::Admitted { .. } => {
+            context.limit = (!checks.is_empty()).then_some(LimitOutcome::Admitted.as_str());
             count(gateway, &checks, LimitOutcome::Admitted, source, |_| true);
             fields::write(&gateway.fields, &checks, &decision, |name, value| context.quota.push((name, value)));
         }
@@ -289,6 +290,7 @@ fn refuse(
     source: LimitSource,
     context: &mut Context,
 ) -> Refusal {
+    context.limit = Some(LimitOutcome::Refused.as_str());
     count(gateway, checks, LimitOutcome::Refused, source, |index| refused.violated.contains(index));
     let decision = Decision::Refused(refused);
     fields::write(&gateway.fields, checks, &decision, |name, value| context.quota.push((name, value)));
