@@ -36,6 +36,7 @@ pub struct Unusable {
     pub problem: String,
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "errors are made to be consumed")]
 fn unusable(path: impl Into<String>, problem: impl ToString) -> Unusable {
     Unusable { path: path.into(), problem: problem.to_string() }
 }

@@ -39,7 +39,10 @@ impl Shared {
     }
 
     /// Hands invalidations made during an outage to the store. What cannot be written stays pending.
-    pub(super) async fn hand_over_invalidations(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+    pub(super) async fn hand_over_invalidations(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> RedisResult<()> {
         let writes = self.cache.generations().pending();
         for write in &writes {
             command(write, false).exec_async(connection).await?;

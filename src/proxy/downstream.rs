@@ -23,7 +23,10 @@ pub(super) fn peer(session: &Session) -> IpAddr {
 
 /// The head's own bytes, where HTTP/1 keeps them.
 pub(super) fn raw_head(session: &Session) -> Option<Bytes> {
-    session.as_downstream().as_http1().map(|http1| http1.get_headers_raw_bytes())
+    session
+        .as_downstream()
+        .as_http1()
+        .map(pingora::protocols::http::v1::server::HttpSession::get_headers_raw_bytes)
 }
 
 /// The head as plain values.

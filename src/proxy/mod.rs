@@ -27,7 +27,9 @@ use crate::cache::transaction::serves_stale;
 use crate::cache::{Transaction, status};
 use crate::header_names::{X_CACHE, X_REQUEST_ID};
 use crate::metrics::{CacheOutcome, Held, UpstreamFailure};
-use crate::pipeline::{self, Admitted, CacheUse, Context, Gateway, Origin, Refusal, Reply, find_param, outcome};
+use crate::pipeline::{
+    self, Admitted, CacheUse, Context, Gateway, Origin, Refusal, Reply, find_param, outcome,
+};
 use crate::route::Logout;
 use crate::upstream::{self, Upstream, forward};
 
@@ -134,8 +136,7 @@ impl ProxyHttp for Proxy {
     }
 
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
-        let origin =
-            if session.subrequest_ctx.is_some() { Origin::Revalidation } else { Origin::Client };
+        let origin = if session.subrequest_ctx.is_some() { Origin::Revalidation } else { Origin::Client };
         let gateway = Arc::clone(&exchange.gateway);
         let raw = downstream::raw_head(session);
         let peer = downstream::peer(session);
@@ -217,9 +218,9 @@ impl ProxyHttp for Proxy {
         let now = exchange.gateway.shared.clock.now();
         let waited = session.cache.lock_duration().is_some();
         let background = session.subrequest_ctx.is_some();
-        Ok(exchange.transaction().and_then(|transaction| {
-            transaction.found(meta, handler, is_fresh, waited, background, now)
-        }))
+        Ok(exchange
+            .transaction()
+            .and_then(|transaction| transaction.found(meta, handler, is_fresh, waited, background, now)))
     }
 
     fn should_serve_stale(
@@ -314,7 +315,9 @@ impl ProxyHttp for Proxy {
             transaction.sent_upstream(now);
         }
         let Exchange { gateway, context } = exchange;
-        let (Some(client), Some(admitted)) = (context.client, context.admitted()) else {
+        let (Some(client), Some(trace), Some(admitted)) =
+            (context.client, &context.trace, context.admitted())
+        else {
             return Err(Error::explain(ErrorType::InternalError, "a request went on without admission"));
         };
         let is_h2 = session.as_downstream().is_http2();
@@ -325,7 +328,7 @@ impl ProxyHttp for Proxy {
             scheme: context.scheme.as_str(),
             host: &context.host,
             request_id: &context.request_id,
-            trace: &context.trace,
+            trace,
             identity: forward::Identity::default(),
         };
         let keep = forward::Keep { websocket: admitted.target.websocket, te_trailers: is_h2 };
@@ -375,7 +378,9 @@ impl ProxyHttp for Proxy {
     ) -> Result<RespCacheable> {
         let now = exchange.gateway.shared.clock.now();
         Ok(match exchange.transaction() {
-            Some(transaction) => transaction.judge(&session.cache, response, &session.req_header().headers, now),
+            Some(transaction) => {
+                transaction.judge(&session.cache, response, &session.req_header().headers, now)
+            }
             None => RespCacheable::Uncacheable(NoCacheReason::NeverEnabled),
         })
     }
@@ -391,8 +396,8 @@ impl ProxyHttp for Proxy {
         }
         let show_key = exchange.gateway.expose_cache_key;
         let now = exchange.gateway.shared.clock.now();
-        for (name, value) in &exchange.context.quota {
-            response.insert_header(name.clone(), value.clone())?;
+        for (name, value) in exchange.context.quota.drain(..) {
+            response.insert_header(name, value)?;
         }
         response.insert_header(X_REQUEST_ID.clone(), exchange.context.request_id.clone())?;
         match exchange.context.admitted_mut().map(|admitted| &mut admitted.cache) {

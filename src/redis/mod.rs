@@ -186,14 +186,14 @@ impl Store {
             Err(failure) => {
                 self.observer.call(elapsed, Err(failure.kind()));
                 if failure.counts_against_store() && self.breaker.failed(failure.is_conclusive()) {
-                    self.opened(failure);
+                    self.opened(*failure);
                 }
             }
         }
     }
 
     /// Called once per transition to open.
-    fn opened(&self, cause: &Unavailable) {
+    fn opened(&self, cause: Unavailable) {
         tracing::warn!(cause = %cause, "Redis is unavailable: limits and revocations go on from memory");
         self.observer.degraded(true);
     }

@@ -29,4 +29,10 @@
 #[macro_use]
 mod support;
 
+mod admin;
+mod cli;
+mod demo;
 mod kit;
+mod operations;
+mod presets;
+mod shutdown;
