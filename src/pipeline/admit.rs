@@ -252,11 +252,16 @@ async fn decide(
     match decision {
         Decision::Refused(refused) => return Err(refuse(gateway, &checks, plan, refused, source, context)),
         Decision::Admitted { .. } => {
+<<<<<<< HEAD
             let unseen = |index| blind && says(&checks, index, OnStoreFailure::Allow);
             count(gateway, &checks, LimitOutcome::Admitted, source, |index| !unseen(index));
             if blind {
                 count(gateway, &checks, LimitOutcome::AllowedBlind, source, unseen);
             }
+=======
+            context.limit = (!checks.is_empty()).then_some(LimitOutcome::Admitted.as_str());
+            count(gateway, &checks, LimitOutcome::Admitted, source, |_| true);
+>>>>>>> t-ops
             context.limit = (!checks.is_empty()).then_some(LimitOutcome::Admitted.as_str());
             fields::write(&gateway.fields, &checks, &decision, |name, value| {
                 context.quota.push((name, value));
@@ -332,6 +337,7 @@ fn refuse(
     source: LimitSource,
     context: &mut Context,
 ) -> Refusal {
+    context.limit = Some(LimitOutcome::Refused.as_str());
     count(gateway, checks, LimitOutcome::Refused, source, |index| refused.violated.contains(index));
     context.limit = Some(LimitOutcome::Refused.as_str());
     let decision = Decision::Refused(refused);

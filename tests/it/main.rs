@@ -30,6 +30,7 @@
 mod support;
 
 <<<<<<< HEAD
+<<<<<<< HEAD
 mod cache;
 mod cache_attacks;
 mod cache_invalidation;
@@ -48,3 +49,12 @@ mod paths;
 mod proxy;
 mod upstreams;
 >>>>>>> t-hygiene
+=======
+mod admin;
+mod cli;
+mod demo;
+mod kit;
+mod operations;
+mod presets;
+mod shutdown;
+>>>>>>> t-ops
