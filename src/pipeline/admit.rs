@@ -252,16 +252,11 @@ async fn decide(
     match decision {
         Decision::Refused(refused) => return Err(refuse(gateway, &checks, plan, refused, source, context)),
         Decision::Admitted { .. } => {
-<<<<<<< HEAD
             let unseen = |index| blind && says(&checks, index, OnStoreFailure::Allow);
             count(gateway, &checks, LimitOutcome::Admitted, source, |index| !unseen(index));
             if blind {
                 count(gateway, &checks, LimitOutcome::AllowedBlind, source, unseen);
             }
-=======
-            context.limit = (!checks.is_empty()).then_some(LimitOutcome::Admitted.as_str());
-            count(gateway, &checks, LimitOutcome::Admitted, source, |_| true);
->>>>>>> t-ops
             context.limit = (!checks.is_empty()).then_some(LimitOutcome::Admitted.as_str());
             fields::write(&gateway.fields, &checks, &decision, |name, value| {
                 context.quota.push((name, value));

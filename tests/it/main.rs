@@ -29,32 +29,24 @@
 #[macro_use]
 mod support;
 
-<<<<<<< HEAD
-<<<<<<< HEAD
+mod admin;
 mod cache;
 mod cache_attacks;
 mod cache_invalidation;
-mod kit;
-mod limits;
-mod one_exchange;
-mod revocation;
-mod setup;
-=======
+mod cli;
+mod demo;
 mod forwarding;
 mod framing;
 mod identity;
 mod jwt_attacks;
 mod kit;
-mod paths;
-mod proxy;
-mod upstreams;
->>>>>>> t-hygiene
-=======
-mod admin;
-mod cli;
-mod demo;
-mod kit;
+mod limits;
+mod one_exchange;
 mod operations;
+mod paths;
 mod presets;
+mod proxy;
+mod revocation;
+mod setup;
 mod shutdown;
->>>>>>> t-ops
+mod upstreams;
