@@ -6,32 +6,32 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::{RedisResult, cmd};
 use async_trait::async_trait;
 
-use crate::redis::Recovery;
+use crate::redis::EventHandler;
 
-/// A recovery that also looks at the eviction policy, the first time the store is reached.
-pub(super) struct Checked<R> {
-    recovery: R,
+/// An event handler that also looks at the eviction policy, the first time the store is reached.
+pub(super) struct Checked<H> {
+    handler: H,
     looked: AtomicBool,
 }
 
-impl<R> Checked<R> {
-    /// Looks beside what `recovery` does.
-    pub(super) fn new(recovery: R) -> Self {
-        Self { recovery, looked: AtomicBool::new(false) }
+impl<H> Checked<H> {
+    /// Looks beside what `handler` does.
+    pub(super) fn new(handler: H) -> Self {
+        Self { handler, looked: AtomicBool::new(false) }
     }
 }
 
 #[async_trait]
-impl<R: Recovery> Recovery for Checked<R> {
-    async fn recover(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
-        self.recovery.recover(connection).await
+impl<H: EventHandler> EventHandler for Checked<H> {
+    fn event(&self, payload: &[u8]) {
+        self.handler.event(payload);
     }
 
-    async fn recovered(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+    async fn catch_up(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
         if !self.looked.swap(true, Ordering::Relaxed) {
             warn_of_eviction(connection).await;
         }
-        self.recovery.recovered(connection).await
+        self.handler.catch_up(connection).await
     }
 }
 

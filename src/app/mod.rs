@@ -286,9 +286,9 @@ fn background(
         .build()
         .context("the background thread cannot be started")?;
     if let Some(store) = &shared.store {
-        let recoverer = Arc::new(Recoverer(Arc::clone(shared)));
-        runtime.spawn(Arc::clone(store).subscribe(recoverer));
-        let recovery = Arc::new(Checked::new(Recoverer(Arc::clone(shared))));
+        let news = Arc::new(Checked::new(Recoverer(Arc::clone(shared))));
+        runtime.spawn(Arc::clone(store).subscribe(news));
+        let recovery = Arc::new(Recoverer(Arc::clone(shared)));
         runtime.spawn(Arc::clone(store).supervise(vec![shared.gate], recovery));
     }
     let named: Vec<_> = upstreams.into_iter().filter(|upstream| upstream.needs_resolving()).collect();
