@@ -152,7 +152,10 @@ impl Store {
         let started = Instant::now();
         let outcome = tokio::time::timeout(deadline, async {
             let mut connection = self.connection(lane).await?;
-            connection.send_packed_command(command).await.map_err(|error| {
+            // An error that the server answers is a value to the connection: without this, a script lost in a
+            // restart would never be loaded again.
+            let answer = connection.send_packed_command(command).await.and_then(Value::extract_error);
+            answer.map_err(|error| {
                 if error.is_unrecoverable_error() {
                     self.discard_connection(lane);
                 }
