@@ -1,29 +1,37 @@
-//! Tells the operator, once, about a Redis that may throw counters and revocations away. It changes nothing there.
+//! What is done beside recovery when the store is reached: the cache gets its epoch, and the operator is told, once,
+//! of a Redis that may throw counters and revocations away. It changes no setting there.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{RedisResult, cmd};
 use async_trait::async_trait;
 
+use crate::pipeline::{Recoverer, Shared};
 use crate::redis::Recovery;
 
-/// A recovery that also looks at the eviction policy, the first time the store is reached.
-pub(super) struct Checked<R> {
-    recovery: R,
+/// A recovery that also prepares the cache and, the first time, looks at the eviction policy.
+pub(super) struct Reached {
+    shared: Arc<Shared>,
+    recovery: Recoverer,
+    caches: bool,
     looked: AtomicBool,
 }
 
-impl<R> Checked<R> {
-    /// Looks beside what `recovery` does.
-    pub(super) fn new(recovery: R) -> Self {
-        Self { recovery, looked: AtomicBool::new(false) }
+impl Reached {
+    /// `caches`: some route has a cache.
+    pub(super) fn new(shared: Arc<Shared>, caches: bool) -> Self {
+        Self { recovery: Recoverer(Arc::clone(&shared)), shared, caches, looked: AtomicBool::new(false) }
     }
 }
 
 #[async_trait]
-impl<R: Recovery> Recovery for Checked<R> {
+impl Recovery for Reached {
     async fn recover(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        if self.caches {
+            self.shared.begin_epoch(connection).await?;
+        }
         self.recovery.recover(connection).await
     }
 
