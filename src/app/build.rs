@@ -9,6 +9,7 @@ use crate::cache::tag::TagTemplate;
 use crate::cache::{self, RouteCache};
 use crate::client_addr;
 use crate::config::{HostPort, Spec, Template, spec};
+use crate::header_names::{X_USER_ID, X_USER_PERMISSIONS, X_USER_PLAN};
 use crate::identity::revocation::DEFAULT_LONGEST;
 use crate::identity::{
     self, Access, Algorithm, Algorithms, Issuer, Key, KeySet, Requirement, Source, Sources, Verifier,
@@ -369,6 +370,11 @@ fn issuer(issuer: &spec::Issuer, spec: &Spec) -> Result<Issuer, Unusable> {
     made.mapping.permissions = names.permissions.clone();
     made.mapping.email = names.email.clone();
     made.mapping.forward.clone_from(&spec.identity.claim_headers);
+    made.mapping.carriers = identity::Carriers {
+        user_id: spec.identity.user_id_header.clone(),
+        plan: spec.identity.plan_header.clone(),
+        permissions: spec.identity.permissions_header.clone(),
+    };
     Ok(made)
 }
 
@@ -398,7 +404,8 @@ fn forward_settings(spec: &Spec) -> Result<forward::Settings, Unusable> {
         user_plan: header(&spec.identity.plan_header, defaults.user_plan),
         user_permissions: header(&spec.identity.permissions_header, defaults.user_permissions),
         claims: spec.identity.claim_headers.clone(),
-        also_strip: Vec::new(),
+        // Also where others are chosen: a backend may still read the usual ones.
+        also_strip: vec![X_USER_ID.clone(), X_USER_PLAN.clone(), X_USER_PERMISSIONS.clone()],
     };
     forward::Settings::new(names, forward::Chain::default(), false)
         .map_err(|problem| unusable("identity.headers", problem))

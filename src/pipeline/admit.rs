@@ -19,7 +19,7 @@ use crate::clock::UnixMillis;
 use crate::identity::resolve::{authenticate, permit};
 use crate::identity::revocation::{Effect, Revocation};
 use crate::identity::{Identity, IdentityRefusal, Refused, Requirement, credentials};
-use crate::limits::{self, Caller, Checks, Decision, Plan, fields};
+use crate::limits::{self, Caller, Checks, Decision, OnStoreFailure, Plan, fields};
 use crate::metrics::{LimitOutcome, LimitSource};
 use crate::route::table::Found;
 use crate::route::{Route, normalise};
@@ -216,6 +216,7 @@ async fn decide(
 
     let mut values = None;
     let mut verdict = None;
+    let mut blind = false;
     let needed = !checks.is_empty() || identity.is_some() || matches!(pending, Some(Ok(_)));
     if needed && let Some(store) = &shared.store {
         let tags = match &pending {
@@ -231,7 +232,18 @@ async fn decide(
             Some(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, identity, now)),
             Some(Answer::Banned) => return Err(Refusal::Banned),
             None => {
-                verdict = Some((shared.local.decide_without_store(&mut checks, now), LimitSource::Memory));
+                let decision = shared.local.decide_without_store(&mut checks, now);
+                if let Decision::Refused(refused) = &decision
+                    && refused.violated.iter().any(|index| says(&checks, index, OnStoreFailure::Deny))
+                {
+                    // Not the client's doing: nobody may pass, whatever is left of its limit.
+                    count(gateway, &checks, LimitOutcome::DeniedBlind, LimitSource::Memory, |index| {
+                        says(&checks, index, OnStoreFailure::Deny)
+                    });
+                    return Err(Refusal::StoreRequired);
+                }
+                blind = true;
+                verdict = Some((decision, LimitSource::Memory));
             }
         }
     }
@@ -240,8 +252,11 @@ async fn decide(
     match decision {
         Decision::Refused(refused) => return Err(refuse(gateway, &checks, plan, refused, source, context)),
         Decision::Admitted { .. } => {
-            context.limit = (!checks.is_empty()).then_some(LimitOutcome::Admitted.as_str());
-            count(gateway, &checks, LimitOutcome::Admitted, source, |_| true);
+            let unseen = |index| blind && says(&checks, index, OnStoreFailure::Allow);
+            count(gateway, &checks, LimitOutcome::Admitted, source, |index| !unseen(index));
+            if blind {
+                count(gateway, &checks, LimitOutcome::AllowedBlind, source, unseen);
+            }
             context.limit = (!checks.is_empty()).then_some(LimitOutcome::Admitted.as_str());
             fields::write(&gateway.fields, &checks, &decision, |name, value| {
                 context.quota.push((name, value));
@@ -263,6 +278,11 @@ async fn decide(
         },
         (Some(Ok(pending)), None) => CacheUse::Used(Box::new(pending.locally(shared.cache, now))),
     })
+}
+
+/// Whether the policy of check `index` wants this while the store is away.
+fn says(checks: &Checks, index: usize, wanted: OnStoreFailure) -> bool {
+    checks.get(index).is_some_and(|check| check.on_store_failure == wanted)
 }
 
 fn collect(

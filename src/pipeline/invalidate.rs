@@ -11,6 +11,9 @@ use crate::cache::generations::Write;
 use crate::clock::millis;
 use crate::redis::{Lane, Store};
 
+/// Generations handed over in one go on recovery.
+const BATCH: usize = 1_000;
+
 impl Shared {
     /// Makes everything stored under `tags` unreachable, on every instance once this returns `true`.
     pub async fn invalidate(&self, tags: Vec<Box<str>>) -> bool {
@@ -20,6 +23,7 @@ impl Shared {
             return true;
         }
         if !store.available() {
+            store.hand_over_soon();
             return false;
         }
         let commands: Vec<Cmd> = writes.iter().map(|write| command(write, false)).collect();
@@ -35,6 +39,10 @@ impl Shared {
             }
         }
         self.cache.generations().settle(&settled);
+        if !all {
+            // Until then this instance alone knows that the old entries are dead.
+            store.hand_over_soon();
+        }
         all
     }
 
@@ -52,8 +60,12 @@ impl Shared {
         connection: &mut MultiplexedConnection,
     ) -> RedisResult<()> {
         let writes = self.cache.generations().pending();
-        for write in &writes {
-            command(write, false).exec_async(connection).await?;
+        for batch in writes.chunks(BATCH) {
+            let mut pipeline = ::redis::pipe();
+            for write in batch {
+                pipeline.add_command(command(write, false)).ignore();
+            }
+            pipeline.exec_async(connection).await?;
         }
         self.cache.generations().settle(&writes);
         Ok(())

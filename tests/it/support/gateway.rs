@@ -185,6 +185,15 @@ fn names_a_taken_port(logs: &str) -> bool {
         .any(|words| logs.contains(words))
 }
 
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let logs = self.logs();
+        let panicked = logs.lines().find(|line| line.contains("panicked at"));
+        // One failure at a time: a test that fails already says more.
+        assert!(std::thread::panicking() || panicked.is_none(), "the gateway panicked: {panicked:?}");
+    }
+}
+
 impl Gateway {
     pub fn builder() -> Builder {
         Builder { config: String::new(), environment: Vec::new(), wait_until: Some("/ready"), listen: None }
