@@ -1,9 +1,9 @@
 //! The composition root: from a checked configuration to a running gateway.
 
 mod build;
-mod eviction;
 mod observer;
 mod operations;
+mod reached;
 mod remote;
 mod shutdown;
 
@@ -16,6 +16,7 @@ use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
+use prometheus::IntGauge;
 use sha2::{Digest, Sha256};
 
 use crate::admin::{self, Admin, AdminToken, ConfigStatus, HealthDetail};
@@ -26,15 +27,15 @@ use crate::identity::revocation::{DEFAULT_KNOWN, DEFAULT_PENDING, Known, Pending
 use crate::limits::{self, KeySpace, Local};
 use crate::logging::{self, AccessLog, Logging};
 use crate::metrics::Metrics;
-use crate::pipeline::{GATE, Recoverer, Shared};
+use crate::pipeline::{GATE, Shared};
 use crate::proxy::{self, Proxy};
 use crate::redis::{self, Store};
 use crate::upstream::Upstream;
 
 pub use self::build::{algorithm, verifier};
-use self::eviction::Checked;
 use self::observer::Counting;
 use self::operations::{GatewayOperations, Lifecycle};
+use self::reached::Reached;
 use self::remote::RedisTier;
 use self::shutdown::Signals;
 
@@ -62,6 +63,7 @@ pub struct App {
     server: Server,
     lifecycle: Arc<Lifecycle>,
     background: tokio::runtime::Runtime,
+    in_flight: IntGauge,
     _logging: Arc<Logging>,
 }
 
@@ -134,13 +136,14 @@ impl App {
 
         let background =
             background(spec, &shared, upstreams, &lifecycle, Arc::clone(&logging), extras.banner)?;
-        Ok(Self { server, lifecycle, background, _logging: logging })
+        let in_flight = shared.metrics.families().requests_in_flight.clone();
+        Ok(Self { server, lifecycle, background, in_flight, _logging: logging })
     }
 
     /// Runs until a signal ends it.
     pub fn run(self) {
-        let Self { server, lifecycle, background, _logging } = self;
-        server.run(RunArgs { shutdown_signal: Box::new(Signals { lifecycle }) });
+        let Self { server, lifecycle, background, in_flight, _logging } = self;
+        server.run(RunArgs { shutdown_signal: Box::new(Signals { lifecycle, in_flight }) });
         background.shutdown_timeout(Duration::from_secs(1));
     }
 }
@@ -286,10 +289,10 @@ fn background(
         .build()
         .context("the background thread cannot be started")?;
     if let Some(store) = &shared.store {
-        let news = Arc::new(Checked::new(Recoverer(Arc::clone(shared))));
-        runtime.spawn(Arc::clone(store).subscribe(news));
-        let recovery = Arc::new(Recoverer(Arc::clone(shared)));
-        runtime.spawn(Arc::clone(store).supervise(vec![shared.gate], recovery));
+        let caches = spec.routes.iter().any(|route| route.cache.is_some());
+        let reached = Arc::new(Reached::new(Arc::clone(shared), caches));
+        runtime.spawn(Arc::clone(store).subscribe(Arc::clone(&reached)));
+        runtime.spawn(Arc::clone(store).supervise(vec![shared.gate], reached));
     }
     let named: Vec<_> = upstreams.into_iter().filter(|upstream| upstream.needs_resolving()).collect();
     if !named.is_empty() {

@@ -60,9 +60,10 @@ impl<A: ServerApp + Send + Sync + 'static> ServerApp for Counted<A> {
         }
     }
 
-    async fn cleanup(&self) {
-        self.application.cleanup().await;
-    }
+    /// Does nothing, unlike the application's own: that drops every connection that waits for its next request, and
+    /// with it a request that is just arriving. They get their answer and `Connection: close` instead, and the
+    /// process ends soon anyway.
+    async fn cleanup(&self) {}
 }
 
 tokio::task_local! {
