@@ -291,7 +291,7 @@ fn background(
     if let Some(store) = &shared.store {
         let caches = spec.routes.iter().any(|route| route.cache.is_some());
         let reached = Arc::new(Reached::new(Arc::clone(shared), caches));
-        runtime.spawn(Arc::clone(store).subscribe(Arc::clone(&reached)));
+        runtime.spawn(Arc::clone(store).subscribe(Arc::clone(&reached) as _));
         runtime.spawn(Arc::clone(store).supervise(vec![shared.gate], reached));
     }
     let named: Vec<_> = upstreams.into_iter().filter(|upstream| upstream.needs_resolving()).collect();
