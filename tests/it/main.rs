@@ -32,5 +32,6 @@ mod support;
 mod kit;
 mod limits;
 mod one_exchange;
+mod redis_faults;
 mod revocation;
 mod setup;
