@@ -7,6 +7,8 @@ mod error;
 mod events;
 mod script;
 mod supervise;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
