@@ -41,6 +41,7 @@ mod limits;
 mod one_exchange;
 mod paths;
 mod proxy;
+mod redis_faults;
 mod revocation;
 mod setup;
 mod upstreams;
