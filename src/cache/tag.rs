@@ -230,12 +230,12 @@ mod tests {
     fn templates_render_users_and_path_parameters() {
         assert_eq!(render("todos:{user}", Some("ada@example.org"), ""), "todos:ada@example.org");
         assert_eq!(render("todo:{id}", None, "42"), "todo:42");
-        assert_eq!(render("todo:{user}:{id}", None, "a:b/c d"), "todo:-anonymous:a%3ab%2fc%20d");
+        assert_eq!(render("todo:{user}:{id}", None, "a:b/c d"), "todo:-anonymous:a%3Ab%2Fc%20d");
     }
 
     #[test]
     fn reserved_words_cannot_be_forged() {
-        assert_eq!(render("u:{user}", Some("-anonymous"), ""), "u:%2danonymous");
+        assert_eq!(render("u:{user}", Some("-anonymous"), ""), "u:%2Danonymous");
         assert_ne!(render("u:{user}", Some(""), ""), render("u:{user}", Some("-empty"), ""));
         let long = "x".repeat(65);
         let hashed = render("u:{user}", Some(&long), "");
