@@ -85,9 +85,11 @@ fn run_demo(arguments: &cli::Demo) -> anyhow::Result<ExitCode> {
     let backend = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
 
     let secret: String = (0..8).map(|_| format!("{:016x}", fastrand::u64(..))).collect();
-    let demo_variables: Variables = [(demo::SECRET_VARIABLE.to_owned(), secret.clone())].into_iter().collect();
+    let demo_variables: Variables =
+        [(demo::SECRET_VARIABLE.to_owned(), secret.clone())].into_iter().collect();
     let text = demo::configuration(listen, admin_listen, backend);
-    let loaded = config::from_str(&text, "demo", &demo_variables).map_err(|errors| anyhow::anyhow!("{errors}"))?;
+    let loaded =
+        config::from_str(&text, "demo", &demo_variables).map_err(|errors| anyhow::anyhow!("{errors}"))?;
 
     let key = MintKey::secret(Algorithm::HS256, secret.as_bytes())?;
     let now = SystemClock.now();
@@ -110,7 +112,9 @@ fn mint_token(arguments: &cli::Mint) -> anyhow::Result<ExitCode> {
     request.lifetime = arguments.lifetime;
     request.extra = arguments.claims.iter().cloned().collect();
     let key = match &arguments.key {
-        KeySource { secret_env: Some(name), .. } => MintKey::secret(Algorithm::HS256, secret(name)?.as_bytes())?,
+        KeySource { secret_env: Some(name), .. } => {
+            MintKey::secret(Algorithm::HS256, secret(name)?.as_bytes())?
+        }
         KeySource { config: Some(path), .. } => {
             let Some(loaded) = load(path) else { return Ok(ExitCode::FAILURE) };
             let issuer = issuer(&loaded.spec, arguments.issuer.as_deref())?;

@@ -139,7 +139,9 @@ fn collect<'a, T>(
 ) -> Vec<T> {
     built
         .filter_map(|(policy, result)| {
-            result.map_err(|problem| problems.push(unusable(format!("policies.{}", policy.name), problem))).ok()
+            result
+                .map_err(|problem| problems.push(unusable(format!("policies.{}", policy.name), problem)))
+                .ok()
         })
         .collect()
 }
@@ -185,7 +187,9 @@ fn entries(
     let tags = |templates: &[Template], field: &str| {
         templates
             .iter()
-            .map(|template| TagTemplate::parse(&template.text, &params).map_err(|problem| unusable(at(field), problem)))
+            .map(|template| {
+                TagTemplate::parse(&template.text, &params).map_err(|problem| unusable(at(field), problem))
+            })
             .collect::<Result<Box<[_]>, _>>()
     };
     let policy_index = |name: &str| {
@@ -285,9 +289,9 @@ fn sources(spec: &Spec) -> Sources {
 /// # Errors
 /// The first key or issuer that cannot be used.
 pub fn verifier(spec: &Spec) -> Result<Verifier, Unusable> {
-    let issuers = spec.issuers.iter().map(|issuer| self::issuer(issuer, spec)).collect::<Result<Vec<_>, _>>()?;
-    let mut settings =
-        identity::Settings::new(issuers).map_err(|problem| unusable("issuers", problem))?;
+    let issuers =
+        spec.issuers.iter().map(|issuer| self::issuer(issuer, spec)).collect::<Result<Vec<_>, _>>()?;
+    let mut settings = identity::Settings::new(issuers).map_err(|problem| unusable("issuers", problem))?;
     settings.max_token_bytes = usize::try_from(spec.identity.max_token_size).unwrap_or(usize::MAX);
     settings.cache_entries = usize::try_from(spec.identity.verified_cache).unwrap_or(usize::MAX);
     settings.key_prefix = spec.redis.key_prefix.clone();
@@ -304,7 +308,9 @@ fn issuer(issuer: &spec::Issuer, spec: &Spec) -> Result<Issuer, Unusable> {
         .iter()
         .map(|key| {
             let made = match &key.material {
-                spec::KeyMaterial::Secret(secret) if weak_allowed => Key::weak_secret(secret.expose().as_bytes()),
+                spec::KeyMaterial::Secret(secret) if weak_allowed => {
+                    Key::weak_secret(secret.expose().as_bytes())
+                }
                 spec::KeyMaterial::Secret(secret) => Key::secret(secret.expose().as_bytes()),
                 spec::KeyMaterial::PublicPem(pem) => Key::public_pem(&String::from_utf8_lossy(pem)),
             };
@@ -377,8 +383,7 @@ fn plans(spec: &Spec) -> Result<Plans, Unusable> {
     for plan in &spec.plans {
         let windows = windows(&plan.windows).map_err(|problem| unusable(at(&plan.name), problem))?;
         if plan.name == spec.limits.anonymous_plan {
-            anonymous =
-                Some(Plan::anonymous(windows).map_err(|problem| unusable(at(&plan.name), problem))?);
+            anonymous = Some(Plan::anonymous(windows).map_err(|problem| unusable(at(&plan.name), problem))?);
         } else {
             named.push(Plan::new(&plan.name, windows).map_err(|problem| unusable(at(&plan.name), problem))?);
         }

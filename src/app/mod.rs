@@ -128,7 +128,8 @@ impl App {
             server.add_boxed_service(service);
         }
 
-        let background = background(spec, &shared, upstreams, &lifecycle, Arc::clone(&logging), extras.banner)?;
+        let background =
+            background(spec, &shared, upstreams, &lifecycle, Arc::clone(&logging), extras.banner)?;
         Ok(Self { server, lifecycle, background, _logging: logging })
     }
 
@@ -182,7 +183,8 @@ fn shared(
         }
     };
     let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
-    let largest = spec.routes.iter().filter_map(|route| route.cache.as_ref()).map(|cache| cache.max_object).max();
+    let largest =
+        spec.routes.iter().filter_map(|route| route.cache.as_ref()).map(|cache| cache.max_object).max();
     let cache = Cache::leak(
         &cache::Settings {
             memory_bytes: spec.cache.memory,
@@ -218,10 +220,11 @@ fn shared(
 /// Authenticates cached responses in Redis: derived from a secret that all instances share and Redis does not
 /// hold. Without any such secret entries carry a checksum only.
 fn cache_secret(spec: &Spec) -> Option<Box<[u8]>> {
-    let issuer_secrets = spec.issuers.iter().flat_map(|issuer| &issuer.keys).filter_map(|key| match &key.material {
-        spec::KeyMaterial::Secret(secret) => Some(secret),
-        spec::KeyMaterial::PublicPem(_) => None,
-    });
+    let issuer_secrets =
+        spec.issuers.iter().flat_map(|issuer| &issuer.keys).filter_map(|key| match &key.material {
+            spec::KeyMaterial::Secret(secret) => Some(secret),
+            spec::KeyMaterial::PublicPem(_) => None,
+        });
     let secret = issuer_secrets.chain(spec.admin.token.as_ref()).next()?;
     let mut hasher = Sha256::new();
     hasher.update(b"tollgate response cache 1\0");

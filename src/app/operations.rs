@@ -14,9 +14,9 @@ use crate::admin::{
 };
 use crate::cache::tag::{epoch_tag, key_tag, route_tag, user_tag};
 use crate::clock::UnixMillis;
-use crate::identity::revocation::{Effect, Revocation};
-use crate::identity::TokenId;
 use crate::identifiers::encode_key_part;
+use crate::identity::TokenId;
+use crate::identity::revocation::{Effect, Revocation};
 use crate::pipeline::Gateway;
 use crate::redis::{Lane, Store};
 
@@ -57,10 +57,16 @@ impl Operations for GatewayOperations {
         let shared = &gateway.shared;
         let families = shared.metrics.families();
         let redis = match &shared.store {
-            None => RedisHealth { status: RedisStatus::Disabled, latency_ms: None, memory_bytes: None, keys: None },
+            None => RedisHealth {
+                status: RedisStatus::Disabled,
+                latency_ms: None,
+                memory_bytes: None,
+                keys: None,
+            },
             Some(store) => redis_health(store, detail).await,
         };
-        let status = if redis.status == RedisStatus::Disconnected { HealthStatus::Degraded } else { HealthStatus::Ok };
+        let status =
+            if redis.status == RedisStatus::Disconnected { HealthStatus::Degraded } else { HealthStatus::Ok };
         let count = |value: i64| u64::try_from(value).unwrap_or(0);
         Health {
             status,
@@ -70,7 +76,11 @@ impl Operations for GatewayOperations {
             cache: Some(cache_health(&gateway)),
             active_connections: Some(count(families.active_connections.get())),
             in_flight: Some(count(families.requests_in_flight.get())),
-            upstreams: gateway.upstreams.iter().map(|upstream| upstream_health(upstream, shared.clock.now())).collect(),
+            upstreams: gateway
+                .upstreams
+                .iter()
+                .map(|upstream| upstream_health(upstream, shared.clock.now()))
+                .collect(),
         }
     }
 
@@ -175,13 +185,15 @@ fn upstream_health(upstream: &crate::upstream::Upstream, now: UnixMillis) -> Ups
 }
 
 async fn redis_health(store: &Store, detail: bool) -> RedisHealth {
-    let away = RedisHealth { status: RedisStatus::Disconnected, latency_ms: None, memory_bytes: None, keys: None };
+    let away =
+        RedisHealth { status: RedisStatus::Disconnected, latency_ms: None, memory_bytes: None, keys: None };
     let started = Instant::now();
     if store.call_within(PATIENCE, Lane::Bodies, &cmd("PING")).await.is_err() {
         return away;
     }
     let latency_ms = Some(started.elapsed().as_secs_f64() * 1_000.0);
-    let mut health = RedisHealth { status: RedisStatus::Connected, latency_ms, memory_bytes: None, keys: None };
+    let mut health =
+        RedisHealth { status: RedisStatus::Connected, latency_ms, memory_bytes: None, keys: None };
     if detail {
         let mut info = cmd("INFO");
         info.arg("memory");

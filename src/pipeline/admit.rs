@@ -105,12 +105,15 @@ pub async fn admit(
         host: &context.host,
         path: &path,
         query: query.as_deref(),
-        caller: identity.as_deref().map_or(CacheCaller::Anonymous, |identity| CacheCaller::User(&identity.subject)),
+        caller: identity
+            .as_deref()
+            .map_or(CacheCaller::Anonymous, |identity| CacheCaller::User(&identity.subject)),
     };
     let param = |name: &str| find_param(&params, name);
-    let pending = route.cache.as_ref().map(|settings| {
-        cache::Pending::new(settings, input.method, input.headers, target, param)
-    });
+    let pending = route
+        .cache
+        .as_ref()
+        .map(|settings| cache::Pending::new(settings, input.method, input.headers, target, param));
     let cache = decide(gateway, &route, client, identity.as_ref(), pending, origin, context).await?;
 
     let canonical = normalise::target(&path, query.as_deref());
@@ -133,7 +136,13 @@ pub fn find_param<'a>(params: &'a [(Box<str>, Box<str>)], name: &str) -> Option<
     params.iter().find_map(|(known, value)| (**known == *name).then_some(&**value))
 }
 
-fn note_client(gateway: &Gateway, head: &Head<'_>, headers: &HeaderMap, client: ClientAddr, context: &mut Context) {
+fn note_client(
+    gateway: &Gateway,
+    head: &Head<'_>,
+    headers: &HeaderMap,
+    client: ClientAddr,
+    context: &mut Context,
+) {
     let told = client_addr::told(&gateway.client_addr, &client, headers);
     context.client = Some(client);
     context.request_id = forward::request_id(headers, client.peer_trusted);
@@ -162,7 +171,8 @@ fn identify<'a>(
         return Ok((None, untouched));
     }
     let credential = credentials::extract(&gateway.sources, headers, head.query);
-    let parameter = credential.as_ref().ok().and_then(Option::as_ref).and_then(|found| found.query_parameter());
+    let parameter =
+        credential.as_ref().ok().and_then(Option::as_ref).and_then(|found| found.query_parameter());
     let query = match (parameter, head.query) {
         (Some(name), Some(query)) => {
             let stripped = credentials::without_parameter(query, name);
@@ -188,7 +198,8 @@ async fn decide(
 ) -> Result<CacheUse, Refusal> {
     let shared = &*gateway.shared;
     let now = context.received_at;
-    let plan = identity.map_or(gateway.plans.anonymous(), |identity| gateway.plans.named(identity.plan.as_deref()));
+    let plan =
+        identity.map_or(gateway.plans.anonymous(), |identity| gateway.plans.named(identity.plan.as_deref()));
     let mut checks = Checks::new();
     checks.begin(now);
     if origin == Origin::Client {
@@ -206,14 +217,17 @@ async fn decide(
             Some(Ok(pending)) => Some((shared.cache.generations(), pending.tags())),
             _ => None,
         };
-        match exchange::ask(store, shared, identity.map(|identity| &**identity), tags, &mut checks, now).await {
+        match exchange::ask(store, shared, identity.map(|identity| &**identity), tags, &mut checks, now).await
+        {
             Some(Answer::Judged { decision, generations }) => {
                 verdict = Some((decision, LimitSource::Redis));
                 values = Some(generations);
             }
             Some(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, identity, now)),
             Some(Answer::Banned) => return Err(Refusal::Banned),
-            None => verdict = Some((shared.local.decide_without_store(&mut checks, now), LimitSource::Memory)),
+            None => {
+                verdict = Some((shared.local.decide_without_store(&mut checks, now), LimitSource::Memory))
+            }
         }
     }
     let (decision, source) =
@@ -222,7 +236,9 @@ async fn decide(
         Decision::Refused(refused) => return Err(refuse(gateway, &checks, plan, refused, source, context)),
         Decision::Admitted { .. } => {
             count(gateway, &checks, LimitOutcome::Admitted, source, |_| true);
-            fields::write(&gateway.fields, &checks, &decision, |name, value| context.quota.push((name, value)));
+            fields::write(&gateway.fields, &checks, &decision, |name, value| {
+                context.quota.push((name, value))
+            });
         }
     }
 
@@ -231,12 +247,7 @@ async fn decide(
         (Some(Err(bypass)), _) => CacheUse::Bypassed(bypass),
         (Some(Ok(pending)), Some(values)) => match pending.with_values(shared.cache, &values, now) {
             Ok(transaction) => CacheUse::Used(Box::new(transaction)),
-            Err((bypass, write)) => {
-                if let (Some(write), Some(store)) = (write, &shared.store) {
-                    super::invalidate::create_epoch(Arc::clone(store), write);
-                }
-                CacheUse::Bypassed(bypass)
-            }
+            Err(bypass) => CacheUse::Bypassed(bypass),
         },
         (Some(Ok(pending)), None) => CacheUse::Used(Box::new(pending.locally(shared.cache, now))),
     })
@@ -307,7 +318,8 @@ fn count(
 ) {
     for (index, check) in checks.iter().enumerate() {
         // Once per policy, at its first window.
-        let repeated = index > 0 && checks.get(index - 1).is_some_and(|previous| previous.policy == check.policy);
+        let repeated =
+            index > 0 && checks.get(index - 1).is_some_and(|previous| previous.policy == check.policy);
         if concerned(index)
             && !(repeated && concerned(index - 1))
             && let Some(metrics) = gateway.policy_metrics.get(usize::from(check.policy))

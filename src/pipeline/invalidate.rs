@@ -2,14 +2,23 @@
 //! is released, or later when the store is away.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{Cmd, RedisResult, cmd};
 
 use super::gateway::Shared;
+use crate::cache::Cache;
 use crate::cache::generations::Write;
 use crate::clock::millis;
 use crate::redis::{Lane, Store};
+
+/// Pause before a write that failed is repeated, while the store is there.
+const REPEAT_PAUSE: Duration = Duration::from_millis(20);
+/// The longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A write nobody waits for may take this long.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Shared {
     /// Makes everything stored under `tags` unreachable, on every instance once this returns `true`.
@@ -35,11 +44,28 @@ impl Shared {
             }
         }
         self.cache.generations().settle(&settled);
+        if !all && self.cache.generations().repeat() {
+            tokio::spawn(repeat(Arc::clone(store), self.cache));
+        }
         all
     }
 
+    /// Gives tags that the store knows nothing of a generation, in the background.
+    pub fn create_generations(&self, writes: Vec<Write>) {
+        let Some(store) = self.store.as_ref().filter(|_| !writes.is_empty()).map(Arc::clone) else { return };
+        tokio::spawn(async move {
+            let commands: Vec<Cmd> = writes.iter().map(|write| command(write, true)).collect();
+            // Another instance may be first, or the store may fail: then somebody fetches once more.
+            let call = |command| store.call_within(PATIENCE, Lane::Decisions, command);
+            futures::future::join_all(commands.iter().map(call)).await;
+        });
+    }
+
     /// Hands invalidations made during an outage to the store. What cannot be written stays pending.
-    pub(super) async fn hand_over_invalidations(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+    pub(super) async fn hand_over_invalidations(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> RedisResult<()> {
         let writes = self.cache.generations().pending();
         for write in &writes {
             command(write, false).exec_async(connection).await?;
@@ -49,12 +75,27 @@ impl Shared {
     }
 }
 
-/// Gives a new or flushed store an epoch, in the background: the request that noticed goes past the cache.
-pub(super) fn create_epoch(store: Arc<Store>, write: Write) {
-    tokio::spawn(async move {
-        // Another instance may be first, or the store may fail: then the next request notices again.
-        let _ = store.call(Lane::Decisions, &command(&write, true)).await;
-    });
+/// Tells the store what it missed although it is there: one answer too late does not make an outage, whose end
+/// would do this.
+async fn repeat(store: Arc<Store>, cache: &'static Cache) {
+    let generations = cache.generations();
+    let mut pause = REPEAT_PAUSE;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+        // While the store is away nobody asks it; what is pending is handed over before anybody does again.
+        if store.available() {
+            for write in generations.pending() {
+                if store.call_within(PATIENCE, Lane::Bodies, &command(&write, false)).await.is_ok() {
+                    generations.settle(&[write]);
+                }
+            }
+        }
+        generations.stop_repeating();
+        if !generations.repeat() {
+            return;
+        }
+    }
 }
 
 fn command(write: &Write, only_if_absent: bool) -> Cmd {

@@ -162,8 +162,9 @@ impl Refusal {
                     Err(_) => reply,
                 }
             }
-            Self::StoreRequired | Self::NoMember => Reply::problem(self.status(), self.detail())
-                .with(RETRY_AFTER, HeaderValue::from_static("1")),
+            Self::StoreRequired | Self::NoMember => {
+                Reply::problem(self.status(), self.detail()).with(RETRY_AFTER, HeaderValue::from_static("1"))
+            }
             _ => Reply::problem(self.status(), self.detail()),
         }
     }

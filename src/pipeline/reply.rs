@@ -2,8 +2,8 @@
 //! socket; the proxy adapter writes it.
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::StatusCode;
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use serde::Serialize;
 
 /// A response of the gateway's own.

@@ -8,8 +8,8 @@ use ::redis::{Cmd, RedisResult, cmd};
 
 use super::gateway::Shared;
 use crate::clock::millis;
-use crate::identity::revocation::{Effect, Revocation};
 use crate::identity::Identity;
+use crate::identity::revocation::{Effect, Revocation};
 use crate::metrics::RevocationKind;
 use crate::redis::{Lane, Publisher};
 
@@ -59,7 +59,10 @@ impl Shared {
     }
 
     /// Hands revocations made during an outage to the store. What cannot be written stays pending.
-    pub(super) async fn hand_over_revocations(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+    pub(super) async fn hand_over_revocations(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> RedisResult<()> {
         loop {
             let now = self.clock.now();
             let owed = self.pending.drain(now, BATCH);

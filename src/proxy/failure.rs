@@ -13,7 +13,10 @@ pub(super) fn refusal(error: &Error) -> Option<Refusal> {
         (_, ErrorType::HTTPStatus(504)) => Some(Refusal::OnlyIfCached),
         (
             ErrorSource::Downstream,
-            ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::WriteTimedout,
+            ErrorType::WriteError
+            | ErrorType::ReadError
+            | ErrorType::ConnectionClosed
+            | ErrorType::WriteTimedout,
         ) => None,
         (ErrorSource::Downstream, _) => Some(Refusal::ClientBroke),
         (ErrorSource::Upstream, kind) if is_timeout(kind) => Some(Refusal::UpstreamTimeout),

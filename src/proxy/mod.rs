@@ -27,7 +27,9 @@ use crate::cache::transaction::serves_stale;
 use crate::cache::{Transaction, status};
 use crate::header_names::{X_CACHE, X_REQUEST_ID};
 use crate::metrics::{CacheOutcome, Held, UpstreamFailure};
-use crate::pipeline::{self, Admitted, CacheUse, Context, Gateway, Origin, Refusal, Reply, find_param, outcome};
+use crate::pipeline::{
+    self, Admitted, CacheUse, Context, Gateway, Origin, Refusal, Reply, find_param, outcome,
+};
 use crate::route::Logout;
 use crate::upstream::{self, Upstream, forward};
 
@@ -134,8 +136,7 @@ impl ProxyHttp for Proxy {
     }
 
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
-        let origin =
-            if session.subrequest_ctx.is_some() { Origin::Revalidation } else { Origin::Client };
+        let origin = if session.subrequest_ctx.is_some() { Origin::Revalidation } else { Origin::Client };
         let gateway = Arc::clone(&exchange.gateway);
         let raw = downstream::raw_head(session);
         let peer = downstream::peer(session);
@@ -217,9 +218,9 @@ impl ProxyHttp for Proxy {
         let now = exchange.gateway.shared.clock.now();
         let waited = session.cache.lock_duration().is_some();
         let background = session.subrequest_ctx.is_some();
-        Ok(exchange.transaction().and_then(|transaction| {
-            transaction.found(meta, handler, is_fresh, waited, background, now)
-        }))
+        Ok(exchange
+            .transaction()
+            .and_then(|transaction| transaction.found(meta, handler, is_fresh, waited, background, now)))
     }
 
     fn should_serve_stale(
@@ -373,11 +374,14 @@ impl ProxyHttp for Proxy {
         response: &ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<RespCacheable> {
-        let now = exchange.gateway.shared.clock.now();
-        Ok(match exchange.transaction() {
-            Some(transaction) => transaction.judge(&session.cache, response, &session.req_header().headers, now),
-            None => RespCacheable::Uncacheable(NoCacheReason::NeverEnabled),
-        })
+        let shared = Arc::clone(&exchange.gateway.shared);
+        let Some(transaction) = exchange.transaction() else {
+            return Ok(RespCacheable::Uncacheable(NoCacheReason::NeverEnabled));
+        };
+        let now = shared.clock.now();
+        let judged = transaction.judge(&session.cache, response, &session.req_header().headers, now);
+        shared.create_generations(transaction.generations_to_create());
+        Ok(judged)
     }
 
     async fn response_filter(

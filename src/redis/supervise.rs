@@ -34,8 +34,7 @@ impl Store {
     pub async fn supervise(self: Arc<Self>, scripts: Vec<&'static Script>, recovery: Arc<dyn Recovery>) {
         // Until the first probe succeeded requests go to memory: start-up never waits for Redis.
         loop {
-            let probed =
-                tokio::time::timeout(PROBE_TIMEOUT, self.probe(&scripts, recovery.as_ref())).await;
+            let probed = tokio::time::timeout(PROBE_TIMEOUT, self.probe(&scripts, recovery.as_ref())).await;
             match probed {
                 Ok(Ok(mut connection)) => {
                     if self.breaker.close() {
