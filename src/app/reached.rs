@@ -1,46 +1,25 @@
-//! What is done beside recovery when the store is reached: the cache gets its epoch, and the operator is told, once,
-//! of a Redis that may throw counters and revocations away. It changes no setting there.
+//! What is done beside recovery when the store is reached: the operator is told, once, of a Redis that may throw
+//! counters and revocations away. It changes no setting there.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{RedisResult, cmd};
 use async_trait::async_trait;
 
-use crate::pipeline::{Recoverer, Shared};
-use crate::redis::{EventHandler, Recovery};
+use crate::pipeline::Recoverer;
+use crate::redis::EventHandler;
 
-/// Recovery and news that also prepare the cache and, the first time, look at the eviction policy.
+/// News of other instances and, the first time, a look at the eviction policy.
 pub(super) struct Reached {
-    shared: Arc<Shared>,
     inner: Recoverer,
-    caches: bool,
     looked: AtomicBool,
 }
 
 impl Reached {
-    /// `caches`: some route has a cache.
-    pub(super) fn new(shared: Arc<Shared>, caches: bool) -> Self {
-        Self { inner: Recoverer(Arc::clone(&shared)), shared, caches, looked: AtomicBool::new(false) }
-    }
-}
-
-#[async_trait]
-impl Recovery for Reached {
-    fn owes(&self) -> bool {
-        self.inner.owes()
-    }
-
-    async fn verify(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
-        self.inner.verify(connection).await
-    }
-
-    async fn recover(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
-        if self.caches {
-            self.shared.begin_epoch(connection).await?;
-        }
-        self.inner.recover(connection).await
+    /// Looks beside what `inner` does.
+    pub(super) fn new(inner: Recoverer) -> Self {
+        Self { inner, looked: AtomicBool::new(false) }
     }
 }
 

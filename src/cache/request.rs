@@ -42,8 +42,8 @@ pub enum Bypass {
     NoStore,
     /// A credential the gateway did not verify, on a route whose key would say "anonymous".
     UnverifiedCredential,
-    /// The store has no epoch yet, or answered nonsense.
-    Epoch,
+    /// The store's answer does not fit the question.
+    Malformed,
 }
 
 impl Bypass {
@@ -56,7 +56,7 @@ impl Bypass {
         Self::Precondition,
         Self::NoStore,
         Self::UnverifiedCredential,
-        Self::Epoch,
+        Self::Malformed,
     ];
 
     /// The metric label.
@@ -69,7 +69,7 @@ impl Bypass {
             Self::Precondition => "precondition",
             Self::NoStore => "no_store",
             Self::UnverifiedCredential => "unverified_credential",
-            Self::Epoch => "epoch",
+            Self::Malformed => "malformed",
         }
     }
 }

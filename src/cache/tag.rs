@@ -12,6 +12,9 @@ const EMPTY: &str = "-empty";
 /// Everything stored depends on it; no template renders to it.
 const EPOCH: &str = "-epoch";
 
+/// Leading digits of a published key that its tag has.
+const KEY_DIGITS: usize = 4;
+
 /// A tag pattern such as `todo:{id}` or `todos:{user}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TagTemplate {
@@ -202,10 +205,11 @@ pub fn route_tag(name: &str) -> Box<str> {
     tag.into()
 }
 
-/// The tag of everything stored under a published key (`X-Cache-Key`).
+/// The tag of everything stored under a published key (`X-Cache-Key`), and of one object in 65,536 beside it: each
+/// tag in use is a key in Redis, and an object shall not need one of its own.
 pub fn key_tag(public_key: &str) -> Box<str> {
     let mut tag = String::from("key:");
-    push_value(&mut tag, public_key);
+    push_value(&mut tag, public_key.get(..KEY_DIGITS).unwrap_or(public_key));
     tag.into()
 }
 

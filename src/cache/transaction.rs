@@ -74,18 +74,20 @@ impl Pending {
         &self.tags
     }
 
-    /// Goes on with what Redis answered. On `Err` the request goes past the cache, and the write, if there is
-    /// one, is to be made with `SET NX`.
+    /// Goes on with what Redis answered; on `Err` the request goes past the cache.
     pub fn with_values<V: AsRef<[u8]>>(
         self,
         cache: &'static Cache,
         values: &[Option<V>],
         now: UnixMillis,
-    ) -> Result<Transaction, (Bypass, Option<Write>)> {
-        match cache.generations().resolve(&self.tags, values) {
-            Resolution::Ready(fingerprint) => Ok(self.stamp(cache, fingerprint, now)),
-            Resolution::EpochMissing(write) => Err((Bypass::Epoch, Some(write))),
-            Resolution::Malformed => Err((Bypass::Epoch, None)),
+    ) -> Result<Transaction, Bypass> {
+        match cache.generations().resolve(&self.tags, values, now) {
+            Resolution::Ready { fingerprint, absent } => {
+                let mut transaction = self.stamp(cache, fingerprint, now);
+                transaction.absent = absent;
+                Ok(transaction)
+            }
+            Resolution::Malformed => Err(Bypass::Malformed),
         }
     }
 
@@ -108,6 +110,7 @@ impl Pending {
             public_key: self.public_key,
             directives: self.directives,
             authorised: self.authorised,
+            absent: Vec::new(),
             started: now,
             sent: now,
             freshening: None,
@@ -131,6 +134,8 @@ pub struct Transaction {
     public_key: Box<str>,
     directives: RequestDirectives,
     authorised: bool,
+    /// Generations that Redis lacks.
+    absent: Vec<Write>,
     /// When the request came.
     started: UnixMillis,
     /// When it last went upstream.
@@ -274,6 +279,12 @@ impl Transaction {
             meta.set_epoch_override(system_time(epoch));
         }
         RespCacheable::Cacheable(meta)
+    }
+
+    /// After [`Self::judge`]: the generations to be written with `SET NX`, in the background, because a response
+    /// is being stored under them. Nothing depends on whether that works but the number of fetches.
+    pub fn generations_to_create(&mut self) -> Vec<Write> {
+        if self.storable { std::mem::take(&mut self.absent) } else { Vec::new() }
     }
 
     fn storable(

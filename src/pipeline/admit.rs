@@ -269,12 +269,7 @@ async fn decide(
         (Some(Err(bypass)), _) => CacheUse::Bypassed(bypass),
         (Some(Ok(pending)), Some(values)) => match pending.with_values(shared.cache, &values, now) {
             Ok(transaction) => CacheUse::Used(Box::new(transaction)),
-            Err((bypass, write)) => {
-                if let (Some(write), Some(store)) = (write, &shared.store) {
-                    super::invalidate::create_epoch(Arc::clone(store), write);
-                }
-                CacheUse::Bypassed(bypass)
-            }
+            Err(bypass) => CacheUse::Bypassed(bypass),
         },
         (Some(Ok(pending)), None) => CacheUse::Used(Box::new(pending.locally(shared.cache, now))),
     })

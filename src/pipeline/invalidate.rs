@@ -2,6 +2,7 @@
 //! is released, or later when the store is away.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{Cmd, RedisResult, cmd};
@@ -9,10 +10,12 @@ use ::redis::{Cmd, RedisResult, cmd};
 use super::gateway::Shared;
 use crate::cache::generations::Write;
 use crate::clock::millis;
-use crate::redis::{Lane, Store};
+use crate::redis::Lane;
 
 /// Generations handed over in one go on recovery.
 const BATCH: usize = 1_000;
+/// A write nobody waits for may take this long.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Shared {
     /// Makes everything stored under `tags` unreachable, on every instance once this returns `true`.
@@ -46,12 +49,15 @@ impl Shared {
         all
     }
 
-    /// Gives a new store its epoch before a request asks for it: that request would have to go past the cache.
-    ///
-    /// # Errors
-    /// When the store does not take it.
-    pub async fn begin_epoch(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
-        command(&self.cache.generations().first_epoch(), true).exec_async(connection).await
+    /// Gives tags that the store knows nothing of a generation, in the background.
+    pub fn create_generations(&self, writes: Vec<Write>) {
+        let Some(store) = self.store.as_ref().filter(|_| !writes.is_empty()).map(Arc::clone) else { return };
+        tokio::spawn(async move {
+            let commands: Vec<Cmd> = writes.iter().map(|write| command(write, true)).collect();
+            // Another instance may be first, or the store may fail: then somebody fetches once more.
+            let call = |command| store.call_within(PATIENCE, Lane::Decisions, command);
+            futures::future::join_all(commands.iter().map(call)).await;
+        });
     }
 
     /// Hands invalidations made during an outage to the store. What cannot be written stays pending.
@@ -70,14 +76,6 @@ impl Shared {
         self.cache.generations().settle(&writes);
         Ok(())
     }
-}
-
-/// Gives a new or flushed store an epoch, in the background: the request that noticed goes past the cache.
-pub(super) fn create_epoch(store: Arc<Store>, write: Write) {
-    tokio::spawn(async move {
-        // Another instance may be first, or the store may fail: then the next request notices again.
-        let _ = store.call(Lane::Decisions, &command(&write, true)).await;
-    });
 }
 
 fn command(write: &Write, only_if_absent: bool) -> Cmd {

@@ -385,13 +385,14 @@ impl ProxyHttp for Proxy {
         response: &ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<RespCacheable> {
-        let now = exchange.gateway.shared.clock.now();
-        Ok(match exchange.transaction() {
-            Some(transaction) => {
-                transaction.judge(&session.cache, response, &session.req_header().headers, now)
-            }
-            None => RespCacheable::Uncacheable(NoCacheReason::NeverEnabled),
-        })
+        let shared = Arc::clone(&exchange.gateway.shared);
+        let Some(transaction) = exchange.transaction() else {
+            return Ok(RespCacheable::Uncacheable(NoCacheReason::NeverEnabled));
+        };
+        let now = shared.clock.now();
+        let judged = transaction.judge(&session.cache, response, &session.req_header().headers, now);
+        shared.create_generations(transaction.generations_to_create());
+        Ok(judged)
     }
 
     async fn response_filter(

@@ -162,7 +162,6 @@ impl Stage {
         let redis = Redis::start();
         let origin = Origin::start();
         let gateway = gateway(&origin.addr().to_string(), cache, &redis.url());
-        // A new store has no epoch: the first request makes it one, and goes past the cache.
         warm(&gateway, &origin);
         let client = gateway.client();
         Self { redis, origin, gateway, client }
@@ -914,6 +913,9 @@ fn refreshing_in_the_background_is_done_as_the_user_who_asked() {
     let redis = Redis::start();
     let origin = Origin::start();
     let text = config(&origin.addr().to_string(), "").replace("path = \"/mine/**\"\nauth = \"required\"\nlimits = [\"many\"]\n[routes.cache]\nttl = \"5m\"", "path = \"/mine/**\"\nauth = \"required\"\n[routes.cache]\nttl = \"1s\"\nstale_while_revalidate = \"1m\"");
+    let text = format!("{text}\n[server]\nlisten = \"{}\"\nlisten_h2c = \"{{listen}}\"\n", free_addr());
+    let (h2c, text) = (text.clone(), text.split_once("\n[server]").unwrap().0.to_owned());
+    let h2c = Gateway::builder().config(&h2c).env("REDIS_URL", &redis.url()).start();
     let gateway = Gateway::builder().config(&text).env("REDIS_URL", &redis.url()).start();
     warm(&gateway, &origin);
     let count = AtomicUsize::new(0);
@@ -922,10 +924,13 @@ fn refreshing_in_the_background_is_done_as_the_user_who_asked() {
         Reply::text(200, &format!("{} {number}", request.header("x-user-id").unwrap_or("nobody")))
     });
     for (way, name) in [("bearer", "ada"), ("cookie", "bob"), ("query", "eve")] {
-        for method in [Method::GET, Method::HEAD] {
+        for (method, client) in [
+            (Method::GET, gateway.client()),
+            (Method::HEAD, gateway.client()),
+            (Method::GET, h2c.h2c_client()),
+        ] {
             let token = Token::of(name).sign();
-            let client = gateway.client();
-            let path = format!("/mine/{way}-{method}");
+            let path = format!("/mine/{way}-{method}-{:?}", client.get("/").send().version);
             let ask = |method: &Method| {
                 let request = |path: &str| client.request(method.clone(), path);
                 match way {
@@ -939,7 +944,7 @@ fn refreshing_in_the_background_is_done_as_the_user_who_asked() {
             assert_eventually!(x_cache(&ask(&method)) == "STALE", "it becomes stale");
             assert_eventually!(
                 origin.received_at(&path).len() >= 2,
-                format!("{way} {method}: it is refreshed in the background")
+                format!("{path} is refreshed in the background")
             );
             let second = ask(&Method::GET);
             assert!(second.text().starts_with(name), "{way}: {}", second.text());

@@ -365,3 +365,80 @@ fn operators_purge_by_key_user_route_tag_and_all_on_every_instance() {
         }
     }
 }
+
+#[test]
+fn a_generation_that_redis_evicts_makes_nothing_old_reachable() {
+    let stage = Stage::start();
+    let other = stage.another();
+    versioned(&stage.origin, |_| Duration::ZERO);
+    let ada = Token::of("ada").sign();
+    let read = |gateway: &Gateway| gateway.client().get("/items/1").host("api.example").bearer(&ada).send();
+    let mut redis = stage.redis.client();
+    for written in 1..=5 {
+        for gateway in [&stage.gateway, &other] {
+            assert_eventually!(x_cache(&read(gateway)) == "HIT", "both instances hold it");
+        }
+        let writer = if written % 2 == 0 { &stage.gateway } else { &other };
+        writer.client().put("/items/1").host("api.example").bearer(&ada).body("x").send();
+        // Redis runs out of memory: the generations go, the epoch stays.
+        let tags: Vec<String> =
+            stage.redis.keys().into_iter().filter(|key| key.starts_with("cache_tag:")).collect();
+        let evicted: Vec<_> = tags.iter().filter(|key| *key != "cache_tag:-epoch").collect();
+        assert!(evicted.iter().any(|key| key.as_str() == "cache_tag:item:1"), "{tags:?}");
+        redis::cmd("DEL").arg(&evicted).exec(&mut redis).unwrap();
+        for gateway in [&other, &stage.gateway] {
+            assert_eq!(version(&read(gateway)), written);
+        }
+    }
+    stage.redis.flush();
+    for gateway in [&stage.gateway, &other] {
+        assert_eq!(version(&read(gateway)), 5);
+    }
+}
+
+#[test]
+fn a_new_store_is_of_use_from_the_first_request_and_gets_keys_only_for_what_is_stored() {
+    let redis = crate::support::redis::Redis::start();
+    let origin = Origin::start();
+    let gateway = crate::cache::gateway(&origin.addr().to_string(), "", &redis.url());
+    let ada = Token::of("ada").sign();
+    let client = gateway.client();
+    let read = |path: &str| x_cache(&client.get(path).bearer(&ada).send());
+    assert_eventually!(gateway.metric("tollgate_store_degraded", &[]) == Some(0.0), "Redis is there");
+    origin.answer(|_| Reply::text(404, "nothing here"));
+    for number in 0..20 {
+        read(&format!("/items/{number}"));
+    }
+    let tags = || redis.keys().into_iter().filter(|key| key.starts_with("cache_tag:")).count();
+    assert_eq!(tags(), 0, "looking for what is not there leaves nothing behind");
+    origin.answer(|_| Reply::text(200, "found"));
+    assert_eq!(read("/items/found"), "MISS");
+    assert_eq!(read("/items/found"), "HIT");
+    assert_eventually!(tags() == 5, "epoch, route, user, item and key");
+    assert_eq!(read("/items/found"), "HIT");
+    let lasting = redis.keys_without_ttl();
+    assert_eq!(lasting, ["cache_tag:-epoch"]);
+}
+
+#[test]
+fn an_invalidation_whose_answer_is_late_is_repeated_until_everybody_knows() {
+    let stage = Stage::start();
+    let relay = crate::support::relay::Relay::to(stage.redis.addr());
+    let text = crate::cache::config(&stage.origin.addr().to_string(), "")
+        .replace("deadline = \"1s\"", "deadline = \"50ms\"\nbreaker_failures = 1000");
+    let slow = Gateway::builder().config(&text).env("REDIS_URL", &relay.redis_url()).start();
+    versioned(&stage.origin, |_| Duration::ZERO);
+    let ada = Token::of("ada").sign();
+    let read = || stage.client.get("/items/1").host("api.example").bearer(&ada).send();
+    assert_eventually!(gateway_uses_redis(&slow, &ada), "the other instance has its connection");
+    assert_eventually!(x_cache(&read()) == "HIT", "it is stored");
+    relay.black_hole();
+    let written = version(&slow.client().put("/items/1").host("api.example").bearer(&ada).body("x").send());
+    relay.restore();
+    assert_eventually!(version(&read()) == written, "the write is told again");
+}
+
+fn gateway_uses_redis(gateway: &Gateway, token: &str) -> bool {
+    let response = gateway.client().get("/items/2").host("api.example").bearer(token).send();
+    x_cache(&response) == "HIT" && gateway.metric("tollgate_store_degraded", &[]) == Some(0.0)
+}
