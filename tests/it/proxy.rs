@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Method;
-use sha2::{Digest, Sha256};
 
 use crate::support::client::{Client, RawConnection, raw, raw_status};
 use crate::support::gateway::Gateway;
@@ -62,10 +61,6 @@ fn start(origin: &Origin, upstream: &str) -> (Gateway, SocketAddr) {
     (Gateway::builder().config(&config(origin.addr(), &server, upstream)).start(), h2c)
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
-}
-
 #[test]
 fn every_protocol_in_goes_with_every_protocol_out() {
     let origin = Origin::start();
@@ -106,23 +101,26 @@ fn every_protocol_in_goes_with_every_protocol_out() {
 
 #[test]
 fn large_bodies_stream_through_both_ways_in_bounded_memory() {
-    const SIZE: usize = 12 << 20;
+    const SIZE: usize = 32 << 20;
     let origin = Origin::start();
-    let body = Bytes::from((0..SIZE).map(|at| u8::try_from(at % 251).unwrap()).collect::<Vec<u8>>());
-    let sum = hex(&Sha256::digest(&body));
+    let body = Bytes::from((0..=u8::MAX).cycle().take(SIZE + 1).collect::<Vec<u8>>());
     let download = body.clone();
     origin.route("/down", move |_| Reply::new(200, download.clone()).chunked());
+    origin.route("/up", |_| Reply::text(200, "all of it"));
     for upstream in ["protocol = \"http1\"", "protocol = \"h2c\""] {
         let (gateway, h2c) = start(&origin, upstream);
         for client in [gateway.client(), Client::h2c(h2c)] {
             let before = gateway.process().resident_bytes();
             let up = client.post("/up").body(body.clone()).within(Duration::from_secs(60)).send();
-            assert_eq!(up.json()["body_sha256"], sum.as_str(), "{upstream}");
+            assert_eq!(up.text(), "all of it", "{upstream}");
+            assert!(origin.last().body == body, "{upstream}");
             origin.clear();
             let down = client.get("/down").within(Duration::from_secs(60)).send();
-            assert_eq!(hex(&Sha256::digest(&down.body)), sum, "{upstream}");
+            assert!(down.body == body, "{upstream}");
             let grown = gateway.process().resident_bytes().saturating_sub(before);
-            assert!(grown < 12 << 20, "{upstream}: grown by {} KiB", grown >> 10);
+            eprintln!("{upstream}: grown by {} KiB over {} MiB", grown >> 10, SIZE >> 19);
+            // Flow-control windows of HTTP/2 on both sides are the larger part of it.
+            assert!(grown < 32 << 20, "{upstream}: grown by {} KiB", grown >> 10);
         }
     }
 }
@@ -501,6 +499,7 @@ fn http2_floods_end_with_their_connection() {
     for (what, flood) in floods {
         let started = Instant::now();
         let sent = raw_h2::flood(h2c, 20_000, flood);
+        eprintln!("{what}: {sent} taken in {:?}", started.elapsed());
         assert!(started.elapsed() < Duration::from_secs(20), "{what}: {:?}", started.elapsed());
         assert_eq!(Client::h2c(h2c).get("/").send().code(), 200, "others are served after {sent} of {what}");
     }
