@@ -306,10 +306,13 @@ fn an_h2c_upstream_that_is_dead_hangs_or_resets_is_told_like_any_other() {
 fn a_client_that_leaves_takes_its_request_from_the_upstream() {
     let origin = Origin::start();
     origin.answer(|_| Reply::hang_before_head());
-    let gateway = start(
-        &origin.addr().to_string(),
-        "read_timeout = \"60s\"".replace("read_timeout", "idle_timeout").as_str(),
+    // Patient, so that it is not the timeout that ends the request.
+    let config = format!(
+        "[upstreams.app]\nmembers = \"{}\"\nread_timeout = \"60s\"\n\
+         [[routes]]\nname = \"all\"\npath = \"/**\"\nupstream = \"app\"\n",
+        origin.addr()
     );
+    let gateway = Gateway::builder().config(&config).start();
     let error =
         Client::new(gateway.addr()).get("/").within(Duration::from_millis(200)).try_send().unwrap_err();
     assert!(matches!(error, SendError::TimedOut(_)));
