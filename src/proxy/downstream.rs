@@ -4,8 +4,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, DATE};
-use http::{HeaderName, HeaderValue, Method};
+use http::header::{CONTENT_LENGTH, DATE, EXPECT};
+use http::{HeaderName, HeaderValue, Method, Version};
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
@@ -42,6 +42,13 @@ pub(super) fn head<'a>(session: &'a Session, raw: Option<&'a Bytes>) -> HeadInpu
         authority: if is_h2 { request.uri.authority().map(http::uri::Authority::as_str) } else { None },
         raw: raw.map(Bytes::as_ref),
     }
+}
+
+/// Whether the client holds its body back until it is told to go on. The head check has left no other expectation.
+pub(super) fn awaits_continue(session: &mut Session) -> bool {
+    let request = session.req_header();
+    let expects = request.version == Version::HTTP_11 && request.headers.contains_key(EXPECT);
+    expects && !session.as_downstream().is_http2() && !session.as_downstream_mut().is_body_empty()
 }
 
 /// Writes a reply of the gateway's own, keeping the connection where HTTP allows it.

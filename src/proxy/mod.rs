@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::HOST;
-use http::{HeaderValue, Method, StatusCode, Uri};
+use http::header::{HOST, TRANSFER_ENCODING};
+use http::{HeaderValue, Method, StatusCode, Uri, Version};
 use pingora::cache::key::HashBinary;
 use pingora::cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -131,14 +131,15 @@ impl ProxyHttp for Proxy {
         }
         let timeouts = exchange.gateway.timeouts;
         let downstream = session.as_downstream_mut();
-        // pingora sets "for ever" on each parse, so this must be said for each request.
-        let draining = self.draining.load(Ordering::Relaxed);
-        downstream.set_keepalive((!draining).then_some(timeouts.keepalive.as_secs().max(1)));
+        // pingora sets "for ever" on each parse, so this must be said for each request; "off" stays, which it sets
+        // where the client closes or is of HTTP/1.0.
+        let kept = downstream.get_keepalive().is_some() && !self.draining.load(Ordering::Relaxed);
+        downstream.set_keepalive(kept.then_some(timeouts.keepalive.as_secs().max(1)));
         downstream.set_read_timeout(Some(timeouts.body));
         downstream.set_write_timeout(Some(timeouts.write));
         // RFC 9112 section 9.3.2. The transport forgives a chunk without a size, so that what seems to follow a
         // chunked body may be a part of it: there the connection ends instead.
-        let chunked = downstream.req_header().headers.contains_key(http::header::TRANSFER_ENCODING);
+        let chunked = downstream.req_header().headers.contains_key(TRANSFER_ENCODING);
         downstream.set_pipelining_enabled(!chunked);
         Ok(())
     }
@@ -170,6 +171,11 @@ impl ProxyHttp for Proxy {
             }
             exchange.answer(session, &Reply::json(LOGGED_OUT)).await?;
             return Ok(true);
+        }
+        if downstream::awaits_continue(session) {
+            // RFC 9110 section 10.1.1. The expectation ends here, since not every upstream knows it; a client that
+            // nobody asks for its body may wait for ever.
+            session.write_continue_response().await?;
         }
         Ok(false)
     }
@@ -364,6 +370,12 @@ impl ProxyHttp for Proxy {
         if response.status.is_informational() && !switching {
             return Ok(());
         }
+        if switching && !exchange.admitted().is_some_and(|admitted| admitted.target.websocket) {
+            // A tunnel that nobody asked for would carry whatever is said next past every check.
+            return Err(
+                Error::explain(ErrorType::InvalidHTTPHeader, "an upgrade that was not asked for").into_up()
+            );
+        }
         if let Some(asked_at) = exchange.context.asked_at {
             let elapsed = asked_at.elapsed();
             exchange.context.upstream_micros = Some(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX));
@@ -403,6 +415,13 @@ impl ProxyHttp for Proxy {
     ) -> Result<()> {
         if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
             return Ok(());
+        }
+        if session.req_header().version == Version::HTTP_10
+            && response.headers.contains_key(TRANSFER_ENCODING)
+        {
+            // RFC 9112 section 6.1: such a client knows no chunks; the end of the connection ends the body.
+            response.remove_header(&TRANSFER_ENCODING);
+            session.set_keepalive(None);
         }
         let show_key = exchange.gateway.expose_cache_key;
         let now = exchange.gateway.shared.clock.now();

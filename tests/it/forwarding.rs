@@ -60,7 +60,7 @@ fn nothing_a_client_says_about_identity_or_origin_reaches_the_upstream() {
         "X-User-Permissions: admin",
         "x_user_permissions: admin",
         "X-User-Id: root\nConnection: x-user-id",
-        "Connection: x-user-id, x-request-id, x-forwarded-for\nX-User-Id: root",
+        "Connection: x-user-id, x-request-id, traceparent\nX-User-Id: root",
         "X-Forwarded-For: 6.6.6.6",
         "X_Forwarded_For: 6.6.6.6",
         "x-forwarded-for: 6.6.6.6\nX-FORWARDED-FOR: 7.7.7.7",
@@ -116,6 +116,24 @@ fn nothing_a_client_says_about_identity_or_origin_reaches_the_upstream() {
         assert_eq!(seen.one("x-forwarded-host"), Some("shop.example"), "{line}");
         assert!(seen.one("x-request-id").is_some_and(|id| id.len() >= 16), "{line}");
         assert!(seen.one("traceparent").is_some_and(|trace| trace.len() == 55), "{line}");
+    }
+}
+
+#[test]
+fn nominating_what_tells_the_origin_is_refused() {
+    let origin = StrictOrigin::start();
+    let gateway = start(&origin, "", "");
+    for name in ["x-forwarded-for", "X-Forwarded-Host", "x-forwarded-proto", "host"] {
+        let request = format!(
+            "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 6.6.6.6\r\nConnection: {name}, close\r\n\r\n"
+        );
+        let status = raw_status(&raw(gateway.addr(), request));
+        if status == Some(200) {
+            assert_eq!(origin.last().one("x-forwarded-for"), Some("127.0.0.1"), "{name}");
+            assert_eq!(origin.last().one("host"), Some("a"), "{name}");
+        } else {
+            assert_eq!(status, Some(400), "{name}");
+        }
     }
 }
 
@@ -249,7 +267,7 @@ fn ids_and_traces_are_continued_for_trusted_proxies_only_and_come_back() {
         assert_eq!(seen.one("tracestate"), trusted.then_some(state));
         assert_eventually!(gateway.logs().contains(&id), "the access log has the same id");
         // What could forge a log line or another header is replaced even there.
-        for bad in ["a b", &"x".repeat(5000), "a\"b", "\u{e4}"] {
+        for bad in ["a b", &"x".repeat(5000), "\u{e4}"] {
             let seen = ask(&gateway, &origin, "/", &format!("X-Request-Id: {bad}"));
             assert_ne!(seen.one("x-request-id"), Some(bad));
         }

@@ -418,11 +418,19 @@ fn an_early_answer_of_the_upstream_does_not_turn_the_rest_of_the_body_into_a_req
     let _ = connection.try_send(smuggled.as_bytes());
     let rest = connection.read_to_end();
     assert_eq!(raw_status(&rest), None, "{:?}", String::from_utf8_lossy(&rest));
-    // Whatever of it was passed on is the body of the first request on a connection that nobody else gets.
+    // Whatever of it was passed on is the body of the first request, and the next one does not end up in it.
     let next = raw(gateway.addr(), "GET /next HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
     assert_eq!(raw_status(&next), Some(200));
-    let fresh = origin.connections().iter().filter(|bytes| bytes.starts_with(b"GET /next ")).count();
-    assert_eq!(fresh, 1, "{}", origin.text());
+    for bytes in origin.connections() {
+        let end = bytes.windows(4).position(|end| end == b"\r\n\r\n").expect("a head") + 4;
+        let rest = if bytes.starts_with(b"POST ") {
+            bytes.get(end + smuggled.len() + 5..)
+        } else {
+            bytes.get(end..)
+        };
+        let rest = rest.unwrap_or_default();
+        assert!(rest.is_empty() || rest.starts_with(b"GET /next "), "{}", String::from_utf8_lossy(&bytes));
+    }
 }
 
 #[test]

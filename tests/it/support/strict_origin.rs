@@ -131,7 +131,7 @@ fn serve(mut stream: TcpStream, number: usize, answer: &[u8], record: &Mutex<Rec
     let _ = stream.set_read_timeout(Some(Duration::from_secs(60)));
     let _ = stream.set_nodelay(true);
     let mut pending = Vec::new();
-    let mut buffer = [0; 64 * 1024];
+    let mut buffer = vec![0; 64 * 1024];
     loop {
         match take_request(&mut pending, number) {
             Ok(Some(request)) => {
@@ -153,18 +153,14 @@ fn serve(mut stream: TcpStream, number: usize, answer: &[u8], record: &Mutex<Rec
                 return;
             }
         }
-        match stream.read(&mut buffer) {
-            Ok(length @ 1..) => {
-                record.lock().unwrap().bytes += length;
-                pending.extend_from_slice(&buffer[..length]);
+        let Ok(length @ 1..) = stream.read(&mut buffer) else {
+            if !pending.is_empty() {
+                record.lock().unwrap().unfinished += 1;
             }
-            _ => {
-                if !pending.is_empty() {
-                    record.lock().unwrap().unfinished += 1;
-                }
-                return;
-            }
-        }
+            return;
+        };
+        record.lock().unwrap().bytes += length;
+        pending.extend_from_slice(&buffer[..length]);
     }
 }
 
