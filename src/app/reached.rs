@@ -28,18 +28,23 @@ impl Reached {
 
 #[async_trait]
 impl Recovery for Reached {
+    fn owes(&self) -> bool {
+        self.recovery.owes()
+    }
+
+    async fn verify(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        self.recovery.verify(connection).await
+    }
+
     async fn recover(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
         if self.caches {
             self.shared.begin_epoch(connection).await?;
         }
-        self.recovery.recover(connection).await
-    }
-
-    async fn recovered(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        self.recovery.recover(connection).await?;
         if !self.looked.swap(true, Ordering::Relaxed) {
             warn_of_eviction(connection).await;
         }
-        self.recovery.recovered(connection).await
+        Ok(())
     }
 }
 
