@@ -28,7 +28,7 @@ use crate::identity::revocation::{DEFAULT_KNOWN, DEFAULT_PENDING, Known, Pending
 use crate::limits::{self, KeySpace, Local};
 use crate::logging::{self, AccessLog, Logging};
 use crate::metrics::Metrics;
-use crate::pipeline::{GATE, Recoverer, Shared};
+use crate::pipeline::{GATE, Shared};
 use crate::proxy::{self, Proxy};
 use crate::redis::{self, Store};
 use crate::upstream::Upstream;
@@ -290,11 +290,10 @@ fn background(
         .build()
         .context("the background thread cannot be started")?;
     if let Some(store) = &shared.store {
-        let recoverer = Arc::new(Recoverer(Arc::clone(shared)));
-        runtime.spawn(Arc::clone(store).subscribe(recoverer));
         let caches = spec.routes.iter().any(|route| route.cache.is_some());
-        let recovery = Arc::new(Reached::new(Arc::clone(shared), caches));
-        runtime.spawn(Arc::clone(store).supervise(vec![shared.gate], recovery));
+        let reached = Arc::new(Reached::new(Arc::clone(shared), caches));
+        runtime.spawn(Arc::clone(store).subscribe(Arc::clone(&reached) as _));
+        runtime.spawn(Arc::clone(store).supervise(vec![shared.gate], reached));
     }
     let named: Vec<_> = upstreams.into_iter().filter(|upstream| upstream.needs_resolving()).collect();
     if !named.is_empty() {

@@ -9,12 +9,12 @@ use ::redis::{RedisResult, cmd};
 use async_trait::async_trait;
 
 use crate::pipeline::{Recoverer, Shared};
-use crate::redis::Recovery;
+use crate::redis::{EventHandler, Recovery};
 
-/// A recovery that also prepares the cache and, the first time, looks at the eviction policy.
+/// Recovery and news that also prepare the cache and, the first time, look at the eviction policy.
 pub(super) struct Reached {
     shared: Arc<Shared>,
-    recovery: Recoverer,
+    inner: Recoverer,
     caches: bool,
     looked: AtomicBool,
 }
@@ -22,29 +22,39 @@ pub(super) struct Reached {
 impl Reached {
     /// `caches`: some route has a cache.
     pub(super) fn new(shared: Arc<Shared>, caches: bool) -> Self {
-        Self { recovery: Recoverer(Arc::clone(&shared)), shared, caches, looked: AtomicBool::new(false) }
+        Self { inner: Recoverer(Arc::clone(&shared)), shared, caches, looked: AtomicBool::new(false) }
     }
 }
 
 #[async_trait]
 impl Recovery for Reached {
     fn owes(&self) -> bool {
-        self.recovery.owes()
+        self.inner.owes()
     }
 
     async fn verify(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
-        self.recovery.verify(connection).await
+        self.inner.verify(connection).await
     }
 
     async fn recover(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
         if self.caches {
             self.shared.begin_epoch(connection).await?;
         }
-        self.recovery.recover(connection).await?;
+        self.inner.recover(connection).await
+    }
+}
+
+#[async_trait]
+impl EventHandler for Reached {
+    fn event(&self, payload: &[u8]) {
+        self.inner.event(payload);
+    }
+
+    async fn catch_up(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
         if !self.looked.swap(true, Ordering::Relaxed) {
             warn_of_eviction(connection).await;
         }
-        Ok(())
+        self.inner.catch_up(connection).await
     }
 }
 

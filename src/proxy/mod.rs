@@ -9,7 +9,7 @@ mod service;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -425,6 +425,20 @@ impl ProxyHttp for Proxy {
             }
         }
         Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        _exchange: &mut Exchange,
+    ) -> Result<Option<Duration>> {
+        // The cache fetches a whole response for a HEAD too; HTTP/2 would send its body on.
+        if session.req_header().method == Method::HEAD {
+            *body = None;
+        }
+        Ok(None)
     }
 
     async fn fail_to_proxy(

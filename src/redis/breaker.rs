@@ -2,6 +2,7 @@
 //! probes and closes it.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -20,17 +21,26 @@ impl Epoch {
 #[derive(Debug)]
 pub(super) struct Breaker {
     threshold: u32,
+    /// The failures must span this much: one short stall makes everybody fail who is under way, and proves
+    /// nothing.
+    span: Duration,
     consecutive: AtomicU32,
+    /// When the first of the consecutive failures was noted, in microseconds since `made`.
+    first: AtomicU64,
+    made: Instant,
     epoch: AtomicU64,
     /// The epoch, for those who wait for a transition.
     told: watch::Sender<u64>,
 }
 
 impl Breaker {
-    pub(super) fn new(threshold: u32) -> Self {
+    pub(super) fn new(threshold: u32, span: Duration, now: Instant) -> Self {
         Self {
             threshold: threshold.max(1),
+            span,
             consecutive: AtomicU32::new(0),
+            first: AtomicU64::new(0),
+            made: now,
             epoch: AtomicU64::new(0),
             told: watch::Sender::new(0),
         }
@@ -50,12 +60,17 @@ impl Breaker {
     }
 
     /// Notes the failure of a call begun in `during`; true when this one opened the breaker.
-    pub(super) fn failed(&self, during: Epoch, conclusive: bool) -> bool {
+    pub(super) fn failed(&self, during: Epoch, conclusive: bool, now: Instant) -> bool {
         if self.epoch() != during {
             return false;
         }
+        let at = u64::try_from(now.saturating_duration_since(self.made).as_micros()).unwrap_or(u64::MAX);
         let count = self.consecutive.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        (conclusive || count >= self.threshold) && self.turn(during)
+        if count == 1 {
+            self.first.store(at, Ordering::Relaxed);
+        }
+        let spanned = Duration::from_micros(at.saturating_sub(self.first.load(Ordering::Relaxed)));
+        (conclusive || (count >= self.threshold && spanned >= self.span)) && self.turn(during)
     }
 
     /// Opens; true when it was closed.
@@ -101,39 +116,64 @@ impl Breaker {
 mod tests {
     use super::*;
 
-    fn fail(breaker: &Breaker, conclusive: bool) -> bool {
-        breaker.closed().is_some_and(|epoch| breaker.failed(epoch, conclusive))
+    const SPAN: Duration = Duration::from_millis(40);
+
+    struct Bench {
+        breaker: Breaker,
+        now: Instant,
+    }
+
+    impl Bench {
+        fn new(threshold: u32) -> Self {
+            let now = Instant::now();
+            Self { breaker: Breaker::new(threshold, SPAN, now), now }
+        }
+
+        fn fail_after(&mut self, pause: Duration, conclusive: bool) -> bool {
+            self.now += pause;
+            self.breaker.closed().is_some_and(|epoch| self.breaker.failed(epoch, conclusive, self.now))
+        }
     }
 
     #[test]
     fn opens_after_the_threshold_and_only_consecutive_failures_count() {
-        let breaker = Breaker::new(3);
-        assert!(!fail(&breaker, false));
-        assert!(!fail(&breaker, false));
-        breaker.succeeded();
-        assert!(!fail(&breaker, false));
-        assert!(!fail(&breaker, false));
-        assert!(breaker.closed().is_some());
-        assert!(fail(&breaker, false));
-        assert!(breaker.closed().is_none());
+        let mut bench = Bench::new(3);
+        assert!(!bench.fail_after(SPAN, false));
+        assert!(!bench.fail_after(SPAN, false));
+        bench.breaker.succeeded();
+        assert!(!bench.fail_after(SPAN, false));
+        assert!(!bench.fail_after(SPAN, false));
+        assert!(bench.breaker.closed().is_some());
+        assert!(bench.fail_after(SPAN, false));
+        assert!(bench.breaker.closed().is_none());
+    }
+
+    #[test]
+    fn many_failures_of_one_moment_do_not_open_it() {
+        let mut bench = Bench::new(3);
+        for _ in 0..100 {
+            assert!(!bench.fail_after(Duration::ZERO, false));
+        }
+        assert!(!bench.fail_after(SPAN - Duration::from_millis(1), false));
+        assert!(bench.fail_after(Duration::from_millis(1), false));
     }
 
     #[test]
     fn a_conclusive_failure_opens_at_once_and_the_transition_is_told_once() {
-        let breaker = Breaker::new(3);
-        let epoch = breaker.closed().unwrap();
-        assert!(breaker.failed(epoch, true));
-        assert!(!breaker.failed(epoch, true) && !breaker.open());
-        assert!(breaker.close());
-        assert!(!breaker.close());
+        let mut bench = Bench::new(3);
+        let epoch = bench.breaker.closed().unwrap();
+        assert!(bench.fail_after(Duration::ZERO, true));
+        assert!(!bench.breaker.failed(epoch, true, bench.now) && !bench.breaker.open());
+        assert!(bench.breaker.close());
+        assert!(!bench.breaker.close());
     }
 
     #[test]
     fn what_was_begun_before_an_outage_does_not_count_after_it() {
-        let breaker = Breaker::new(1);
-        let before = breaker.closed().unwrap();
-        assert!(breaker.open() && breaker.close());
-        assert!(!breaker.failed(before, true) && !breaker.failed(before, false));
-        assert!(breaker.closed().is_some_and(|epoch| epoch != before));
+        let bench = Bench::new(1);
+        let before = bench.breaker.closed().unwrap();
+        assert!(bench.breaker.open() && bench.breaker.close());
+        assert!(!bench.breaker.failed(before, true, bench.now));
+        assert!(bench.breaker.closed().is_some_and(|epoch| epoch != before));
     }
 }

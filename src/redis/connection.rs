@@ -9,11 +9,14 @@ use futures::future::{BoxFuture, Shared};
 use tokio::time::Instant;
 
 use super::breaker::Epoch;
-use super::{Store, Unavailable};
+use super::{Store, Unavailable, within};
 
 /// A connection that swallowed this many commands in a row is given up, whatever the others do: a middlebox
 /// may have forgotten it.
 const MOST_SILENT: u32 = 3;
+
+/// For how many deadlines requests wait for a connection that is being made, each for one at most.
+const CONNECT_DEADLINES: u32 = 10;
 
 /// Which connection a command takes, so that large values never stand in front of limit checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +41,8 @@ enum Slot {
     },
     Connecting {
         outcome: Connecting,
-        /// Somebody waited a whole deadline for it: nobody else does.
-        overdue: bool,
+        /// From here on nobody waits for it any more.
+        overdue: Instant,
     },
 }
 
@@ -74,7 +77,7 @@ impl Store {
             Found::Ready(serial, connection) => return Ok((serial, connection)),
             Found::Wait(serial, outcome) => (serial, outcome),
         };
-        match tokio::time::timeout_at(until, outcome).await {
+        match within(until, outcome).await {
             Ok(made) => {
                 change(serial, |entry| match &made {
                     Some(connection) => {
@@ -87,15 +90,7 @@ impl Store {
                 });
                 made.map(|connection| (serial, connection)).ok_or(Unavailable::CannotConnect)
             }
-            Err(_) => {
-                change(serial, |entry| {
-                    if let Slot::Connecting { overdue, .. } = &mut entry.slot {
-                        *overdue = true;
-                    }
-                    true
-                });
-                Err(Unavailable::NotConnected)
-            }
+            Err(_) => Err(Unavailable::NotConnected),
         }
     }
 
@@ -120,7 +115,7 @@ impl Store {
                             entries.swap_remove(index);
                             return Err(Unavailable::CannotConnect);
                         }
-                        None if *overdue => return Err(Unavailable::NotConnected),
+                        None if Instant::now() >= *overdue => return Err(Unavailable::NotConnected),
                         None => return Ok(Found::Wait(entry.serial, outcome.clone())),
                     },
                 }
@@ -134,7 +129,8 @@ impl Store {
             // Driven by a task of its own, so that a caller whose deadline passes does not abort it.
             tokio::spawn(outcome.clone());
             let serial = Serial(NEXT_SERIAL.replace(NEXT_SERIAL.get().wrapping_add(1)));
-            let slot = Slot::Connecting { outcome: outcome.clone(), overdue: false };
+            let overdue = Instant::now() + self.settings.deadline * CONNECT_DEADLINES;
+            let slot = Slot::Connecting { outcome: outcome.clone(), overdue };
             entries.push(Entry { store: self.id, lane, epoch, serial, slot });
             Ok(Found::Wait(serial, outcome))
         })

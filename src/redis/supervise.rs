@@ -13,7 +13,7 @@ use super::{Script, Store, Unavailable};
 /// Pause between two probes while the store is away; recovery is noticed within this and one connect.
 const PROBE_PAUSE: Duration = Duration::from_millis(250);
 /// A probe that takes longer has failed, however long connecting may otherwise take.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pause before looking into failed calls, and so between two looks.
 const SUSPICION_PAUSE: Duration = Duration::from_millis(50);
 /// Handing over may take longer: what is owed after a long outage is much.

@@ -10,6 +10,7 @@ use sfv::{BareItem, List, ListEntry, Parser};
 use crate::support::client::{Client, RequestBuilder, Response};
 use crate::support::concurrently;
 use crate::support::gateway::Gateway;
+use crate::support::ports::free_addr;
 use crate::support::origin::{Origin, Received, Reply};
 use crate::support::raw_origin::{RawOrigin, Step};
 use crate::support::redis::Redis;
@@ -20,6 +21,10 @@ use crate::support::token::Token;
 pub fn config(origin: &str, cache: &str) -> String {
     format!(
         r#"
+[admin]
+listen = "{{admin}}"
+token = "${{TOLLGATE_ADMIN_TOKEN}}"
+
 [redis]
 url = "${{REDIS_URL:-}}"
 deadline = "1s"
@@ -279,7 +284,13 @@ fn the_key_is_not_sent_where_it_is_switched_off() {
 fn head_is_answered_from_what_get_stored_and_the_other_way_round() {
     let stage = Stage::start();
     stage.origin.answer(|_| Reply::text(200, "hello").header("cache-control", "max-age=60"));
-    for client in [stage.gateway.client(), stage.gateway.h2c_client()] {
+    let text = format!(
+        "{}\n[server]\nlisten = \"{}\"\nlisten_h2c = \"{{listen}}\"\n",
+        config(&stage.origin.addr().to_string(), ""),
+        free_addr()
+    );
+    let h2c = Gateway::builder().config(&text).env("REDIS_URL", &stage.redis.url()).start();
+    for client in [stage.gateway.client(), h2c.h2c_client()] {
         for (first, second) in [(Method::GET, Method::HEAD), (Method::HEAD, Method::GET)] {
             let path = format!("/open/{first}-{:?}", client.get("/").send().version);
             let one = client.request(first.clone(), &path).send();
@@ -362,8 +373,17 @@ fn a_stale_response_is_revalidated() {
 fn ranges_are_cut_from_what_is_stored() {
     let stage = Stage::start();
     stage.origin.answer(|_| {
-        Reply::text(200, "0123456789").header("cache-control", "max-age=60").header("etag", "\"v1\"").chunked()
+        Reply::text(200, "0123456789").header("cache-control", "max-age=60").header("etag", "\"v1\"")
     });
+    // Of a body whose length nobody knows yet the whole is sent.
+    stage.origin.route("/open/chunked", |_| {
+        Reply::text(200, "0123456789").header("cache-control", "max-age=60").chunked()
+    });
+    let whole = get(&stage, "/open/chunked").header("range", "bytes=2-4").send();
+    assert_eq!((whole.code(), whole.text().as_str()), (200, "0123456789"));
+    let part = get(&stage, "/open/chunked").header("range", "bytes=2-4").send();
+    assert_eq!((part.code(), part.text().as_str(), x_cache(&part).as_str()), (206, "234", "HIT"));
+    stage.origin.clear();
     // The first request is for a range already: the whole is fetched and stored.
     let first = get(&stage, "/open/a").header("range", "bytes=2-4").send();
     assert_eq!((first.code(), first.text().as_str(), x_cache(&first).as_str()), (206, "234", "MISS"));
@@ -453,7 +473,10 @@ fn compressed_bodies_reach_only_those_who_asked_for_them() {
     for path in ["/open/says", "/open/forgets"] {
         for _ in 0..2 {
             let gzip = get(&stage, path).header("accept-encoding", "gzip").send();
-            assert_eq!((gzip.text().as_str(), gzip.header("content-encoding")), ("compressed", Some("gzip")));
+            if path == "/open/says" {
+                assert_eq!(gzip.text(), "compressed");
+            }
+            assert_eq!(gzip.text() == "compressed", gzip.header("content-encoding") == Some("gzip"), "{path}");
             let plain = get(&stage, path).send();
             assert_eq!((plain.text().as_str(), plain.header("content-encoding")), ("plain", None), "{path}");
         }
@@ -624,18 +647,16 @@ fn a_second_instance_is_served_from_redis() {
     stage.origin.answer(|_| {
         Reply::text(200, "hello").header("cache-control", "max-age=60").header("x-own", "1").header("x-own", "2")
     });
-    let first = get(&stage, "/open/a").send();
+    let before = redis_entries(&stage.redis).len();
+    let first = get(&stage, "/open/a").host("api.example").send();
     assert_eq!(x_cache(&first), "MISS");
-    let written = || stage.redis.keys().iter().any(|key| key.starts_with("cache:"));
-    assert_eventually!(written(), "the response reaches Redis");
-    let mut all = redis_entries(&stage.redis);
-    all.sort();
-    let second = other.client().get("/open/a").send();
+    assert_eventually!(redis_entries(&stage.redis).len() > before, "the response reaches Redis");
+    let second = other.client().get("/open/a").host("api.example").send();
     assert_eq!((x_cache(&second).as_str(), second.text().as_str()), ("HIT", "hello"));
     assert_eq!(says(&second, "detail").as_deref(), Some("redis"));
     assert_eq!(second.header_all("x-own"), ["1", "2"]);
     assert_eq!(second.header("x-cache-key"), first.header("x-cache-key"));
-    let third = other.client().get("/open/a").send();
+    let third = other.client().get("/open/a").host("api.example").send();
     assert_eq!(says(&third, "detail").as_deref(), Some("memory"));
     assert_eq!(stage.origin.hits(), 1);
     let lasting: Vec<_> =
@@ -654,8 +675,8 @@ fn damaged_forged_and_foreign_entries_in_redis_are_ignored() {
         Reply::text(200, &format!("true {}", request.path)).header("cache-control", "max-age=60")
     });
     let before = redis_entries(&stage.redis);
-    get(&stage, "/open/a").send();
-    get(&stage, "/open/b").send();
+    get(&stage, "/open/a").host("api.example").send();
+    get(&stage, "/open/b").host("api.example").send();
     assert_eventually!(redis_entries(&stage.redis).len() == before.len() + 2, "both reach Redis");
     let mut client = stage.redis.client();
     let keys: Vec<String> =
@@ -692,7 +713,7 @@ fn damaged_forged_and_foreign_entries_in_redis_are_ignored() {
         // An instance with an empty memory.
         let other = stage.another();
         for path in ["/open/a", "/open/b"] {
-            let response = other.client().get(path).send();
+            let response = other.client().get(path).host("api.example").send();
             assert_eq!((response.code(), response.text()), (200, format!("true {path}")));
         }
         redis::cmd("SET").arg(&keys[0]).arg(&one).arg("EX").arg(60).exec(&mut client).unwrap();
@@ -701,7 +722,7 @@ fn damaged_forged_and_foreign_entries_in_redis_are_ignored() {
     redis::cmd("LPUSH").arg(&keys[0]).arg("a list").exec(&mut client).unwrap();
     let other = stage.another();
     for path in ["/open/a", "/open/b"] {
-        assert_eq!(other.client().get(path).send().text(), format!("true {path}"));
+        assert_eq!(other.client().get(path).host("api.example").send().text(), format!("true {path}"));
     }
 }
 
@@ -735,7 +756,7 @@ fn without_redis_the_memory_tier_goes_on() {
         assert_eq!(client.put("/items/1").bearer(&ada).body("x").send().code(), 200);
         assert_ne!(read("/items/1").text(), before);
         relay.restore();
-        assert_eventually!(gateway.metric("tollgate_degraded", &[]) == Some(0.0), "Redis is back");
+        assert_eventually!(gateway.metric("tollgate_store_degraded", &[]) == Some(0.0), "Redis is back");
         // The relay's next outage starts from the same state.
         origin.route("/items/1", {
             let before = before.clone();

@@ -61,7 +61,7 @@ fn a_write_is_followed_by_fresh_reads_on_both_instances_whatever_is_being_filled
             let client = gateways[reader % 2].client();
             scope.spawn(move || {
                 while !done.load(SeqCst) {
-                    let response = client.get("/items/1").bearer(ada).send();
+                    let response = client.get("/items/1").host("api.example").bearer(ada).send();
                     if x_cache(&response) == "HIT" {
                         hits.fetch_add(1, SeqCst);
                     }
@@ -70,9 +70,9 @@ fn a_write_is_followed_by_fresh_reads_on_both_instances_whatever_is_being_filled
         }
         let clients: Vec<Client> = gateways.iter().map(|gateway| gateway.client()).collect();
         for pair in 0..250_usize {
-            let written = version(&clients[pair % 2].put("/items/1").bearer(&ada).body("x").send());
+            let written = version(&clients[pair % 2].put("/items/1").host("api.example").bearer(&ada).body("x").send());
             for client in [&clients[(pair + 1) % 2], &clients[pair % 2]] {
-                let response = client.get("/items/1").bearer(&ada).send();
+                let response = client.get("/items/1").host("api.example").bearer(&ada).send();
                 let read = version(&response);
                 if read < written {
                     done.store(true, SeqCst);
@@ -97,18 +97,18 @@ fn several_writers_at_once_leave_nothing_old_behind() {
         concurrently_on(&gateways, 6, |client, number| {
             for _ in 0..2 {
                 if number % 3 == 0 {
-                    let response = client.get(&path).bearer(&ada).send();
+                    let response = client.get(&path).host("api.example").bearer(&ada).send();
                     assert_eq!(response.code(), 200);
                 } else {
-                    let written = version(&client.put(&path).bearer(&ada).body("x").send());
-                    let read = version(&client.get(&path).bearer(&ada).send());
+                    let written = version(&client.put(&path).host("api.example").bearer(&ada).body("x").send());
+                    let read = version(&client.get(&path).host("api.example").bearer(&ada).send());
                     assert!(read >= written, "wrote {written}, read {read}");
                 }
             }
         });
         let last = data.of(&path);
         for gateway in gateways {
-            assert_eq!(version(&gateway.client().get(&path).bearer(&ada).send()), last, "round {round}");
+            assert_eq!(version(&gateway.client().get(&path).host("api.example").bearer(&ada).send()), last, "round {round}");
         }
     }
 }
@@ -138,14 +138,14 @@ fn a_fill_that_began_before_the_write_is_of_no_use_after_it() {
             .map(|gateway| {
                 let client = gateway.client();
                 let ada = &ada;
-                scope.spawn(move || version(&client.get("/items/7").bearer(ada).send()))
+                scope.spawn(move || version(&client.get("/items/7").host("api.example").bearer(ada).send()))
             })
             .into();
         assert_eventually!(stage.origin.in_flight() == 2, "both fills are under way");
-        assert_eq!(version(&stage.client.put("/items/7").bearer(&ada).body("x").send()), 1);
+        assert_eq!(version(&stage.client.put("/items/7").host("api.example").bearer(&ada).body("x").send()), 1);
         slow.store(false, SeqCst);
         for gateway in [&stage.gateway, &other] {
-            assert_eq!(version(&gateway.client().get("/items/7").bearer(&ada).send()), 1, "while the fill goes on");
+            assert_eq!(version(&gateway.client().get("/items/7").host("api.example").bearer(&ada).send()), 1, "while the fill goes on");
         }
         for thread in reading {
             assert_eq!(thread.join().unwrap(), 0, "who asked before may be told what was before");
@@ -153,7 +153,7 @@ fn a_fill_that_began_before_the_write_is_of_no_use_after_it() {
     });
     for gateway in [&stage.gateway, &other] {
         for _ in 0..2 {
-            assert_eq!(version(&gateway.client().get("/items/7").bearer(&ada).send()), 1);
+            assert_eq!(version(&gateway.client().get("/items/7").host("api.example").bearer(&ada).send()), 1);
         }
     }
 }
@@ -185,31 +185,31 @@ fn a_write_whose_answer_is_an_error_or_lost_counts_as_done() {
         for gateway in [&stage.gateway, &other] {
             let client = gateway.client();
             for _ in 0..2 {
-                assert_eq!(version(&client.get(&path).bearer(&ada).send()), 0, "{how}");
+                assert_eq!(version(&client.get(&path).host("api.example").bearer(&ada).send()), 0, "{how}");
             }
         }
-        let answer = stage.client.post(&format!("{path}?{how}")).bearer(&ada).body("x").try_send();
+        let answer = stage.client.post(&format!("{path}?{how}")).host("api.example").bearer(&ada).body("x").try_send();
         if let Ok(answer) = &answer {
             assert_ne!(answer.code(), 200, "{how}");
         }
         for gateway in [&stage.gateway, &other] {
-            assert_eq!(version(&gateway.client().get(&path).bearer(&ada).send()), 1, "{how}");
+            assert_eq!(version(&gateway.client().get(&path).host("api.example").bearer(&ada).send()), 1, "{how}");
         }
     }
     // A client that goes away before the answer: the write may have happened.
     let path = "/items/gone";
-    assert_eq!(version(&other.client().get(path).bearer(&ada).send()), 0);
-    let gone = stage.client.put(&format!("{path}?hang")).bearer(&ada).body("x").within(Duration::from_millis(300));
+    assert_eq!(version(&other.client().get(path).host("api.example").bearer(&ada).send()), 0);
+    let gone = stage.client.put(&format!("{path}?hang")).host("api.example").bearer(&ada).body("x").within(Duration::from_millis(300));
     assert!(gone.try_send().is_err());
-    assert_eventually!(version(&other.client().get(path).bearer(&ada).send()) == 1, "it is noticed");
+    assert_eventually!(version(&other.client().get(path).host("api.example").bearer(&ada).send()) == 1, "it is noticed");
     // A write that was refused changes nothing.
     let path = "/items/refused";
     stage.origin.route("/items/refused", |request| {
         if request.method == "GET" { Reply::text(200, "0") } else { Reply::text(403, "no") }
     });
-    stage.client.get(path).bearer(&ada).send();
-    stage.client.put(path).bearer(&ada).body("x").send();
-    assert_eq!(x_cache(&stage.client.get(path).bearer(&ada).send()), "HIT");
+    stage.client.get(path).host("api.example").bearer(&ada).send();
+    stage.client.put(path).host("api.example").bearer(&ada).body("x").send();
+    assert_eq!(x_cache(&stage.client.get(path).host("api.example").bearer(&ada).send()), "HIT");
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn a_write_drops_what_its_route_declares_however_it_is_spelt() {
     let stage = Stage::start();
     versioned(&stage.origin, |_| Duration::ZERO);
     let (ada, bob) = (Token::of("ada").sign(), Token::of("bob").sign());
-    let read = |path: &str, token: &str| x_cache(&stage.client.get(path).bearer(token).send());
+    let read = |path: &str, token: &str| x_cache(&stage.client.get(path).host("api.example").bearer(token).send());
     let fill = |path: &str, token: &str| {
         read(path, token);
         assert_eq!(read(path, token), "HIT", "{path}");
@@ -227,7 +227,7 @@ fn a_write_drops_what_its_route_declares_however_it_is_spelt() {
     fill("/items/1", &ada);
     fill("/items/2", &ada);
     fill("/items/1", &bob);
-    stage.client.put("/items/1").bearer(&ada).body("x").send();
+    stage.client.put("/items/1").host("api.example").bearer(&ada).body("x").send();
     assert_eq!(read("/items", &ada), "MISS", "the writer's list");
     assert_eq!(read("/items", &bob), "HIT", "somebody else's list is theirs");
     assert_eq!(read("/items/1", &ada), "MISS");
@@ -244,13 +244,13 @@ fn a_write_drops_what_its_route_declares_however_it_is_spelt() {
         ("/items/./k", "/items/k"),
     ] {
         fill(reading, &ada);
-        assert_eq!(stage.client.put(writing).bearer(&ada).body("x").send().code(), 200, "{writing}");
+        assert_eq!(stage.client.put(writing).host("api.example").bearer(&ada).body("x").send().code(), 200, "{writing}");
         assert_eq!(read(reading, &ada), "MISS", "{writing} changes {reading}");
     }
     // Tags cannot be forged by what stands in a path.
     fill("/items/3", &ada);
     for id in ["3%3A", "%253", "3:", "-epoch", "*", "3,", "3%7B"] {
-        stage.client.put(&format!("/items/{id}")).bearer(&bob).body("x").send();
+        stage.client.put(&format!("/items/{id}")).host("api.example").bearer(&bob).body("x").send();
         assert_eq!(read("/items/3", &ada), "HIT", "{id}");
     }
 }
@@ -264,17 +264,17 @@ fn a_logout_drops_what_is_stored_for_the_user_on_every_instance() {
     for gateway in [&stage.gateway, &other] {
         for token in [&ada, &bob] {
             let client = gateway.client();
-            client.get("/items/1").bearer(token).send();
-            assert_eq!(x_cache(&client.get("/items/1").bearer(token).send()), "HIT");
+            client.get("/items/1").host("api.example").bearer(token).send();
+            assert_eq!(x_cache(&client.get("/items/1").host("api.example").bearer(token).send()), "HIT");
         }
     }
-    assert_eq!(stage.client.post("/auth/logout").bearer(&ada).send().code(), 200);
+    assert_eq!(stage.client.post("/auth/logout").host("api.example").bearer(&ada).send().code(), 200);
     let again = Token::of("ada").sign();
     for gateway in [&other, &stage.gateway] {
-        assert_eq!(gateway.client().get("/items/1").bearer(&ada).send().code(), 401);
-        assert_eq!(x_cache(&gateway.client().get("/items/1").bearer(&bob).send()), "HIT", "nobody else's");
+        assert_eq!(gateway.client().get("/items/1").host("api.example").bearer(&ada).send().code(), 401);
+        assert_eq!(x_cache(&gateway.client().get("/items/1").host("api.example").bearer(&bob).send()), "HIT", "nobody else's");
     }
-    assert_eq!(x_cache(&other.client().get("/items/1").bearer(&again).send()), "MISS");
+    assert_eq!(x_cache(&other.client().get("/items/1").host("api.example").bearer(&again).send()), "MISS");
 }
 
 #[test]
@@ -284,7 +284,7 @@ fn operators_purge_by_key_user_route_tag_and_all_on_every_instance() {
     versioned(&stage.origin, |_| Duration::ZERO);
     let (ada, bob) = (Token::of("ada").sign(), Token::of("bob").sign());
     let key = {
-        let response = stage.client.get("/items/1").bearer(&ada).send();
+        let response = stage.client.get("/items/1").host("api.example").bearer(&ada).send();
         response.header("x-cache-key").unwrap().to_owned()
     };
     // What each purge drops of: ada's record, ada's list, bob's record.
@@ -300,8 +300,8 @@ fn operators_purge_by_key_user_route_tag_and_all_on_every_instance() {
         for gateway in [&stage.gateway, &other] {
             for (path, token) in reads {
                 let client = gateway.client();
-                client.get(path).bearer(token).send();
-                assert_eq!(x_cache(&client.get(path).bearer(token).send()), "HIT");
+                client.get(path).host("api.example").bearer(token).send();
+                assert_eq!(x_cache(&client.get(path).host("api.example").bearer(token).send()), "HIT");
             }
         }
         let answer =
@@ -311,7 +311,7 @@ fn operators_purge_by_key_user_route_tag_and_all_on_every_instance() {
         for ((path, token), dropped) in reads.into_iter().zip(dropped) {
             for gateway in [&other, &stage.gateway] {
                 stage.origin.clear();
-                let response = gateway.client().get(path).bearer(token).send();
+                let response = gateway.client().get(path).host("api.example").bearer(token).send();
                 let kept = x_cache(&response) == "HIT";
                 // What one instance fetched anew the next has from Redis.
                 assert!(!(kept && dropped && std::ptr::eq(gateway, &raw const other)), "{purge}: {path}");

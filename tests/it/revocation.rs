@@ -153,6 +153,27 @@ fn what_is_revoked_during_an_outage_holds_here_at_once_and_everywhere_after_it()
 }
 
 #[test]
+fn what_redis_refuses_to_write_is_not_called_shared_and_is_handed_over_when_it_writes_again() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let [first, second] = pair(&config(&origin, "", ROUTES), &redis);
+    let set = |memory: &str| {
+        redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(memory).exec(&mut redis.client()).unwrap();
+    };
+    let (token, subject) = (Token::of("ada"), Token::of("bob"));
+    assert!(!is_revoked(&second, &token) && !is_revoked(&second, &subject));
+    set("1");
+    assert!(!revoke(&first, &json!({"jti": token.jti()})), "Redis is full");
+    assert!(!revoke(&first, &json!({"subject": "bob"})), "Redis is full");
+    assert!(is_revoked(&first, &token) && is_revoked(&first, &subject));
+    set("0");
+    assert_eventually!(
+        is_revoked(&second, &token) && is_revoked(&second, &subject),
+        "the other instance hears of it",
+        BACK
+    );
+}
+
+#[test]
 fn a_revocation_that_one_late_answer_kept_from_redis_is_handed_over_without_an_outage() {
     let (redis, origin) = (Redis::start(), Origin::start());
     let relay = Relay::to(redis.addr());
