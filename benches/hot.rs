@@ -21,7 +21,7 @@ use tollgate::identity::{Algorithm, Issuer, Key, KeySet, Sources, Verifier, cred
 use tollgate::limits::gate::{self, Question};
 use tollgate::limits::local::Settings as LocalSettings;
 use tollgate::limits::{
-    Caller, Checks, ClientNet, KeyPart, KeySpace, LimitSource, Local, Plans, Policy, Window, fields,
+    Caller, Checks, KeyPart, KeySpace, LimitSource, Local, Plans, Policy, Window, fields,
 };
 use tollgate::pipeline::head::{self, HeadInput, HeadLimits};
 use tollgate::route::normalise::{self, Options};
@@ -154,7 +154,7 @@ fn limits(criterion: &mut Criterion) {
     let space = KeySpace::new("");
     let plans = Plans::standard().unwrap();
     let caller = Caller {
-        ip: ClientNet::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 64),
+        ip: "127.0.0.1",
         user: Some("user-42"),
         token: Some("jti"),
         api_token: None,

@@ -296,8 +296,9 @@ fn collect(
     if route.policies.is_empty() {
         return;
     }
+    let address = client.subject().text();
     let caller = Caller {
-        ip: limits::ClientNet::new(client.ip, client.ipv6_prefix),
+        ip: address.as_str(),
         user: identity.map(|identity| &*identity.subject),
         token: identity.map(|identity| identity.token_id.as_str()),
         api_token: None,

@@ -41,7 +41,7 @@ impl Server {
             if number <= self.silent_up_to.load(SeqCst) {
                 continue;
             }
-            let commands = buffer[..length].iter().filter(|byte| **byte == b'*').count();
+            let commands = String::from_utf8_lossy(&buffer[..length]).matches('*').count();
             let reply = if self.refuses.load(SeqCst) { "-READONLY no\r\n" } else { "+OK\r\n" };
             stream.write_all(reply.repeat(commands).as_bytes()).await.unwrap();
         }

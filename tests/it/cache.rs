@@ -10,8 +10,8 @@ use sfv::{BareItem, List, ListEntry, Parser};
 use crate::support::client::{Client, RequestBuilder, Response};
 use crate::support::concurrently;
 use crate::support::gateway::Gateway;
-use crate::support::ports::free_addr;
 use crate::support::origin::{Origin, Received, Reply};
+use crate::support::ports::free_addr;
 use crate::support::raw_origin::{RawOrigin, Step};
 use crate::support::redis::Redis;
 use crate::support::relay::Relay;
@@ -300,7 +300,10 @@ fn head_is_answered_from_what_get_stored_and_the_other_way_round() {
             for (method, response) in [(first, one), (second, two)] {
                 assert_eq!(response.header("content-length"), Some("5"), "{method} {path}");
                 assert_eq!(response.text(), if method == Method::GET { "hello" } else { "" });
-                assert!(response.header("x-ratelimit-limit").is_some() && response.header("x-request-id").is_some());
+                assert!(
+                    response.header("x-ratelimit-limit").is_some()
+                        && response.header("x-request-id").is_some()
+                );
             }
         }
     }
@@ -344,7 +347,10 @@ fn conditions_are_judged_by_the_cache() {
     assert_eq!((response.code(), x_cache(&response).as_str()), (304, "MISS"));
     assert_eq!(stage.origin.last().header("if-none-match"), None);
     let response = get(&stage, "/open/b").send();
-    assert_eq!((response.code(), response.text().as_str(), x_cache(&response).as_str()), (200, "hello", "HIT"));
+    assert_eq!(
+        (response.code(), response.text().as_str(), x_cache(&response).as_str()),
+        (200, "hello", "HIT")
+    );
 }
 
 #[test]
@@ -361,7 +367,9 @@ fn a_stale_response_is_revalidated() {
         assert_eq!((response.code(), response.text().as_str()), (200, "hello"));
         assert_eq!(x_cache(&response), "REVALIDATED");
         assert_eq!(says(&response, "fwd-status").as_deref(), Some("304"));
-        assert!(response.header("x-ratelimit-remaining").is_some() && response.header("x-request-id").is_some());
+        assert!(
+            response.header("x-ratelimit-remaining").is_some() && response.header("x-request-id").is_some()
+        );
     }
     assert_eq!(stage.origin.hits(), 3);
     let response = get(&stage, "/open/a").header("if-none-match", "\"v1\"").send();
@@ -404,7 +412,9 @@ fn ranges_are_cut_from_what_is_stored() {
             assert_eq!(response.text(), body, "{range}");
         }
         assert_eq!(x_cache(&response), "HIT", "{range}");
-        assert!(response.header("x-ratelimit-remaining").is_some() && response.header("x-request-id").is_some());
+        assert!(
+            response.header("x-ratelimit-remaining").is_some() && response.header("x-request-id").is_some()
+        );
     }
     let old = get(&stage, "/open/a").header("range", "bytes=0-1").header("if-range", "\"v0\"").send();
     assert_eq!((old.code(), old.text().as_str()), (200, "0123456789"));
@@ -443,7 +453,12 @@ fn vary_and_declared_headers_tell_responses_apart() {
         for flavour in ["sweet", "sour"] {
             let response = get(&stage, "/open/a").header("x-flavour", flavour).send();
             assert_eq!(response.text(), format!("- {flavour}"));
-            assert_eq!(x_cache(&response) == "HIT", round > 0, "round {round} {flavour}: {}", x_cache(&response));
+            assert_eq!(
+                x_cache(&response) == "HIT",
+                round > 0,
+                "round {round} {flavour}: {}",
+                x_cache(&response)
+            );
         }
         let response = get(&stage, "/open/a").send();
         assert_eq!(response.text(), "- -");
@@ -476,7 +491,11 @@ fn compressed_bodies_reach_only_those_who_asked_for_them() {
             if path == "/open/says" {
                 assert_eq!(gzip.text(), "compressed");
             }
-            assert_eq!(gzip.text() == "compressed", gzip.header("content-encoding") == Some("gzip"), "{path}");
+            assert_eq!(
+                gzip.text() == "compressed",
+                gzip.header("content-encoding") == Some("gzip"),
+                "{path}"
+            );
             let plain = get(&stage, path).send();
             assert_eq!((plain.text().as_str(), plain.header("content-encoding")), ("plain", None), "{path}");
         }
@@ -503,13 +522,19 @@ fn what_must_not_be_stored_is_fetched_each_time() {
         stage.origin.route(&path, |_| headers.iter().fold(Reply::text(200, "x"), |r, (n, v)| r.header(n, v)));
         for _ in 0..3 {
             let response = get(&stage, &path).send();
-            assert!(["MISS", "BYPASS"].contains(&x_cache(&response).as_str()), "{name}: {}", x_cache(&response));
+            assert!(
+                ["MISS", "BYPASS"].contains(&x_cache(&response).as_str()),
+                "{name}: {}",
+                x_cache(&response)
+            );
             cache_status(&response);
         }
         assert_eq!(stage.origin.received_at(&path).len(), 3, "{name}");
     }
     // A credential on a shared route: only where the origin allows it (RFC 9111 section 3.5).
-    for (cache_control, stored) in [("max-age=60", false), ("public, max-age=60", true), ("s-maxage=60", true)] {
+    for (cache_control, stored) in
+        [("max-age=60", false), ("public, max-age=60", true), ("s-maxage=60", true)]
+    {
         let path = format!("/open/auth-{stored}-{}", cache_control.len());
         stage.origin.route(&path, move |_| Reply::text(200, "x").header("cache-control", cache_control));
         get(&stage, &path).bearer("whatever").send();
@@ -523,7 +548,11 @@ fn what_must_not_be_stored_is_fetched_each_time() {
     let fresh = get(&stage, "/open/mine").header("cache-control", "no-cache").send();
     assert_eq!((x_cache(&fresh).as_str(), fresh.text().as_str()), ("MISS", "/open/mine 2"));
     assert_eq!(says(&fresh, "fwd").as_deref(), Some("request"));
-    assert_eq!(get(&stage, "/open/mine").send().text(), "/open/mine 2", "what was fetched replaces what was there");
+    assert_eq!(
+        get(&stage, "/open/mine").send().text(),
+        "/open/mine 2",
+        "what was fetched replaces what was there"
+    );
     let only = get(&stage, "/open/never").header("cache-control", "only-if-cached").send();
     assert_eq!(only.code(), 504);
 }
@@ -645,7 +674,10 @@ fn a_second_instance_is_served_from_redis() {
     let stage = Stage::start();
     let other = stage.another();
     stage.origin.answer(|_| {
-        Reply::text(200, "hello").header("cache-control", "max-age=60").header("x-own", "1").header("x-own", "2")
+        Reply::text(200, "hello")
+            .header("cache-control", "max-age=60")
+            .header("x-own", "1")
+            .header("x-own", "2")
     });
     let before = redis_entries(&stage.redis).len();
     let first = get(&stage, "/open/a").host("api.example").send();
@@ -855,7 +887,9 @@ fn stale_responses_are_served_while_one_request_refreshes_them() {
 #[test]
 fn errors_are_covered_by_stale_responses() {
     let stage = Stage::start();
-    stage.origin.answer(|_| Reply::text(200, "good").header("cache-control", "max-age=1, stale-while-revalidate=0"));
+    stage
+        .origin
+        .answer(|_| Reply::text(200, "good").header("cache-control", "max-age=1, stale-while-revalidate=0"));
     let read = || stage.client.get("/stale/b").send();
     assert_eq!(read().text(), "good");
     stage.origin.answer(|_| Reply::text(500, "bad"));
@@ -909,7 +943,9 @@ fn refreshing_in_the_background_is_done_as_the_user_who_asked() {
             );
             let second = ask(&Method::GET);
             assert!(second.text().starts_with(name), "{way}: {}", second.text());
-            assert!(origin.received_at(&path).iter().all(|request| request.header("x-user-id") == Some(name)));
+            assert!(
+                origin.received_at(&path).iter().all(|request| request.header("x-user-id") == Some(name))
+            );
         }
     }
 }
@@ -933,7 +969,9 @@ fn memory_stays_within_its_bound() {
     }
     assert!(most > bound / 8.0 && most <= bound, "{most} of {bound} bytes after 16 MB");
     // A giant head counts as well: variants of one object are bounded too.
-    stage.origin.answer(|_| Reply::text(200, "x").header("cache-control", "max-age=60").header("vary", "x-v"));
+    stage
+        .origin
+        .answer(|_| Reply::text(200, "x").header("cache-control", "max-age=60").header("vary", "x-v"));
     let entries = stage.gateway.metric("tollgate_cache_entries", &[]).unwrap();
     for number in 0..100 {
         get(&stage, "/open/variants").header("x-v", &number.to_string()).send();

@@ -45,8 +45,30 @@ fn users_never_share_however_they_say_who_they_are() {
     let stage = stage();
     let long = "x".repeat(300);
     let names = [
-        "ada", "bob", "a:b", "a", "b", "-anonymous", "-empty", "-epoch", "anonymous", " ", "0", "null", "ada ", "Ada",
-        "ада", "ad\u{0430}", "a%3Ab", "user:ada", "../ada", "ada\u{301}", "\u{00e1}", "a\u{301}", "*", &long,
+        "ada",
+        "bob",
+        "a:b",
+        "a",
+        "b",
+        "-anonymous",
+        "-empty",
+        "-epoch",
+        "anonymous",
+        " ",
+        "0",
+        "null",
+        "ada ",
+        "Ada",
+        "ада",
+        "ad\u{0430}",
+        "a%3Ab",
+        "user:ada",
+        "../ada",
+        "ada\u{301}",
+        "\u{00e1}",
+        "a\u{301}",
+        "*",
+        &long,
     ];
     let client = &stage.client;
     // Whatever is refused is refused for all; whatever is answered is answered for the one who asked.
@@ -97,7 +119,8 @@ fn credentials_nobody_looked_at_do_not_share_an_entry() {
     let stage = stage();
     // The origin knows its users by a cookie of its own; the route looks at no token.
     stage.origin.answer(|request| {
-        let who = request.header("cookie").or(request.header("authorization")).or(request.header("x-api-key"));
+        let who =
+            request.header("cookie").or(request.header("authorization")).or(request.header("x-api-key"));
         Reply::text(200, who.unwrap_or("nobody"))
     });
     let ask = |header: Option<(&str, &str)>| {
@@ -106,7 +129,12 @@ fn credentials_nobody_looked_at_do_not_share_an_entry() {
     };
     for _ in 0..2 {
         assert_eq!(ask(None).text(), "nobody");
-        for header in [("cookie", "sid=ada"), ("cookie", "sid=bob"), ("authorization", "Basic YTpi"), ("x-api-key", "k1")] {
+        for header in [
+            ("cookie", "sid=ada"),
+            ("cookie", "sid=bob"),
+            ("authorization", "Basic YTpi"),
+            ("x-api-key", "k1"),
+        ] {
             let response = ask(Some(header));
             assert_eq!(response.text(), header.1);
             assert_eq!(x_cache(&response), "BYPASS");
@@ -138,8 +166,7 @@ fn host_and_scheme_are_part_of_the_key() {
                 assert!(seen["host"].as_str().unwrap().eq_ignore_ascii_case(host), "{host}: {seen}");
             }
             for scheme in ["https", "http"] {
-                let response =
-                    client.get(&path).host("c.example").header("x-forwarded-proto", scheme).send();
+                let response = client.get(&path).host("c.example").header("x-forwarded-proto", scheme).send();
                 let expected = if trusted { scheme } else { "http" };
                 assert_eq!(response.json()["scheme"], expected, "trusted: {trusted}");
             }
@@ -160,16 +187,39 @@ fn paths_of_other_resources_do_not_reach_what_is_stored() {
     let stage = stage();
     let (ada, eve) = (Token::of("ada").sign(), Token::of("eve").sign());
     let paths = [
-        "/mine/profile;a.css", "/mine/profile/a.css", "/mine/profile%0aa.css", "//mine/profile", "/mine//profile",
-        "/mine/%70rofile", "/mine/profile%2fa.css", "/mine/profile%3ba.css", "/mine/profile%00.css",
-        "/mine/profile%23a.css", "/mine/profile%3fa.css", "/mine/profile.css", "/mine/./profile", "/mine/x/../profile",
-        "/mine/x/%2e%2e/profile", "/open/../mine/profile", "/open/%2e%2e/mine/profile", "/open/..%2fmine/profile",
-        "/mine/profile?a.css", "/mine/profile?", "/mine/profile??x", "/mine/PROFILE", "/mine/profile/",
-        "/mine/profile%20", "/mine/profile\\a.css", "/mine/profile%5ca.css", "/mine/profile%e2%80%ae", "/mine/%c0%afprofile",
+        "/mine/profile;a.css",
+        "/mine/profile/a.css",
+        "/mine/profile%0aa.css",
+        "//mine/profile",
+        "/mine//profile",
+        "/mine/%70rofile",
+        "/mine/profile%2fa.css",
+        "/mine/profile%3ba.css",
+        "/mine/profile%00.css",
+        "/mine/profile%23a.css",
+        "/mine/profile%3fa.css",
+        "/mine/profile.css",
+        "/mine/./profile",
+        "/mine/x/../profile",
+        "/mine/x/%2e%2e/profile",
+        "/open/../mine/profile",
+        "/open/%2e%2e/mine/profile",
+        "/open/..%2fmine/profile",
+        "/mine/profile?a.css",
+        "/mine/profile?",
+        "/mine/profile??x",
+        "/mine/PROFILE",
+        "/mine/profile/",
+        "/mine/profile%20",
+        "/mine/profile\\a.css",
+        "/mine/profile%5ca.css",
+        "/mine/profile%e2%80%ae",
+        "/mine/%c0%afprofile",
     ];
     for path in paths {
         let ask = |who: Option<&str>| {
-            let authorization = who.map_or(String::new(), |token| format!("authorization: Bearer {token}\r\n"));
+            let authorization =
+                who.map_or(String::new(), |token| format!("authorization: Bearer {token}\r\n"));
             let bytes = raw(
                 stage.gateway.addr(),
                 format!("GET {path} HTTP/1.1\r\nhost: a.example\r\nconnection: close\r\n{authorization}\r\n"),
@@ -195,8 +245,30 @@ fn paths_of_other_resources_do_not_reach_what_is_stored() {
 fn queries_are_told_apart_however_they_are_written() {
     let stage = stage();
     let queries = [
-        "", "?", "?a=1", "?a=2", "?a=1&b=2", "?b=2&a=1", "?a=1&a=2", "?a=2&a=1", "?a=1;b=2", "?a=%31", "?a=1%26b=2", "?A=1",
-        "?a", "?a=", "?a=1&", "?&a=1", "?a=%00", "?a=1+2", "?a=1%202", "?a[]=1", "?a[]=1&a[]=2", "?%61=1", "?a=1#", "?a=1%23",
+        "",
+        "?",
+        "?a=1",
+        "?a=2",
+        "?a=1&b=2",
+        "?b=2&a=1",
+        "?a=1&a=2",
+        "?a=2&a=1",
+        "?a=1;b=2",
+        "?a=%31",
+        "?a=1%26b=2",
+        "?A=1",
+        "?a",
+        "?a=",
+        "?a=1&",
+        "?&a=1",
+        "?a=%00",
+        "?a=1+2",
+        "?a=1%202",
+        "?a[]=1",
+        "?a[]=1&a[]=2",
+        "?%61=1",
+        "?a=1#",
+        "?a=1%23",
     ];
     let mut seen = std::collections::HashMap::new();
     for _ in 0..2 {
@@ -209,7 +281,8 @@ fn queries_are_told_apart_however_they_are_written() {
             let target = response.json()["target"].as_str().unwrap().to_owned();
             let sorted = |target: &str| {
                 let (_, query) = target.split_once('?').unwrap_or((target, ""));
-                let mut pairs: Vec<_> = query.split('&').filter(|pair| !pair.is_empty()).map(str::to_owned).collect();
+                let mut pairs: Vec<_> =
+                    query.split('&').filter(|pair| !pair.is_empty()).map(str::to_owned).collect();
                 pairs.sort_by(|a, b| a.split('=').next().cmp(&b.split('=').next()));
                 pairs
             };
@@ -223,8 +296,15 @@ fn queries_are_told_apart_however_they_are_written() {
 
     // A route that keys by `page` alone: whatever a backend might read as another page is another page.
     stage.origin.answer(|request| Reply::text(200, &request.target));
-    let pages = ["/selected?page=1", "/selected?page=2", "/selected?p%61ge=2", "/selected?page=1&page=2", "/selected?page[]=2",
-        "/selected?x;page=2", "/selected?x=1%26page=2"];
+    let pages = [
+        "/selected?page=1",
+        "/selected?page=2",
+        "/selected?p%61ge=2",
+        "/selected?page=1&page=2",
+        "/selected?page[]=2",
+        "/selected?x;page=2",
+        "/selected?x=1%26page=2",
+    ];
     for _ in 0..2 {
         for page in pages {
             let got = stage.client.get(page).send().text();
@@ -239,17 +319,29 @@ fn requests_that_claim_to_be_others_go_past_the_cache() {
     let stage = stage();
     let ada = Token::of("ada").sign();
     for name in [
-        "x-http-method-override", "x-http-method", "x-method-override", "x-original-url", "x-rewrite-url",
-        "x-original-uri", "x-original-host", "x-host", "x-forwarded-prefix",
+        "x-http-method-override",
+        "x-http-method",
+        "x-method-override",
+        "x-original-url",
+        "x-rewrite-url",
+        "x-original-uri",
+        "x-original-host",
+        "x-host",
+        "x-forwarded-prefix",
     ] {
         let path = format!("/mine/{name}");
         let tricked = stage.client.get(&path).bearer(&ada).header(name, "/evil").send();
         assert!(tricked.code() >= 400 || x_cache(&tricked) == "BYPASS", "{name}: {}", x_cache(&tricked));
-        assert_eq!(x_cache(&stage.client.get(&path).bearer(&ada).send()), "MISS", "{name} left nothing behind");
+        assert_eq!(
+            x_cache(&stage.client.get(&path).bearer(&ada).send()),
+            "MISS",
+            "{name} left nothing behind"
+        );
     }
     // A body that the key does not know.
     for path in ["/open/fat", "/mine/fat"] {
-        let fat = stage.client.get(path).bearer(&ada).header("content-type", "text/plain").body("evil").send();
+        let fat =
+            stage.client.get(path).bearer(&ada).header("content-type", "text/plain").body("evil").send();
         assert_ne!(x_cache(&fat), "HIT");
         for _ in 0..2 {
             let response = stage.client.get(path).bearer(&ada).send();
@@ -329,7 +421,9 @@ fn a_range_poisons_nothing() {
         .header("cache-control", "max-age=60")
     });
     let ada = Token::of("ada").sign();
-    for range in ["bytes=0-1", "bytes=0-1,3-4", "bytes=0-", "bytes=-1", "bytes=9-1", "bytes=", "items=1", "bytes=99-"] {
+    for range in
+        ["bytes=0-1", "bytes=0-1,3-4", "bytes=0-", "bytes=-1", "bytes=9-1", "bytes=", "items=1", "bytes=99-"]
+    {
         let path = format!("/mine/{}", range.len());
         let _ = stage.client.get(&path).bearer(&ada).header("range", range).send();
         for _ in 0..2 {
@@ -367,11 +461,20 @@ fn an_expired_or_revoked_token_is_not_served_from_the_cache() {
     assert_eq!(stage.client.post("/auth/logout").bearer(&token).send().code(), 200);
     assert_eq!(read(&token).code(), 401);
     let again = read(&Token::of("ada").sign());
-    assert_eq!((x_cache(&again).as_str(), user_of(&again).as_str()), ("MISS", "ada"), "a logout drops the user's cache");
+    assert_eq!(
+        (x_cache(&again).as_str(), user_of(&again).as_str()),
+        ("MISS", "ada"),
+        "a logout drops the user's cache"
+    );
     // A storm of users does not evict identities into each other.
     for number in 0..50 {
         let name = format!("user-{number}");
-        let response = stage.client.get("/mine/profile").bearer(&Token::of(&name).sign()).within(Duration::from_secs(10)).send();
+        let response = stage
+            .client
+            .get("/mine/profile")
+            .bearer(&Token::of(&name).sign())
+            .within(Duration::from_secs(10))
+            .send();
         assert_eq!(user_of(&response), name);
     }
 }

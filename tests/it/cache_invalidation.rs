@@ -34,8 +34,11 @@ fn versioned(origin: &Origin, slowness: impl Fn(u64) -> Duration + Send + Sync +
     let (of_origin, count) = (data.clone(), AtomicU64::new(0));
     origin.answer(move |request| {
         let number = count.fetch_add(1, SeqCst);
-        let version =
-            if request.method == "GET" { of_origin.of(&request.path) } else { of_origin.write(&request.path) };
+        let version = if request.method == "GET" {
+            of_origin.of(&request.path)
+        } else {
+            of_origin.write(&request.path)
+        };
         Reply::text(200, &version.to_string()).after(slowness(number))
     });
     data
@@ -50,7 +53,9 @@ fn a_write_is_followed_by_fresh_reads_on_both_instances_whatever_is_being_filled
     let stage = Stage::start();
     let other = stage.another();
     // Fills take between nothing and a while, so that writes overtake them.
-    versioned(&stage.origin, |number| Duration::from_millis([0, 0, 1, 4, 15][usize::try_from(number % 5).unwrap()]));
+    versioned(&stage.origin, |number| {
+        Duration::from_millis([0, 0, 1, 4, 15][usize::try_from(number % 5).unwrap()])
+    });
     let gateways = [&stage.gateway, &other];
     let ada = Token::of("ada").sign();
     let done = AtomicBool::new(false);
@@ -70,14 +75,19 @@ fn a_write_is_followed_by_fresh_reads_on_both_instances_whatever_is_being_filled
         }
         let clients: Vec<Client> = gateways.iter().map(|gateway| gateway.client()).collect();
         for pair in 0..250_usize {
-            let written = version(&clients[pair % 2].put("/items/1").host("api.example").bearer(&ada).body("x").send());
+            let written =
+                version(&clients[pair % 2].put("/items/1").host("api.example").bearer(&ada).body("x").send());
             for client in [&clients[(pair + 1) % 2], &clients[pair % 2]] {
                 let response = client.get("/items/1").host("api.example").bearer(&ada).send();
                 let read = version(&response);
                 if read < written {
                     done.store(true, SeqCst);
                 }
-                assert!(read >= written, "pair {pair}: wrote {written}, read {read} ({})", x_cache(&response));
+                assert!(
+                    read >= written,
+                    "pair {pair}: wrote {written}, read {read} ({})",
+                    x_cache(&response)
+                );
             }
         }
         done.store(true, SeqCst);
@@ -100,7 +110,8 @@ fn several_writers_at_once_leave_nothing_old_behind() {
                     let response = client.get(&path).host("api.example").bearer(&ada).send();
                     assert_eq!(response.code(), 200);
                 } else {
-                    let written = version(&client.put(&path).host("api.example").bearer(&ada).body("x").send());
+                    let written =
+                        version(&client.put(&path).host("api.example").bearer(&ada).body("x").send());
                     let read = version(&client.get(&path).host("api.example").bearer(&ada).send());
                     assert!(read >= written, "wrote {written}, read {read}");
                 }
@@ -108,7 +119,11 @@ fn several_writers_at_once_leave_nothing_old_behind() {
         });
         let last = data.of(&path);
         for gateway in gateways {
-            assert_eq!(version(&gateway.client().get(&path).host("api.example").bearer(&ada).send()), last, "round {round}");
+            assert_eq!(
+                version(&gateway.client().get(&path).host("api.example").bearer(&ada).send()),
+                last,
+                "round {round}"
+            );
         }
     }
 }
@@ -142,10 +157,17 @@ fn a_fill_that_began_before_the_write_is_of_no_use_after_it() {
             })
             .into();
         assert_eventually!(stage.origin.in_flight() == 2, "both fills are under way");
-        assert_eq!(version(&stage.client.put("/items/7").host("api.example").bearer(&ada).body("x").send()), 1);
+        assert_eq!(
+            version(&stage.client.put("/items/7").host("api.example").bearer(&ada).body("x").send()),
+            1
+        );
         slow.store(false, SeqCst);
         for gateway in [&stage.gateway, &other] {
-            assert_eq!(version(&gateway.client().get("/items/7").host("api.example").bearer(&ada).send()), 1, "while the fill goes on");
+            assert_eq!(
+                version(&gateway.client().get("/items/7").host("api.example").bearer(&ada).send()),
+                1,
+                "while the fill goes on"
+            );
         }
         for thread in reading {
             assert_eq!(thread.join().unwrap(), 0, "who asked before may be told what was before");
@@ -188,20 +210,34 @@ fn a_write_whose_answer_is_an_error_or_lost_counts_as_done() {
                 assert_eq!(version(&client.get(&path).host("api.example").bearer(&ada).send()), 0, "{how}");
             }
         }
-        let answer = stage.client.post(&format!("{path}?{how}")).host("api.example").bearer(&ada).body("x").try_send();
+        let answer =
+            stage.client.post(&format!("{path}?{how}")).host("api.example").bearer(&ada).body("x").try_send();
         if let Ok(answer) = &answer {
             assert_ne!(answer.code(), 200, "{how}");
         }
         for gateway in [&stage.gateway, &other] {
-            assert_eq!(version(&gateway.client().get(&path).host("api.example").bearer(&ada).send()), 1, "{how}");
+            assert_eq!(
+                version(&gateway.client().get(&path).host("api.example").bearer(&ada).send()),
+                1,
+                "{how}"
+            );
         }
     }
     // A client that goes away before the answer: the write may have happened.
     let path = "/items/gone";
     assert_eq!(version(&other.client().get(path).host("api.example").bearer(&ada).send()), 0);
-    let gone = stage.client.put(&format!("{path}?hang")).host("api.example").bearer(&ada).body("x").within(Duration::from_millis(300));
+    let gone = stage
+        .client
+        .put(&format!("{path}?hang"))
+        .host("api.example")
+        .bearer(&ada)
+        .body("x")
+        .within(Duration::from_millis(300));
     assert!(gone.try_send().is_err());
-    assert_eventually!(version(&other.client().get(path).host("api.example").bearer(&ada).send()) == 1, "it is noticed");
+    assert_eventually!(
+        version(&other.client().get(path).host("api.example").bearer(&ada).send()) == 1,
+        "it is noticed"
+    );
     // A write that was refused changes nothing.
     let path = "/items/refused";
     stage.origin.route("/items/refused", |request| {
@@ -217,7 +253,8 @@ fn a_write_drops_what_its_route_declares_however_it_is_spelt() {
     let stage = Stage::start();
     versioned(&stage.origin, |_| Duration::ZERO);
     let (ada, bob) = (Token::of("ada").sign(), Token::of("bob").sign());
-    let read = |path: &str, token: &str| x_cache(&stage.client.get(path).host("api.example").bearer(token).send());
+    let read =
+        |path: &str, token: &str| x_cache(&stage.client.get(path).host("api.example").bearer(token).send());
     let fill = |path: &str, token: &str| {
         read(path, token);
         assert_eq!(read(path, token), "HIT", "{path}");
@@ -244,7 +281,11 @@ fn a_write_drops_what_its_route_declares_however_it_is_spelt() {
         ("/items/./k", "/items/k"),
     ] {
         fill(reading, &ada);
-        assert_eq!(stage.client.put(writing).host("api.example").bearer(&ada).body("x").send().code(), 200, "{writing}");
+        assert_eq!(
+            stage.client.put(writing).host("api.example").bearer(&ada).body("x").send().code(),
+            200,
+            "{writing}"
+        );
         assert_eq!(read(reading, &ada), "MISS", "{writing} changes {reading}");
     }
     // Tags cannot be forged by what stands in a path.
@@ -272,7 +313,11 @@ fn a_logout_drops_what_is_stored_for_the_user_on_every_instance() {
     let again = Token::of("ada").sign();
     for gateway in [&other, &stage.gateway] {
         assert_eq!(gateway.client().get("/items/1").host("api.example").bearer(&ada).send().code(), 401);
-        assert_eq!(x_cache(&gateway.client().get("/items/1").host("api.example").bearer(&bob).send()), "HIT", "nobody else's");
+        assert_eq!(
+            x_cache(&gateway.client().get("/items/1").host("api.example").bearer(&bob).send()),
+            "HIT",
+            "nobody else's"
+        );
     }
     assert_eq!(x_cache(&other.client().get("/items/1").host("api.example").bearer(&again).send()), "MISS");
 }

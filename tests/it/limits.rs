@@ -121,12 +121,10 @@ limits = ["ip", "user", "api_token"]
 #[test]
 fn no_key_is_ever_without_ttl_whatever_is_killed_or_paused() {
     let (redis, origin) = (Redis::start(), Origin::start());
-    let policies: String = ["fixed-window", "sliding-window", "token-bucket"]
-        .iter()
-        .map(|name| {
-            format!("[policies.{name}]\nkey = \"ip\"\nalgorithm = \"{name}\"\nlimit = 5\nwindow = \"60s\"\n")
-        })
-        .collect();
+    let policies = ["fixed-window", "sliding-window", "token-bucket"].map(|name| {
+        format!("[policies.{name}]\nkey = \"ip\"\nalgorithm = \"{name}\"\nlimit = 5\nwindow = \"60s\"\n")
+    });
+    let policies = policies.concat();
     let rest =
         format!("{policies}{ROUTE}limits = [\"fixed-window\", \"sliding-window\", \"token-bucket\"]\n");
     let [first, second] = pair(&config(&origin, "", &rest), &redis);
@@ -134,7 +132,9 @@ fn no_key_is_ever_without_ttl_whatever_is_killed_or_paused() {
         get_from(client, "/x", &address(number % 300)).within(Duration::from_secs(5))
     };
     let loads = [first.addr(), second.addr()].map(|addr| Load::start(4, addr, from_many));
-    loads.iter().for_each(|load| load.wait_for_more(50));
+    for load in &loads {
+        load.wait_for_more(50);
+    }
     first.kill();
     loads[1].wait_for_more(50);
     redis.pause();
@@ -251,15 +251,15 @@ fn clients_read_the_same_steady_numbers_from_every_instance() {
     let gateways = pair(&config(&origin, PATIENT, &rest), &redis);
     let clients = [gateways[0].client(), gateways[1].client()];
     let replies: Vec<Response> = (0..9).map(|n| get_from(&clients[n % 2], "/x", "10.0.0.1").send()).collect();
-    let reset = number(&replies[0], "x-ratelimit-reset");
+    let until = number(&replies[0], "x-ratelimit-reset");
     let now = unix_seconds();
-    assert!((now + 30..=now + 61).contains(&reset), "{reset} at {now}");
+    assert!((now + 30..=now + 61).contains(&until), "{until} at {now}");
     for (sent, reply) in (1..).zip(&replies) {
         let left = (5 - sent).max(0);
         assert_eq!(reply.code(), if sent <= 5 { 200 } else { 429 });
         assert_eq!(number(reply, "x-ratelimit-limit"), 5);
         assert_eq!(number(reply, "x-ratelimit-remaining"), left, "request {sent}");
-        assert_eq!(number(reply, "x-ratelimit-reset"), reset, "request {sent}");
+        assert_eq!(number(reply, "x-ratelimit-reset"), until, "request {sent}");
         let policies = members(reply, "ratelimit-policy", ["q", "w"]);
         let expected = [("login-minute".to_owned(), [5, 60]), ("login-hour".to_owned(), [9, 3_600])];
         assert_eq!(policies, expected);

@@ -60,7 +60,7 @@ struct Scene {
 impl Scene {
     /// Two gateways with eight clients at work; their Redis is behind a relay.
     fn under_load() -> Self {
-        let scene = Self::with(Redis::start(), |relay| relay.redis_url());
+        let scene = Self::with(Redis::start(), Relay::redis_url);
         for gateway in &scene.gateways {
             assert_eq!(gateway.count_logs(LOST), 0, "{}", gateway.logs());
         }
@@ -83,7 +83,9 @@ impl Scene {
                 })
             })
             .collect();
-        loads.iter().for_each(|load| load.wait_for_more(40));
+        for load in &loads {
+            load.wait_for_more(40);
+        }
         Self { redis, relay, gateways, loads, next: std::cell::Cell::new(1), _origin: origin }
     }
 
@@ -93,7 +95,9 @@ impl Scene {
     }
 
     fn go_on(&self, requests: usize) {
-        self.loads.iter().for_each(|load| load.wait_for_more(requests));
+        for load in &self.loads {
+            load.wait_for_more(requests);
+        }
     }
 
     /// Waits until both have noticed, and proves that limits hold meanwhile.
@@ -143,7 +147,8 @@ impl Scene {
     }
 
     /// What the clients and the operator saw of that many outages.
-    fn settle(mut self, outages: usize) {
+    fn settle(mut self, outages: u16) {
+        let times = usize::from(outages);
         let mut outcomes: Vec<Outcome> = Vec::new();
         for load in std::mem::take(&mut self.loads) {
             outcomes.extend(load.stop());
@@ -162,16 +167,16 @@ impl Scene {
         println!("{} requests, longest {longest:?}, {slow} over {SLOW:?}", outcomes.len());
         assert!(longest < NO_REQUEST_TAKES, "a request took {longest:?}");
         // Five failures open the breaker, and whoever is under way meanwhile fails too; twice per outage.
-        assert!(slow <= outages * 2 * (5 + 8), "{slow} requests were slow");
+        assert!(slow <= times * 2 * (5 + 8), "{slow} requests were slow");
         for gateway in &self.gateways {
             // The log is written by a thread of its own.
             let told = || (gateway.count_logs(LOST), gateway.count_logs(FOUND));
-            assert_eventually!(told() >= (outages, outages), "the log tells of the transitions");
-            assert_eq!(gateway.count_logs(LOST), outages, "{}", gateway.logs());
-            assert_eq!(gateway.count_logs(FOUND), outages, "{}", gateway.logs());
+            assert_eventually!(told() >= (times, times), "the log tells of the transitions");
+            assert_eq!(gateway.count_logs(LOST), times, "{}", gateway.logs());
+            assert_eq!(gateway.count_logs(FOUND), times, "{}", gateway.logs());
             let turned = |to: &str| gateway.metric("tollgate_store_transitions_total", &[("to", to)]);
-            assert_eq!(turned("degraded"), Some(outages as f64));
-            assert_eq!(turned("healthy"), Some(outages as f64));
+            assert_eq!(turned("degraded"), Some(f64::from(outages)));
+            assert_eq!(turned("healthy"), Some(f64::from(outages)));
         }
         assert_eq!(self.redis.keys_without_ttl(), Vec::<String>::new());
     }
@@ -323,7 +328,7 @@ fn started_without_redis_it_serves_at_once_and_shares_when_redis_appears() {
     let redis = Redis::start();
     redis.kill();
     let began = Instant::now();
-    let scene = Scene::with(redis, |relay| relay.redis_url());
+    let scene = Scene::with(redis, Relay::redis_url);
     println!("under load {:?} after the start", began.elapsed());
     scene.suffer();
     scene.redis.restart();
@@ -349,16 +354,13 @@ fn the_first_request_does_not_wait_for_a_redis_that_is_silent_from_the_start() {
 #[test]
 fn each_policy_says_what_happens_without_redis() {
     let (redis, origin) = (Redis::start(), Origin::start());
-    let policies: String = ["local", "allow", "deny"]
-        .iter()
-        .map(|word| {
-            format!(
-                "[policies.{word}]\nkey = \"ip\"\nlimit = 3\nwindow = \"60s\"\non_store_failure = \"{word}\"\n\
-                 [[routes]]\nname = \"{word}\"\npath = \"/{word}\"\nupstream = \"app\"\nlimits = [\"{word}\"]\n"
-            )
-        })
-        .collect();
-    let gateway = gateway(&config(&origin, "", &policies), &redis.url());
+    let policies = ["local", "allow", "deny"].map(|word| {
+        format!(
+            "[policies.{word}]\nkey = \"ip\"\nlimit = 3\nwindow = \"60s\"\non_store_failure = \"{word}\"\n\
+             [[routes]]\nname = \"{word}\"\npath = \"/{word}\"\nupstream = \"app\"\nlimits = [\"{word}\"]\n"
+        )
+    });
+    let gateway = gateway(&config(&origin, "", &policies.concat()), &redis.url());
     let client = gateway.client();
     assert_eq!(codes(&client, "/deny", "10.0.0.1", 4), [200, 200, 200, 429]);
     redis.kill();
