@@ -7,6 +7,7 @@ mod reached;
 mod remote;
 mod shutdown;
 
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -343,7 +344,8 @@ async fn announce(listen: Vec<SocketAddr>, lifecycle: Arc<Lifecycle>, banner: Op
     let addresses: Vec<String> = listen.iter().map(ToString::to_string).collect();
     tracing::info!(listen = addresses.join(", "), version = env!("CARGO_PKG_VERSION"), "ready");
     if let Some(banner) = banner {
-        println!("{banner}");
+        // Nobody may be reading, as in `tollgate demo | head`.
+        let _ = writeln!(std::io::stdout(), "{banner}");
     }
 }
 

@@ -48,10 +48,10 @@ fn builder(origin: &Origin, redis_url: &str) -> Builder {
         .env("REDIS_URL", redis_url)
 }
 
-/// The kit adds `[admin]` with an address alone; this one has a credential.
+/// With a name of its own too.
 fn guarded(origin: &Origin, redis_url: &str) -> Builder {
     let config = CONFIG.replace("UPSTREAM", &origin.addr().to_string());
-    let admin = "\n[admin]\nlisten = \"{admin}\"\ntoken = \"${TOLLGATE_ADMIN_TOKEN:-}\"\nhosts = [\"tollgate.internal\"]\n";
+    let admin = "\n[redis]\ndeadline = \"1s\"\n[admin]\nlisten = \"{admin}\"\ntoken = \"${TOLLGATE_ADMIN_TOKEN:-}\"\nhosts = [\"tollgate.internal\"]\n";
     Gateway::builder().config(&format!("{config}{admin}")).env("REDIS_URL", redis_url)
 }
 
@@ -62,7 +62,7 @@ fn call(gateway: &Gateway, path: &str, body: &Value) -> Response {
 #[test]
 fn everything_is_counted_from_zero_and_moves() {
     let origin = Origin::start();
-    let gateway = builder(&origin, "").start();
+    let gateway = builder(&origin, "").env("TOLLGATE_ADMIN_TOKEN", "").start();
     let client = gateway.client();
     let bearer = Token::of("ada").sign();
     let series: [(&str, &[(&str, &str)]); 16] = [
@@ -242,7 +242,7 @@ fn the_api_is_for_the_credential_alone() {
 #[test]
 fn without_a_credential_configured_the_api_is_closed() {
     let origin = Origin::start();
-    let gateway = builder(&origin, "").start();
+    let gateway = builder(&origin, "").env("TOLLGATE_ADMIN_TOKEN", "").start();
     for credential in ["", "x", ADMIN_TOKEN] {
         let response = gateway.admin().get("/api/v1/status").bearer(credential).send();
         assert_eq!(response.code(), 403, "{credential:?}");

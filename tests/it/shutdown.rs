@@ -11,7 +11,7 @@ use crate::support::redis::Redis;
 
 fn builder(origin: &Origin, more: &str) -> Builder {
     Gateway::builder().config(&format!(
-        "[upstreams.app]\nmembers = \"{}\"\n[policies.ip]\nkey = \"ip\"\nlimit = 100\nwindow = \"60s\"\n\
+        "[upstreams.app]\nmembers = \"{}\"\n[redis]\ndeadline = \"1s\"\n[policies.ip]\nkey = \"ip\"\nlimit = 100\nwindow = \"60s\"\n\
          [[routes]]\nname = \"all\"\npath = \"/**\"\nupstream = \"app\"\n\
          [[routes]]\nname = \"limited\"\npath = \"/limited\"\nupstream = \"app\"\nlimits = [\"ip\"]\n{more}",
         origin.addr()

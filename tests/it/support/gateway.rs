@@ -56,7 +56,8 @@ impl fmt::Display for Ended {
 
 impl Builder {
     /// The configuration file. `{listen}` and `{admin}` in it become the addresses picked for this gateway; where the
-    /// text has no `[server]` or `[admin]` table, one with that address alone is added.
+    /// text has no `[server]` or `[admin]` table, one with that address (and the token of `TOLLGATE_ADMIN_TOKEN`) is
+    /// added.
     pub fn config(mut self, toml: &str) -> Self {
         toml.clone_into(&mut self.config);
         self
@@ -169,9 +170,10 @@ impl Builder {
     fn text(&self, addr: SocketAddr, admin: SocketAddr) -> String {
         let mut text =
             self.config.replace("{listen}", &addr.to_string()).replace("{admin}", &admin.to_string());
-        for (table, addr) in [("[server]", addr), ("[admin]", admin)] {
+        let token = "token = \"${TOLLGATE_ADMIN_TOKEN:-}\"\n";
+        for (table, addr, more) in [("[server]", addr, ""), ("[admin]", admin, token)] {
             if !text.lines().any(|line| line.trim() == table) {
-                text = format!("{text}\n{table}\nlisten = \"{addr}\"\n");
+                text = format!("{text}\n{table}\nlisten = \"{addr}\"\n{more}");
             }
         }
         text
@@ -345,7 +347,7 @@ mod tests {
         let listen = "127.0.0.1:1".parse().unwrap();
         let admin = "127.0.0.1:2".parse().unwrap();
         let text = Gateway::builder().config("[server]\nlisten = \"{listen}\"\n").text(listen, admin);
-        assert_eq!(text, "[server]\nlisten = \"127.0.0.1:1\"\n\n[admin]\nlisten = \"127.0.0.1:2\"\n");
+        assert_eq!(text, "[server]\nlisten = \"127.0.0.1:1\"\n\n[admin]\nlisten = \"127.0.0.1:2\"\ntoken = \"${TOLLGATE_ADMIN_TOKEN:-}\"\n");
     }
 
     #[test]
