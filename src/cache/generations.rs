@@ -154,6 +154,11 @@ impl Generations {
         state.pending.iter().map(|(tag, value)| self.write(tag.clone(), value.clone())).collect()
     }
 
+    /// An epoch for a store that may be new, to be made with `SET NX` before the first request asks.
+    pub fn first_epoch(&self) -> Write {
+        self.fresh_write(epoch_tag())
+    }
+
     /// Redis has these: they need not be kept for it.
     pub fn settle(&self, writes: &[Write]) {
         let mut state = self.state.write();

@@ -296,8 +296,9 @@ fn collect(
     if route.policies.is_empty() {
         return;
     }
+    let address = client.subject().text();
     let caller = Caller {
-        ip: limits::ClientNet::new(client.ip, client.ipv6_prefix),
+        ip: address.as_str(),
         user: identity.map(|identity| &*identity.subject),
         token: identity.map(|identity| identity.token_id.as_str()),
         api_token: None,
@@ -332,6 +333,7 @@ fn refuse(
     source: LimitSource,
     context: &mut Context,
 ) -> Refusal {
+    context.limit = Some(LimitOutcome::Refused.as_str());
     count(gateway, checks, LimitOutcome::Refused, source, |index| refused.violated.contains(index));
     context.limit = Some(LimitOutcome::Refused.as_str());
     let decision = Decision::Refused(refused);

@@ -46,6 +46,14 @@ impl Shared {
         all
     }
 
+    /// Gives a new store its epoch before a request asks for it: that request would have to go past the cache.
+    ///
+    /// # Errors
+    /// When the store does not take it.
+    pub async fn begin_epoch(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        command(&self.cache.generations().first_epoch(), true).exec_async(connection).await
+    }
+
     /// Hands invalidations made during an outage to the store. What cannot be written stays pending.
     pub(super) async fn hand_over_invalidations(
         &self,

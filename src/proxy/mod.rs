@@ -9,12 +9,13 @@ mod service;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, StatusCode, Uri};
+use http::header::HOST;
+use http::{HeaderValue, Method, StatusCode, Uri};
 use pingora::cache::key::HashBinary;
 use pingora::cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -125,6 +126,9 @@ impl ProxyHttp for Proxy {
     }
 
     async fn early_request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
+        if session.subrequest_ctx.is_none() {
+            connections::head_arrived();
+        }
         let timeouts = exchange.gateway.timeouts;
         let downstream = session.as_downstream_mut();
         // pingora sets "for ever" on each parse, so this must be said for each request.
@@ -132,6 +136,10 @@ impl ProxyHttp for Proxy {
         downstream.set_keepalive((!draining).then_some(timeouts.keepalive.as_secs().max(1)));
         downstream.set_read_timeout(Some(timeouts.body));
         downstream.set_write_timeout(Some(timeouts.write));
+        // RFC 9112 section 9.3.2. The transport forgives a chunk without a size, so that what seems to follow a
+        // chunked body may be a part of it: there the connection ends instead.
+        let chunked = downstream.req_header().headers.contains_key(http::header::TRANSFER_ENCODING);
+        downstream.set_pipelining_enabled(!chunked);
         Ok(())
     }
 
@@ -332,16 +340,17 @@ impl ProxyHttp for Proxy {
             identity: forward::Identity::default(),
         };
         let keep = forward::Keep { websocket: admitted.target.websocket, te_trailers: is_h2 };
-        let mut fields = headers::Request(request);
-        forward::forward(&gateway.forward, &mut fields, keep, &forwarded);
-        if let Some(identity) = &admitted.identity {
-            for (name, value) in &identity.headers {
-                request.insert_header(name.clone(), value.clone())?;
+        headers::edit_request(request, |fields| {
+            forward::forward(&gateway.forward, fields, keep, &forwarded);
+            if let Some(identity) = &admitted.identity {
+                fields.extend(identity.headers.iter().cloned());
             }
-        }
-        if !request.headers.contains_key(http::header::HOST) {
-            request.insert_header(http::header::HOST, context.host.as_ref())?;
-        }
+            if !fields.contains_key(HOST)
+                && let Ok(host) = HeaderValue::from_str(&context.host)
+            {
+                fields.insert(HOST, host);
+            }
+        });
         Ok(())
     }
 
@@ -362,7 +371,7 @@ impl ProxyHttp for Proxy {
                 upstream.metrics().duration_seconds.observe(elapsed.as_secs_f64());
             }
         }
-        forward::strip_response(&mut headers::Response(response), switching);
+        headers::edit_response(response, |fields| forward::strip_response(fields, switching));
         if let Some(transaction) = exchange.transaction() {
             transaction.upstream_responded(response);
         }
@@ -418,6 +427,20 @@ impl ProxyHttp for Proxy {
         Ok(())
     }
 
+    fn response_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        _exchange: &mut Exchange,
+    ) -> Result<Option<Duration>> {
+        // The cache fetches a whole response for a HEAD too; HTTP/2 would send its body on.
+        if session.req_header().method == Method::HEAD {
+            *body = None;
+        }
+        Ok(None)
+    }
+
     async fn fail_to_proxy(
         &self,
         session: &mut Session,
@@ -456,6 +479,7 @@ impl ProxyHttp for Proxy {
         if session.subrequest_ctx.is_some() {
             return;
         }
+        connections::answered();
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
         let bytes = session.body_bytes_sent() as u64;
         let request = session.req_header();

@@ -29,9 +29,19 @@
 #[macro_use]
 mod support;
 
+mod cache;
+mod cache_attacks;
+mod cache_invalidation;
+mod forwarding;
+mod framing;
+mod identity;
+mod jwt_attacks;
 mod kit;
 mod limits;
 mod one_exchange;
+mod paths;
+mod proxy;
 mod redis_faults;
 mod revocation;
 mod setup;
+mod upstreams;

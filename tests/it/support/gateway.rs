@@ -63,7 +63,8 @@ impl Builder {
     }
 
     /// Sets a variable of the otherwise nearly empty environment: only `PATH`, `JWT_SECRET` ([`token::SECRET`]),
-    /// `TOLLGATE_ADMIN_TOKEN` ([`ADMIN_TOKEN`]) and `REDIS_URL` (empty) are there from the start.
+    /// `TOLLGATE_ADMIN_TOKEN` ([`ADMIN_TOKEN`]) and `REDIS_URL` (empty) are there from the start. `{listen}` and
+    /// `{admin}` mean what they mean in the file.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.retain(|(known, _)| known != name);
         self.environment.push((name.to_owned(), value.to_owned()));
@@ -117,6 +118,8 @@ impl Builder {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("tollgate.toml");
         std::fs::write(&path, self.text(addr, admin)).unwrap();
+        let filled =
+            |text: &str| text.replace("{listen}", &addr.to_string()).replace("{admin}", &admin.to_string());
 
         let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
         command
@@ -124,7 +127,7 @@ impl Builder {
             .arg(&path)
             .current_dir(directory.path())
             .env_clear()
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .envs(self.environment.iter().map(|(name, value)| (name, filled(value))))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -180,6 +183,15 @@ fn names_a_taken_port(logs: &str) -> bool {
     ["address already in use", "address in use", "is in use, will try again"]
         .iter()
         .any(|words| logs.contains(words))
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let logs = self.logs();
+        let panicked = logs.lines().find(|line| line.contains("panicked at"));
+        // One failure at a time: a test that fails already says more.
+        assert!(std::thread::panicking() || panicked.is_none(), "the gateway panicked: {panicked:?}");
+    }
 }
 
 impl Gateway {

@@ -1,0 +1,75 @@
+//! What is done beside recovery when the store is reached: the cache gets its epoch, and the operator is told, once,
+//! of a Redis that may throw counters and revocations away. It changes no setting there.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{RedisResult, cmd};
+use async_trait::async_trait;
+
+use crate::pipeline::{Recoverer, Shared};
+use crate::redis::{EventHandler, Recovery};
+
+/// Recovery and news that also prepare the cache and, the first time, look at the eviction policy.
+pub(super) struct Reached {
+    shared: Arc<Shared>,
+    inner: Recoverer,
+    caches: bool,
+    looked: AtomicBool,
+}
+
+impl Reached {
+    /// `caches`: some route has a cache.
+    pub(super) fn new(shared: Arc<Shared>, caches: bool) -> Self {
+        Self { inner: Recoverer(Arc::clone(&shared)), shared, caches, looked: AtomicBool::new(false) }
+    }
+}
+
+#[async_trait]
+impl Recovery for Reached {
+    fn owes(&self) -> bool {
+        self.inner.owes()
+    }
+
+    async fn verify(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        self.inner.verify(connection).await
+    }
+
+    async fn recover(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        if self.caches {
+            self.shared.begin_epoch(connection).await?;
+        }
+        self.inner.recover(connection).await
+    }
+}
+
+#[async_trait]
+impl EventHandler for Reached {
+    fn event(&self, payload: &[u8]) {
+        self.inner.event(payload);
+    }
+
+    async fn catch_up(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        if !self.looked.swap(true, Ordering::Relaxed) {
+            warn_of_eviction(connection).await;
+        }
+        self.inner.catch_up(connection).await
+    }
+}
+
+async fn warn_of_eviction(connection: &mut MultiplexedConnection) {
+    let mut question = cmd("CONFIG");
+    question.arg("GET").arg("maxmemory-policy");
+    // Hosted Redis often forbids the question: then there is nothing to say.
+    let Ok(answer) = question.query_async::<Vec<(String, String)>>(connection).await else { return };
+    for (_, policy) in answer {
+        if policy != "noeviction" {
+            tracing::warn!(
+                policy,
+                "Redis evicts keys when its memory is full: limits would start anew and revoked tokens be accepted \
+                 again; set maxmemory-policy noeviction"
+            );
+        }
+    }
+}

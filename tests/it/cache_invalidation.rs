@@ -1,0 +1,367 @@
+//! Reads after writes: what a writer was told is what everybody reads from then on, on every instance.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::cache::{Stage, x_cache};
+use crate::support::client::{Client, Response};
+use crate::support::gateway::{ADMIN_TOKEN, Gateway};
+use crate::support::origin::{Origin, Reply};
+use crate::support::token::Token;
+
+/// Versions per path, as the origin's data base has them.
+#[derive(Clone, Default)]
+struct Data(Arc<Mutex<HashMap<String, u64>>>);
+
+impl Data {
+    fn of(&self, path: &str) -> u64 {
+        self.0.lock().unwrap().get(path).copied().unwrap_or(0)
+    }
+
+    fn write(&self, path: &str) -> u64 {
+        let mut data = self.0.lock().unwrap();
+        let version = data.entry(path.to_owned()).or_default();
+        *version += 1;
+        *version
+    }
+}
+
+/// Reads say the version, as it was when the request came; every write makes a new one.
+fn versioned(origin: &Origin, slowness: impl Fn(u64) -> Duration + Send + Sync + 'static) -> Data {
+    let data = Data::default();
+    let (of_origin, count) = (data.clone(), AtomicU64::new(0));
+    origin.answer(move |request| {
+        let number = count.fetch_add(1, SeqCst);
+        let version = if request.method == "GET" {
+            of_origin.of(&request.path)
+        } else {
+            of_origin.write(&request.path)
+        };
+        Reply::text(200, &version.to_string()).after(slowness(number))
+    });
+    data
+}
+
+fn version(response: &Response) -> u64 {
+    response.text().parse().unwrap_or_else(|_| panic!("{} {}", response.code(), response.text()))
+}
+
+#[test]
+fn a_write_is_followed_by_fresh_reads_on_both_instances_whatever_is_being_filled() {
+    let stage = Stage::start();
+    let other = stage.another();
+    // Fills take between nothing and a while, so that writes overtake them.
+    versioned(&stage.origin, |number| {
+        Duration::from_millis([0, 0, 1, 4, 15][usize::try_from(number % 5).unwrap()])
+    });
+    let gateways = [&stage.gateway, &other];
+    let ada = Token::of("ada").sign();
+    let done = AtomicBool::new(false);
+    let hits = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for reader in 0..4 {
+            let (ada, done, hits) = (&ada, &done, &hits);
+            let client = gateways[reader % 2].client();
+            scope.spawn(move || {
+                while !done.load(SeqCst) {
+                    let response = client.get("/items/1").host("api.example").bearer(ada).send();
+                    if x_cache(&response) == "HIT" {
+                        hits.fetch_add(1, SeqCst);
+                    }
+                }
+            });
+        }
+        let clients: Vec<Client> = gateways.iter().map(|gateway| gateway.client()).collect();
+        for pair in 0..250_usize {
+            let written =
+                version(&clients[pair % 2].put("/items/1").host("api.example").bearer(&ada).body("x").send());
+            for client in [&clients[(pair + 1) % 2], &clients[pair % 2]] {
+                let response = client.get("/items/1").host("api.example").bearer(&ada).send();
+                let read = version(&response);
+                if read < written {
+                    done.store(true, SeqCst);
+                }
+                assert!(
+                    read >= written,
+                    "pair {pair}: wrote {written}, read {read} ({})",
+                    x_cache(&response)
+                );
+            }
+        }
+        done.store(true, SeqCst);
+    });
+    assert!(hits.load(SeqCst) > 50, "the cache was in use: {} hits", hits.load(SeqCst));
+}
+
+#[test]
+fn several_writers_at_once_leave_nothing_old_behind() {
+    let stage = Stage::start();
+    let other = stage.another();
+    let data = versioned(&stage.origin, |number| Duration::from_millis(number % 4));
+    let ada = Token::of("ada").sign();
+    let gateways = [&stage.gateway, &other];
+    for round in 0..15 {
+        let path = format!("/items/{}", round % 3);
+        concurrently_on(&gateways, 6, |client, number| {
+            for _ in 0..2 {
+                if number % 3 == 0 {
+                    let response = client.get(&path).host("api.example").bearer(&ada).send();
+                    assert_eq!(response.code(), 200);
+                } else {
+                    let written =
+                        version(&client.put(&path).host("api.example").bearer(&ada).body("x").send());
+                    let read = version(&client.get(&path).host("api.example").bearer(&ada).send());
+                    assert!(read >= written, "wrote {written}, read {read}");
+                }
+            }
+        });
+        let last = data.of(&path);
+        for gateway in gateways {
+            assert_eq!(
+                version(&gateway.client().get(&path).host("api.example").bearer(&ada).send()),
+                last,
+                "round {round}"
+            );
+        }
+    }
+}
+
+fn concurrently_on(gateways: &[&Gateway], threads: usize, work: impl Fn(Client, usize) + Sync) {
+    crate::support::concurrently(threads, |number| work(gateways[number % gateways.len()].client(), number));
+}
+
+#[test]
+fn a_fill_that_began_before_the_write_is_of_no_use_after_it() {
+    let stage = Stage::start();
+    let other = stage.another();
+    let data = Data::default();
+    let slow = Arc::new(AtomicBool::new(true));
+    let (of_origin, is_slow) = (data.clone(), Arc::clone(&slow));
+    stage.origin.answer(move |request| {
+        if request.method == "GET" {
+            let pause = if is_slow.load(SeqCst) { Duration::from_millis(400) } else { Duration::ZERO };
+            Reply::text(200, &of_origin.of(&request.path).to_string()).after(pause)
+        } else {
+            Reply::text(200, &of_origin.write(&request.path).to_string())
+        }
+    });
+    let ada = Token::of("ada").sign();
+    std::thread::scope(|scope| {
+        let reading: Vec<_> = [&stage.gateway, &other]
+            .map(|gateway| {
+                let client = gateway.client();
+                let ada = &ada;
+                scope.spawn(move || version(&client.get("/items/7").host("api.example").bearer(ada).send()))
+            })
+            .into();
+        assert_eventually!(stage.origin.in_flight() == 2, "both fills are under way");
+        assert_eq!(
+            version(&stage.client.put("/items/7").host("api.example").bearer(&ada).body("x").send()),
+            1
+        );
+        slow.store(false, SeqCst);
+        for gateway in [&stage.gateway, &other] {
+            assert_eq!(
+                version(&gateway.client().get("/items/7").host("api.example").bearer(&ada).send()),
+                1,
+                "while the fill goes on"
+            );
+        }
+        for thread in reading {
+            assert_eq!(thread.join().unwrap(), 0, "who asked before may be told what was before");
+        }
+    });
+    for gateway in [&stage.gateway, &other] {
+        for _ in 0..2 {
+            assert_eq!(version(&gateway.client().get("/items/7").host("api.example").bearer(&ada).send()), 1);
+        }
+    }
+}
+
+#[test]
+fn a_write_whose_answer_is_an_error_or_lost_counts_as_done() {
+    let stage = Stage::start();
+    let other = stage.another();
+    let data = Data::default();
+    let of_origin = data.clone();
+    stage.origin.answer(move |request| {
+        if request.method == "GET" {
+            return Reply::text(200, &of_origin.of(&request.path).to_string());
+        }
+        of_origin.write(&request.path);
+        match request.query.as_deref() {
+            Some("500") => Reply::text(500, "written, then failed"),
+            Some("503") => Reply::text(503, "written, then failed"),
+            Some("close") => Reply::close(),
+            Some("hang") => Reply::hang_before_head(),
+            Some("break") => Reply::text(200, "0123456789").break_in_body_after(2),
+            Some("303") => Reply::new(303, "").header("location", "/items/3"),
+            _ => Reply::text(200, "ok"),
+        }
+    });
+    let ada = Token::of("ada").sign();
+    for how in ["500", "503", "close", "hang", "break", "303"] {
+        let path = format!("/items/lost-{how}");
+        for gateway in [&stage.gateway, &other] {
+            let client = gateway.client();
+            for _ in 0..2 {
+                assert_eq!(version(&client.get(&path).host("api.example").bearer(&ada).send()), 0, "{how}");
+            }
+        }
+        let answer =
+            stage.client.post(&format!("{path}?{how}")).host("api.example").bearer(&ada).body("x").try_send();
+        if let Ok(answer) = &answer {
+            assert_ne!(answer.code(), 200, "{how}");
+        }
+        for gateway in [&stage.gateway, &other] {
+            assert_eq!(
+                version(&gateway.client().get(&path).host("api.example").bearer(&ada).send()),
+                1,
+                "{how}"
+            );
+        }
+    }
+    // A client that goes away before the answer: the write may have happened.
+    let path = "/items/gone";
+    assert_eq!(version(&other.client().get(path).host("api.example").bearer(&ada).send()), 0);
+    let gone = stage
+        .client
+        .put(&format!("{path}?hang"))
+        .host("api.example")
+        .bearer(&ada)
+        .body("x")
+        .within(Duration::from_millis(300));
+    assert!(gone.try_send().is_err());
+    assert_eventually!(
+        version(&other.client().get(path).host("api.example").bearer(&ada).send()) == 1,
+        "it is noticed"
+    );
+    // A write that was refused changes nothing.
+    let path = "/items/refused";
+    stage.origin.route("/items/refused", |request| {
+        if request.method == "GET" { Reply::text(200, "0") } else { Reply::text(403, "no") }
+    });
+    stage.client.get(path).host("api.example").bearer(&ada).send();
+    stage.client.put(path).host("api.example").bearer(&ada).body("x").send();
+    assert_eq!(x_cache(&stage.client.get(path).host("api.example").bearer(&ada).send()), "HIT");
+}
+
+#[test]
+fn a_write_drops_what_its_route_declares_however_it_is_spelt() {
+    let stage = Stage::start();
+    versioned(&stage.origin, |_| Duration::ZERO);
+    let (ada, bob) = (Token::of("ada").sign(), Token::of("bob").sign());
+    let read =
+        |path: &str, token: &str| x_cache(&stage.client.get(path).host("api.example").bearer(token).send());
+    let fill = |path: &str, token: &str| {
+        read(path, token);
+        assert_eq!(read(path, token), "HIT", "{path}");
+    };
+    fill("/items", &ada);
+    fill("/items", &bob);
+    fill("/items/1", &ada);
+    fill("/items/2", &ada);
+    fill("/items/1", &bob);
+    stage.client.put("/items/1").host("api.example").bearer(&ada).body("x").send();
+    assert_eq!(read("/items", &ada), "MISS", "the writer's list");
+    assert_eq!(read("/items", &bob), "HIT", "somebody else's list is theirs");
+    assert_eq!(read("/items/1", &ada), "MISS");
+    assert_eq!(read("/items/1", &bob), "MISS", "the record, for whoever reads it");
+    assert_eq!(read("/items/2", &ada), "HIT", "another record");
+    // The same record in other letters.
+    for (reading, writing) in [
+        ("/items/a@b", "/items/a%40b"),
+        ("/items/%61", "/items/a"),
+        ("/items/x%20y", "/items/x%20y?z=1"),
+        ("/items/%c3%a4", "/items/%C3%A4"),
+        ("/items/a!", "/items/a%21"),
+        ("/items/a~", "/items/a%7E"),
+        ("/items/./k", "/items/k"),
+    ] {
+        fill(reading, &ada);
+        assert_eq!(
+            stage.client.put(writing).host("api.example").bearer(&ada).body("x").send().code(),
+            200,
+            "{writing}"
+        );
+        assert_eq!(read(reading, &ada), "MISS", "{writing} changes {reading}");
+    }
+    // Tags cannot be forged by what stands in a path.
+    fill("/items/3", &ada);
+    for id in ["3%3A", "%253", "3:", "-epoch", "*", "3,", "3%7B"] {
+        stage.client.put(&format!("/items/{id}")).host("api.example").bearer(&bob).body("x").send();
+        assert_eq!(read("/items/3", &ada), "HIT", "{id}");
+    }
+}
+
+#[test]
+fn a_logout_drops_what_is_stored_for_the_user_on_every_instance() {
+    let stage = Stage::start();
+    let other = stage.another();
+    versioned(&stage.origin, |_| Duration::ZERO);
+    let (ada, bob) = (Token::of("ada").sign(), Token::of("bob").sign());
+    for gateway in [&stage.gateway, &other] {
+        for token in [&ada, &bob] {
+            let client = gateway.client();
+            client.get("/items/1").host("api.example").bearer(token).send();
+            assert_eq!(x_cache(&client.get("/items/1").host("api.example").bearer(token).send()), "HIT");
+        }
+    }
+    assert_eq!(stage.client.post("/auth/logout").host("api.example").bearer(&ada).send().code(), 200);
+    let again = Token::of("ada").sign();
+    for gateway in [&other, &stage.gateway] {
+        assert_eq!(gateway.client().get("/items/1").host("api.example").bearer(&ada).send().code(), 401);
+        assert_eq!(
+            x_cache(&gateway.client().get("/items/1").host("api.example").bearer(&bob).send()),
+            "HIT",
+            "nobody else's"
+        );
+    }
+    assert_eq!(x_cache(&other.client().get("/items/1").host("api.example").bearer(&again).send()), "MISS");
+}
+
+#[test]
+fn operators_purge_by_key_user_route_tag_and_all_on_every_instance() {
+    let stage = Stage::start();
+    let other = stage.another();
+    versioned(&stage.origin, |_| Duration::ZERO);
+    let (ada, bob) = (Token::of("ada").sign(), Token::of("bob").sign());
+    let key = {
+        let response = stage.client.get("/items/1").host("api.example").bearer(&ada).send();
+        response.header("x-cache-key").unwrap().to_owned()
+    };
+    // What each purge drops of: ada's record, ada's list, bob's record.
+    let purges = [
+        (serde_json::json!({ "key": key }), [true, false, false]),
+        (serde_json::json!({ "user": "ada" }), [true, true, false]),
+        (serde_json::json!({ "route": "item" }), [true, false, true]),
+        (serde_json::json!({ "tag": "items:ada" }), [false, true, false]),
+        (serde_json::json!({ "all": true }), [true, true, true]),
+    ];
+    for (purge, dropped) in purges {
+        let reads = [("/items/1", &ada), ("/items", &ada), ("/items/1", &bob)];
+        for gateway in [&stage.gateway, &other] {
+            for (path, token) in reads {
+                let client = gateway.client();
+                client.get(path).host("api.example").bearer(token).send();
+                assert_eq!(x_cache(&client.get(path).host("api.example").bearer(token).send()), "HIT");
+            }
+        }
+        let answer =
+            stage.gateway.admin().post("/api/v1/cache/purge").bearer(ADMIN_TOKEN).json(&purge).send();
+        assert_eq!(answer.code(), 200, "{purge}: {}", answer.text());
+        stage.origin.clear();
+        for ((path, token), dropped) in reads.into_iter().zip(dropped) {
+            for gateway in [&other, &stage.gateway] {
+                stage.origin.clear();
+                let response = gateway.client().get(path).host("api.example").bearer(token).send();
+                let kept = x_cache(&response) == "HIT";
+                // What one instance fetched anew the next has from Redis.
+                assert!(!(kept && dropped && std::ptr::eq(gateway, &raw const other)), "{purge}: {path}");
+                assert!(kept || dropped, "{purge} must leave {path}");
+            }
+        }
+    }
+}
