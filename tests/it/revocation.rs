@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::setup::{PATIENT, config, gateway, get_as, pair, revoke};
+use crate::setup::{PATIENT, ROOMY, config, gateway, get_as, pair, revoke};
 use crate::support::gateway::Gateway;
 use crate::support::origin::{Origin, Reply};
 use crate::support::redis::Redis;
@@ -104,7 +104,7 @@ fn a_logout_and_an_operators_revocations_hold_on_every_instance_at_once() {
 #[test]
 fn what_was_revoked_before_an_outage_holds_during_it_also_where_it_was_only_heard_of() {
     let (redis, origin) = (Redis::start(), Origin::start());
-    let config = config(&origin, "", ROUTES);
+    let config = config(&origin, ROOMY, ROUTES);
     let [first, second] = pair(&config, &redis);
     let (token, subject) = (Token::of("ada"), Token::of("bob"));
     // The subscription stands once an instance hears of something.
@@ -130,7 +130,7 @@ fn what_was_revoked_before_an_outage_holds_during_it_also_where_it_was_only_hear
 #[test]
 fn what_is_revoked_during_an_outage_holds_here_at_once_and_everywhere_after_it() {
     let (redis, origin) = (Redis::start(), Origin::start());
-    let [first, second] = pair(&config(&origin, "", ROUTES), &redis);
+    let [first, second] = pair(&config(&origin, ROOMY, ROUTES), &redis);
     take_away(&redis, &[&first, &second]);
     let tokens: Vec<Token> = (0..300).map(|number| Token::of(&format!("u{number}"))).collect();
     for token in &tokens[1..] {
@@ -155,7 +155,7 @@ fn what_is_revoked_during_an_outage_holds_here_at_once_and_everywhere_after_it()
 #[test]
 fn what_redis_refuses_to_write_is_not_called_shared_and_is_handed_over_when_it_writes_again() {
     let (redis, origin) = (Redis::start(), Origin::start());
-    let [first, second] = pair(&config(&origin, "", ROUTES), &redis);
+    let [first, second] = pair(&config(&origin, ROOMY, ROUTES), &redis);
     let set = |memory: &str| {
         redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(memory).exec(&mut redis.client()).unwrap();
     };
@@ -177,7 +177,7 @@ fn what_redis_refuses_to_write_is_not_called_shared_and_is_handed_over_when_it_w
 fn a_revocation_that_one_late_answer_kept_from_redis_is_handed_over_without_an_outage() {
     let (redis, origin) = (Redis::start(), Origin::start());
     let relay = Relay::to(redis.addr());
-    let config = config(&origin, "breaker_failures = 100", ROUTES);
+    let config = config(&origin, &format!("{ROOMY}\nbreaker_failures = 100"), ROUTES);
     let first = gateway(&config, &relay.redis_url());
     let second = gateway(&config, &redis.url());
     let token = Token::of("ada");
@@ -197,7 +197,7 @@ fn what_is_written_during_an_outage_is_not_served_stale_after_it() {
     let current = std::sync::Arc::clone(&version);
     origin.answer(move |_| Reply::text(200, &current.load(std::sync::atomic::Ordering::SeqCst).to_string()));
     let relay = Relay::to(redis.addr());
-    let config = config(&origin, "", ROUTES);
+    let config = config(&origin, ROOMY, ROUTES);
     let [first, second] = [gateway(&config, &relay.redis_url()), gateway(&config, &relay.redis_url())];
     let token = Token::of("ada").sign();
     let read = |gateway: &Gateway| get_as(gateway.addr(), "/notes", &token).text();

@@ -11,6 +11,9 @@ use crate::support::redis::Redis;
 /// Exactness is promised where Redis answers within the deadline; a loaded machine must not decide about that.
 pub const PATIENT: &str = "deadline = \"1s\"";
 
+/// For tests in which Redis goes away: ten times the default, so that only the faults made here are seen as faults.
+pub const ROOMY: &str = "deadline = \"200ms\"";
+
 /// A configuration: `redis` are further lines of that table, `rest` the policies and routes. The tests speak for any
 /// client address, through `X-Forwarded-For`.
 pub fn config(origin: &Origin, redis: &str, rest: &str) -> String {
