@@ -941,7 +941,10 @@ fn refreshing_in_the_background_is_done_as_the_user_who_asked() {
             };
             let first = ask(&Method::GET);
             assert!(first.text().starts_with(name), "{way}: {}", first.text());
-            assert_eventually!(x_cache(&ask(&method)) == "STALE", "it becomes stale");
+            // An h2 request whose token was in its query is not repeated: it refreshes by itself.
+            let alone = way == "query" && path.ends_with("2.0");
+            let expected = if alone { "MISS" } else { "STALE" };
+            assert_eventually!(x_cache(&ask(&method)) == expected, format!("{path} becomes stale"));
             assert_eventually!(
                 origin.received_at(&path).len() >= 2,
                 format!("{path} is refreshed in the background")
