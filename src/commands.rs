@@ -23,7 +23,7 @@ const MAX_INPUT: u64 = 64 * 1024;
 pub fn execute(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(arguments) => run(&arguments.config),
-        Command::Check(arguments) => check(&arguments.config),
+        Command::Check(arguments) => Ok(check(&arguments.config)),
         Command::Demo(arguments) => run_demo(arguments),
         Command::Token(Token::Mint(arguments)) => mint_token(arguments),
         Command::Token(Token::Inspect(arguments)) => inspect_token(arguments),
@@ -48,11 +48,11 @@ fn load(path: &Path) -> Option<Loaded> {
     }
 }
 
-fn check(path: &Path) -> anyhow::Result<ExitCode> {
-    let Some(loaded) = load(path) else { return Ok(ExitCode::FAILURE) };
+fn check(path: &Path) -> ExitCode {
+    let Some(loaded) = load(path) else { return ExitCode::FAILURE };
     if let Err(errors) = app::check(&loaded) {
         eprintln!("{errors}");
-        return Ok(ExitCode::FAILURE);
+        return ExitCode::FAILURE;
     }
     for warning in &loaded.warnings {
         eprintln!("warning: {warning}");
@@ -67,7 +67,7 @@ fn check(path: &Path) -> anyhow::Result<ExitCode> {
         upstreams.len(),
         issuers.len(),
     );
-    Ok(ExitCode::SUCCESS)
+    ExitCode::SUCCESS
 }
 
 fn run_demo(arguments: &cli::Demo) -> anyhow::Result<ExitCode> {
@@ -84,7 +84,9 @@ fn run_demo(arguments: &cli::Demo) -> anyhow::Result<ExitCode> {
     // Free a moment ago: as good as reserved on the loopback interface of one machine.
     let backend = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
 
-    let secret: String = (0..8).map(|_| format!("{:016x}", fastrand::u64(..))).collect();
+    let mut secret = [0_u8; 32];
+    getrandom::fill(&mut secret).map_err(|error| anyhow::anyhow!("no randomness for a secret: {error}"))?;
+    let secret = tollgate::identifiers::sha256_hex(&secret);
     let demo_variables: Variables =
         [(demo::SECRET_VARIABLE.to_owned(), secret.clone())].into_iter().collect();
     let text = demo::configuration(listen, admin_listen, backend);

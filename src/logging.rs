@@ -162,9 +162,11 @@ struct ClientNoise {
     wanted: bool,
 }
 
-/// Beginnings of pingora 0.9 messages caused by a client alone.
+/// Beginnings of pingora 0.9 messages caused by a client alone, or by an idle upstream connection that is just being
+/// put back: another one is opened.
 const CLIENT_NOISE: &[&str] = &[
     "Downstream handshake ",
+    "failed to acquire reusable stream",
     "H2 handshake error",
     "HTTP server fails to ",
     "Fail to proxy: ",

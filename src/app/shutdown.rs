@@ -15,9 +15,14 @@ use super::operations::Lifecycle;
 const QUIET: Duration = Duration::from_millis(200);
 const POLL: Duration = Duration::from_millis(20);
 
+/// While requests are in flight, the listeners stay open for this long after SIGTERM: balancers see that the
+/// instance is not ready, clients are told to close their connections, and nobody is turned away meanwhile.
+pub(super) const LEAD: Duration = Duration::from_secs(1);
+
 /// Waits for SIGTERM (drain) or SIGINT (at once).
 pub(super) struct Signals {
     pub(super) lifecycle: Arc<Lifecycle>,
+    pub(super) in_flight: IntGauge,
 }
 
 #[async_trait]
@@ -33,13 +38,21 @@ impl ShutdownSignalWatch for Signals {
             _ = terminate.recv() => {
                 tracing::info!("SIGTERM: draining");
                 self.lifecycle.draining.store(true, Ordering::Release);
-                ShutdownSignal::GracefulTerminate
             }
-            _ = interrupt.recv() => {
-                self.lifecycle.draining.store(true, Ordering::Release);
-                ShutdownSignal::FastShutdown
-            }
+            _ = interrupt.recv() => return self.at_once(),
         }
+        tokio::select! {
+            () = quiet(&self.lifecycle, &self.in_flight, LEAD) => ShutdownSignal::GracefulTerminate,
+            _ = interrupt.recv() => self.at_once(),
+        }
+    }
+}
+
+impl Signals {
+    fn at_once(&self) -> ShutdownSignal {
+        self.lifecycle.interrupted.store(true, Ordering::Release);
+        self.lifecycle.draining.store(true, Ordering::Release);
+        ShutdownSignal::FastShutdown
     }
 }
 
@@ -53,19 +66,24 @@ pub(super) async fn exit_when_drained(
     while !lifecycle.draining.load(Ordering::Acquire) {
         tokio::time::sleep(POLL).await;
     }
-    let started = Instant::now();
-    let mut quiet_since = Instant::now();
-    while started.elapsed() < patience {
-        if in_flight.get() > 0 {
-            quiet_since = Instant::now();
-        } else if quiet_since.elapsed() >= QUIET {
-            break;
-        }
-        tokio::time::sleep(POLL).await;
-    }
+    quiet(&lifecycle, &in_flight, patience).await;
     let left = in_flight.get();
     if left > 0 {
         tracing::warn!(requests = left, "ended before these requests did");
     }
     exit();
+}
+
+/// Returns once no request was in flight for [`QUIET`], after `patience`, or at once when interrupted.
+async fn quiet(lifecycle: &Lifecycle, in_flight: &IntGauge, patience: Duration) {
+    let started = Instant::now();
+    let mut quiet_since = Instant::now();
+    while started.elapsed() < patience && !lifecycle.interrupted.load(Ordering::Acquire) {
+        if in_flight.get() > 0 {
+            quiet_since = Instant::now();
+        } else if quiet_since.elapsed() >= QUIET {
+            return;
+        }
+        tokio::time::sleep(POLL).await;
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -60,8 +60,6 @@ pub struct Generations {
     max_pending: usize,
     /// Other instances read what this one writes.
     shared: bool,
-    /// Somebody is repeating writes that failed.
-    repeating: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -102,7 +100,6 @@ impl Generations {
             remembered: settings.generations_remembered.max(1),
             max_pending: settings.pending_invalidations.max(1),
             shared,
-            repeating: AtomicBool::new(false),
         }
     }
 
@@ -205,17 +202,6 @@ impl Generations {
             }
         }
         self.pending.store(state.pending.len(), Ordering::Release);
-    }
-
-    /// Whether the caller is to repeat what is pending, because nobody else does; it says so when it
-    /// [stops](Self::stop_repeating).
-    pub fn repeat(&self) -> bool {
-        self.pending.load(Ordering::Acquire) > 0 && !self.repeating.swap(true, Ordering::AcqRel)
-    }
-
-    /// Lets others repeat.
-    pub fn stop_repeating(&self) {
-        self.repeating.store(false, Ordering::Release);
     }
 
     fn observe<V: AsRef<[u8]>>(&self, tags: &Tags, values: &[Option<V>], absent: &[Write]) {
@@ -388,6 +374,7 @@ mod tests {
         tags
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "what was asked for is looked at once")]
     fn ready(resolution: Resolution) -> Fingerprint {
         match resolution {
             Resolution::Ready { fingerprint, .. } => fingerprint,
@@ -494,13 +481,11 @@ mod tests {
         let lost = generations.invalidate([Box::from("todo:1")]);
         redis.write(&lost);
         look(&redis);
-        assert!(generations.repeat() && !generations.repeat());
         let repeated = generations.pending();
         assert_ne!(repeated[0].value, lost[0].value);
         redis.write(&repeated);
         generations.settle(&repeated);
-        generations.stop_repeating();
-        assert!(!generations.repeat());
+        assert!(generations.pending().is_empty());
         look(&redis);
     }
 

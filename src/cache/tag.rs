@@ -1,8 +1,9 @@
 //! Tags: names of what a stored response depends on, and of what a write changes.
 //! Values from requests are encoded so that none can forge another tag or grow without bound.
 
-use sha2::{Digest, Sha256};
 use thiserror::Error;
+
+use crate::identifiers::encode_key_part;
 
 /// Stands for "nobody" where a template says `{user}`; no encoded value starts with `-`.
 const ANONYMOUS: &str = "-anonymous";
@@ -10,10 +11,6 @@ const ANONYMOUS: &str = "-anonymous";
 const EMPTY: &str = "-empty";
 /// Everything stored depends on it; no template renders to it.
 const EPOCH: &str = "-epoch";
-/// Longest encoded value kept readable.
-const MAX_VALUE: usize = 64;
-/// What replaces a longer one.
-const HASHED: &str = "sha256-";
 
 /// Leading digits of a published key that its tag has.
 const KEY_DIGITS: usize = 4;
@@ -144,33 +141,13 @@ fn push_value(tag: &mut String, value: &str) {
         tag.push_str(EMPTY);
         return;
     }
-    let start = tag.len();
-    if !value.starts_with(HASHED) {
-        for (position, byte) in value.bytes().enumerate() {
-            let c = char::from(byte);
-            if is_plain(c) && !(position == 0 && c == '-') {
-                tag.push(c);
-            } else {
-                tag.push('%');
-                push_hex(tag, byte);
-            }
-            if tag.len() - start > MAX_VALUE {
-                break;
-            }
+    let encoded = encode_key_part(value);
+    match encoded.strip_prefix('-') {
+        Some(rest) => {
+            tag.push_str("%2D");
+            tag.push_str(rest);
         }
-    }
-    if tag.len() == start || tag.len() - start > MAX_VALUE {
-        tag.truncate(start);
-        tag.push_str(HASHED);
-        for byte in Sha256::digest(value.as_bytes()).iter().take(16) {
-            push_hex(tag, *byte);
-        }
-    }
-}
-
-fn push_hex(text: &mut String, byte: u8) {
-    for nibble in [byte >> 4, byte & 15] {
-        text.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0'));
+        None => tag.push_str(&encoded),
     }
 }
 
@@ -257,12 +234,12 @@ mod tests {
     fn templates_render_users_and_path_parameters() {
         assert_eq!(render("todos:{user}", Some("ada@example.org"), ""), "todos:ada@example.org");
         assert_eq!(render("todo:{id}", None, "42"), "todo:42");
-        assert_eq!(render("todo:{user}:{id}", None, "a:b/c d"), "todo:-anonymous:a%3ab%2fc%20d");
+        assert_eq!(render("todo:{user}:{id}", None, "a:b/c d"), "todo:-anonymous:a%3Ab%2Fc%20d");
     }
 
     #[test]
     fn reserved_words_cannot_be_forged() {
-        assert_eq!(render("u:{user}", Some("-anonymous"), ""), "u:%2danonymous");
+        assert_eq!(render("u:{user}", Some("-anonymous"), ""), "u:%2Danonymous");
         assert_ne!(render("u:{user}", Some(""), ""), render("u:{user}", Some("-empty"), ""));
         let long = "x".repeat(65);
         let hashed = render("u:{user}", Some(&long), "");
@@ -290,7 +267,7 @@ mod tests {
         fn different_users_have_different_bounded_tags(a in ".{0,80}", b in ".{0,80}") {
             let (left, right) = (user_tag(Some(&a)), user_tag(Some(&b)));
             prop_assert_eq!(a == b, left == right);
-            prop_assert!(left.len() <= 5 + MAX_VALUE);
+            prop_assert!(left.len() <= 7 + crate::identifiers::MAX_KEY_PART);
             prop_assert!(left != user_tag(None));
             prop_assert!(left.bytes().all(|c| c.is_ascii_graphic()));
         }

@@ -79,8 +79,7 @@ pub struct ClientAddr {
     pub peer: IpAddr,
     /// Whether the peer is a declared proxy, so that its forwarding headers mean something.
     pub peer_trusted: bool,
-    /// Bits of an IPv6 address that make one client.
-    pub ipv6_prefix: u8,
+    ipv6_prefix: u8,
 }
 
 impl ClientAddr {

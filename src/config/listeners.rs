@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::reader::Reader;
 use super::spec::{Admin, Cache, Log, Redis, Server};
-use super::value::{Secret, Size};
+use super::value::{Secret, Size, is_host_name};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -80,10 +80,10 @@ pub(super) fn admin(root: &Reader<'_>, server: &Server) -> Admin {
     }
     match listen {
         Some(listen) if token.is_none() && !listen.ip().is_loopback() && !reader.reported("token") => {
-            reader.refuse(
+            reader.warn(
                 "listen",
-                "is reachable from other machines while admin.token is not set; accepted: a loopback address \
-                 such as \"127.0.0.1:9090\", or set admin.token",
+                "is reachable from other machines while admin.token is not set: the admin API is closed there, \
+                 and anyone can read /metrics and /health",
             );
         }
         None if !reader.reported("listen") => {
@@ -93,7 +93,19 @@ pub(super) fn admin(root: &Reader<'_>, server: &Server) -> Admin {
     }
     let listen = listen.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090));
     shared_addresses(root, server, &reader, listen);
-    Admin { listen, token, health_detail: reader.get("health_detail") }
+    Admin { listen, hosts: hosts(&reader), token, health_detail: reader.get("health_detail") }
+}
+
+fn hosts(reader: &Reader<'_>) -> Vec<Box<str>> {
+    let hosts: Vec<String> = reader.list("hosts");
+    for (index, host) in hosts.iter().enumerate().filter(|(_, host)| !is_host_name(host)) {
+        reader.refuse_item(
+            "hosts",
+            index,
+            format!("{host:?} is not accepted; accepted: a name without port such as \"tollgate.internal\""),
+        );
+    }
+    hosts.into_iter().map(|host| host.to_ascii_lowercase().into()).collect()
 }
 
 /// Two listeners cannot share an address; an unspecified address takes the port of every address.

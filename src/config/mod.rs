@@ -109,12 +109,12 @@ fn read(text: &str, name: &str, directory: &Path, variables: &Variables) -> Resu
         };
         Errors::new(errors.into_iter().map(problem).collect())
     })?;
-    let Decoded { spec, mut found, mut warnings } = decode(root.clone(), directory, variables);
+    let Decoded { spec, merged, mut found, mut warnings } = decode(root.clone(), directory, variables);
     found.extend(other_environments(&root, spec.environment, directory, variables));
     name_overlays(&root, &mut found);
     if found.is_empty() {
         let mut by_path = BTreeMap::new();
-        walk::places(&root, "", &mut by_path);
+        walk::places(&merged, "", &mut by_path);
         name_overlays(&root, &mut warnings);
         let warnings = source.problems(warnings);
         return Ok(Loaded { spec, warnings, places: Places { source, by_path } });
@@ -124,6 +124,8 @@ fn read(text: &str, name: &str, directory: &Path, variables: &Variables) -> Resu
 
 struct Decoded {
     spec: Spec,
+    /// The file with the overlay that is in force.
+    merged: Table,
     found: Vec<Found>,
     warnings: Vec<Found>,
 }
@@ -154,7 +156,7 @@ fn decode(mut root: Table, directory: &Path, variables: &Variables) -> Decoded {
     let spec = sections(&Reader::root(&cx, &root), environment);
     #[cfg(test)]
     tests::remember(&cx.asked.borrow());
-    Decoded { spec, found: cx.found.into_inner(), warnings: cx.warnings.into_inner() }
+    Decoded { spec, merged: root, found: cx.found.into_inner(), warnings: cx.warnings.into_inner() }
 }
 
 fn sections(root: &Reader<'_>, environment: Environment) -> Spec {

@@ -90,8 +90,10 @@ pub struct Server {
 /// `[admin]`.
 #[derive(Clone, Debug)]
 pub struct Admin {
-    /// Where operators connect; loopback unless there is a token.
+    /// Where operators connect.
     pub listen: SocketAddr,
+    /// Lower-case names it answers to beside IP addresses and `localhost`.
+    pub hosts: Vec<Box<str>>,
     /// Bearer credential of the API; `None`: only metrics and health are answered.
     pub token: Option<Secret>,
     /// Whether `/health` shows details.

@@ -1,6 +1,23 @@
 //! The closed sets of words that the configuration file uses. They carry no behaviour beyond their spelling.
 
-use super::value::words;
+use std::borrow::Cow;
+
+use super::error::did_you_mean;
+use super::value::{Leaf, Raw, Refused, words};
+pub use crate::logging::AccessField;
+use crate::metrics::Label as _;
+
+impl Leaf for AccessField {
+    fn accepted() -> Cow<'static, str> {
+        Self::ALL.iter().map(|field| field.as_str()).collect::<Vec<_>>().join(", ").into()
+    }
+
+    fn decode(raw: &Raw) -> Result<Self, Refused> {
+        let word = raw.text.trim();
+        Self::from_name(word)
+            .ok_or_else(|| Refused::hint(did_you_mean(word, Self::ALL.iter().map(|field| field.as_str()))))
+    }
+}
 
 words! {
     /// Which `[environments.*]` overlay is in force.
@@ -39,46 +56,6 @@ words! {
         Debug = "debug",
         /// Everything.
         Trace = "trace",
-    }
-
-    /// A field of an access log line.
-    pub enum AccessField {
-        /// Request id.
-        RequestId = "request_id",
-        /// Client address.
-        Client = "client",
-        /// Request method.
-        Method = "method",
-        /// Request host.
-        Host = "host",
-        /// Normalised path without the query.
-        Path = "path",
-        /// HTTP version.
-        Protocol = "protocol",
-        /// Name of the route.
-        Route = "route",
-        /// Subject of the token.
-        User = "user",
-        /// Plan of the caller.
-        Plan = "plan",
-        /// Status sent.
-        Status = "status",
-        /// Why the gateway answered itself.
-        Refusal = "refusal",
-        /// Cache outcome.
-        Cache = "cache",
-        /// Member that answered.
-        Upstream = "upstream",
-        /// Time until the response was sent.
-        Duration = "duration",
-        /// Body bytes received.
-        BytesIn = "bytes_in",
-        /// Body bytes sent.
-        BytesOut = "bytes_out",
-        /// `User-Agent`.
-        UserAgent = "user_agent",
-        /// `Referer` without its query.
-        Referer = "referer",
     }
 
     /// JWS algorithms (RFC 7518, RFC 8037); `none` is not one of them.

@@ -41,6 +41,29 @@ pub struct Mapping {
     pub email: Box<str>,
     /// Further claims sent to the upstream, each in its header.
     pub forward: Vec<(Box<str>, HeaderName)>,
+    /// The headers that carry the person.
+    pub carriers: Carriers,
+}
+
+/// The headers that tell the upstream who calls; what has none is not sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Carriers {
+    /// Carries the subject.
+    pub user_id: Option<HeaderName>,
+    /// Carries the plan.
+    pub plan: Option<HeaderName>,
+    /// Carries the permissions, comma-separated.
+    pub permissions: Option<HeaderName>,
+}
+
+impl Default for Carriers {
+    fn default() -> Self {
+        Self {
+            user_id: Some(X_USER_ID.clone()),
+            plan: Some(X_USER_PLAN.clone()),
+            permissions: Some(X_USER_PERMISSIONS.clone()),
+        }
+    }
 }
 
 impl Default for Mapping {
@@ -52,6 +75,7 @@ impl Default for Mapping {
             permissions: "permissions".into(),
             email: "email".into(),
             forward: Vec::new(),
+            carriers: Carriers::default(),
         }
     }
 }
@@ -71,6 +95,8 @@ pub struct Person {
     pub email: Option<Box<str>>,
     /// Forwarded claims as header lines.
     pub forwarded: Vec<(HeaderName, HeaderValue)>,
+    /// The headers for the rest.
+    pub carriers: Carriers,
 }
 
 impl Person {
@@ -84,24 +110,25 @@ impl Person {
             permissions: Box::default(),
             email: None,
             forwarded: Vec::new(),
+            carriers: Carriers::default(),
         }
     }
 
-    /// `X-User-Id`, `X-User-Plan`, `X-User-Permissions` and the forwarded claims, ready to send.
+    /// Subject, plan, permissions and the forwarded claims in their headers, ready to send.
     pub(super) fn header_lines(&self) -> Vec<(HeaderName, HeaderValue)> {
         let mut lines = Vec::with_capacity(3 + self.forwarded.len());
-        let mut add = |name: &HeaderName, text: &str| {
-            if let Ok(value) = HeaderValue::from_str(text) {
+        let mut add = |name: &Option<HeaderName>, text: &str| {
+            if let (Some(name), Ok(value)) = (name, HeaderValue::from_str(text)) {
                 lines.push((name.clone(), value));
             }
         };
-        add(&X_USER_ID, &escape(&self.subject));
+        add(&self.carriers.user_id, &escape(&self.subject));
         if let Some(plan) = &self.plan {
-            add(&X_USER_PLAN, plan);
+            add(&self.carriers.plan, plan);
         }
         if !self.permissions.is_empty() {
             let list: Vec<_> = self.permissions.iter().map(|permission| escape(permission)).collect();
-            add(&X_USER_PERMISSIONS, &list.join(","));
+            add(&self.carriers.permissions, &list.join(","));
         }
         lines.extend(self.forwarded.iter().cloned());
         lines
@@ -126,6 +153,7 @@ impl Mapping {
                 .iter()
                 .filter_map(|(claim, header)| Some((header.clone(), header_value(find(claims, claim)?)?)))
                 .collect(),
+            carriers: self.carriers.clone(),
         })
     }
 
@@ -301,6 +329,16 @@ mod tests {
                 .unwrap();
         assert_eq!(*person.permissions, [Box::<str>::from("read"), Box::from("write")]);
         assert_eq!(person.plan.as_deref(), Some("free"));
+    }
+
+    #[test]
+    fn the_person_goes_in_the_headers_that_were_chosen_and_in_no_others() {
+        let carriers =
+            Carriers { user_id: Some(HeaderName::from_static("x-account")), plan: None, permissions: None };
+        let mapping = Mapping { carriers, ..Mapping::default() };
+        let claims = json!({"sub": "a", "subscription_plan": "pro", "permissions": ["b"]});
+        let lines = apply(&mapping, &claims).unwrap().header_lines();
+        assert_eq!(lines, [(HeaderName::from_static("x-account"), HeaderValue::from_static("a"))]);
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub use algorithm::{Algorithm, Algorithms};
 pub use credentials::{Credential, CredentialProblem, Source, Sources};
 pub use identity::{Identity, Keys, TokenId};
 pub use keys::{Key, KeySet};
-pub use mapping::{Mapping, Person};
+pub use mapping::{Carriers, Mapping, Person};
 pub use refused::Refused;
 pub use resolve::{Access, IdentityRefusal, Requirement};
 pub use revocation::Revocation;

@@ -2,7 +2,7 @@
 //! Redis is started on a free loopback port by the tests and killed by its process id.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, TcpListener};
+use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -180,7 +180,7 @@ thread_local! {
 fn checks_in(space: &KeySpace, policies: &[&Policy], user: &str, now: UnixMillis) -> Checks {
     let plans = Plans::standard().unwrap();
     let caller = Caller {
-        ip: ClientNet::new(IpAddr::from([192, 0, 2, 1]), 64),
+        ip: "192.0.2.1",
         user: Some(user),
         token: None,
         api_token: None,
@@ -659,7 +659,7 @@ fn more_checks_than_fit_are_an_error_and_repeated_policies_count_once() {
     let policies: Vec<_> = (0..33).map(|i| one(&format!("p{i}"), Algorithm::FixedWindow, 1, 1)).collect();
     let plans = Plans::standard().unwrap();
     let caller = Caller {
-        ip: ClientNet::new(IpAddr::from([192, 0, 2, 1]), 64),
+        ip: "192.0.2.1",
         user: None,
         token: None,
         api_token: None,

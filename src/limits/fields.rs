@@ -205,7 +205,6 @@ fn put_number(out: &mut BytesMut, mut number: u64) {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
-    use std::net::IpAddr;
     use std::time::Duration;
 
     use sfv::{BareItem, ListEntry, Parser};
@@ -213,7 +212,7 @@ mod tests {
     use super::super::local::{self, Local};
     use super::super::plan::Plans;
     use super::super::policy::{Algorithm, KeyPart, LimitSource, Window};
-    use super::super::subject::{Caller, ClientNet, KeySpace};
+    use super::super::subject::{Caller, KeySpace};
     use super::*;
 
     const NOW: UnixMillis = UnixMillis(1_700_000_000_500);
@@ -228,7 +227,7 @@ mod tests {
 
     fn run(policies: &[Policy], hits: usize, plan: &Plan) -> (Checks, Decision) {
         let caller = Caller {
-            ip: ClientNet::new(IpAddr::from([192, 0, 2, 1]), 64),
+            ip: "192.0.2.1",
             user: None,
             token: None,
             api_token: None,

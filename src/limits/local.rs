@@ -20,21 +20,23 @@ const SHARDS: usize = 64;
 const END_MARGIN_MS: u64 = 100;
 /// Samples of the store's clock differ by the time calls take; knowledge this little ahead of now is no jump.
 const CLOCK_SLACK_MS: u64 = 1_000;
+/// A reply that comes this much later than another was not overtaken by it.
+const OVERTAKING_MS: u64 = 1_000;
 
 /// How much is remembered, and for how long a refusal is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Counters held at most, about 56 bytes each; rounded down to a power of two, at least 512.
     pub capacity: usize,
-    /// How long a refusal learned from the store is believed without asking again: `None` (until the counter
-    /// admits) is exact unless counters can be reset by others.
+    /// How long a refusal learned from the store is believed without asking again, so that a counter which
+    /// somebody reset admits again; `None`: until the counter would admit by itself.
     pub refusal_life: Option<Duration>,
 }
 
 impl Default for Settings {
-    /// 262,144 counters (15 MB when full); refusals hold until the counter admits.
+    /// 262,144 counters (15 MB when full); refusals are believed for four seconds.
     fn default() -> Self {
-        Self { capacity: 1 << 18, refusal_life: None }
+        Self { capacity: 1 << 18, refusal_life: Some(Duration::from_secs(4)) }
     }
 }
 
@@ -79,7 +81,10 @@ impl Local {
                 {
                     check.known_end = entry.state.anchor;
                 }
-                answer.state = check.rule.roll(entry.state, at);
+                // Somebody may have reset the counter since: then the store is asked again.
+                if at.0.saturating_sub(entry.learned) <= self.refusal_life_ms {
+                    answer.state = check.rule.roll(entry.state, at);
+                }
             }
             if !check.rule.admits(answer.state, at) {
                 violated.insert(index);
@@ -171,9 +176,12 @@ impl Local {
                 && old.state.anchor == new.state.anchor
                 && old.state.used > new.state.used
                 && old.state.before == new.state.before
+                && at.0.saturating_sub(old.learned) <= OVERTAKING_MS
             {
-                // Replies may overtake each other; within one window the larger count is the later one.
+                // Replies may overtake each other; within one window the larger count is the later one, unless
+                // somebody took something off the counter.
                 new.state.used = old.state.used;
+                new.learned = old.learned;
                 new.share = new.share.max(old.share);
             }
             if new.state.used > 0 || new.state.before > 0 {
@@ -217,8 +225,7 @@ impl Local {
         let entry = *self.shards.get(shard_of(check.hash))?.lock().find(check.hash)?;
         // What was counted here while the store was away binds nobody else, and knowledge from the future means
         // that a clock went back: ask.
-        let plausible = entry.learned <= at.0.saturating_add(CLOCK_SLACK_MS)
-            && at.0.saturating_sub(entry.learned) <= self.refusal_life_ms;
+        let plausible = entry.learned <= at.0.saturating_add(CLOCK_SLACK_MS);
         (entry.remote && plausible && entry.expires > at.0).then_some(entry)
     }
 

@@ -22,4 +22,4 @@ pub use check::{Check, Checks, CounterState, Decision, Refused, Violated};
 pub use local::Local;
 pub use plan::{Plan, Plans};
 pub use policy::{Algorithm, KeyPart, LimitSource, OnStoreFailure, Policy, Window};
-pub use subject::{Caller, ClientNet, KeySpace};
+pub use subject::{Caller, KeySpace};

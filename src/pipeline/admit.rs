@@ -20,7 +20,7 @@ use crate::clock::UnixMillis;
 use crate::identity::resolve::{authenticate, permit};
 use crate::identity::revocation::{Effect, Revocation};
 use crate::identity::{Identity, IdentityRefusal, Refused, Requirement, credentials};
-use crate::limits::{self, Caller, Checks, Decision, Plan, fields};
+use crate::limits::{self, Caller, Checks, Decision, OnStoreFailure, Plan, fields};
 use crate::metrics::{LimitOutcome, LimitSource};
 use crate::route::table::Found;
 use crate::route::{Route, normalise};
@@ -118,8 +118,7 @@ pub async fn admit(
         .map(|settings| cache::Pending::new(settings, input.method, input.headers, target, param));
     let cache = decide(gateway, &route, client, identity.as_ref(), pending, origin, context).await?;
 
-    let canonical = normalise::target(&path, query.as_deref());
-    let rewritten = (canonical.as_bytes() != input.target).then(|| canonical.into());
+    let rewritten = rewritten(&head, &path, query.as_deref());
     context.admission = Admission::Admitted(Box::new(Admitted {
         route,
         params,
@@ -142,6 +141,12 @@ fn stored_at(gateway: &Gateway, host: &str, target: CacheTarget<'_>) -> Option<B
     Some(key_tag(&Unstamped::new(settings, CacheTarget { caller, ..target }).public_key()))
 }
 
+/// The target to send on, where it is not the one that came.
+fn rewritten(head: &Head<'_>, path: &str, query: Option<&str>) -> Option<Box<str>> {
+    let unchanged = !head.was_absolute && path.as_bytes() == head.path && query == head.query;
+    (!unchanged).then(|| normalise::target(path, query).into())
+}
+
 /// Names and values of path parameters.
 pub type Params = Box<[(Box<str>, Box<str>)]>;
 
@@ -160,7 +165,7 @@ fn note_client(
     let told = client_addr::told(&gateway.client_addr, &client, headers);
     context.client = Some(client);
     context.request_id = forward::request_id(headers, client.peer_trusted);
-    context.trace = forward::TraceParent::of(headers, client.peer_trusted);
+    context.trace = Some(forward::TraceParent::of(headers, client.peer_trusted));
     context.scheme = told.scheme.unwrap_or(Scheme::Http);
     context.host = match (told.host, head.port) {
         (Some(host), _) => host.into(),
@@ -225,6 +230,7 @@ async fn decide(
 
     let mut values = None;
     let mut verdict = None;
+    let mut blind = false;
     let needed = !checks.is_empty() || identity.is_some() || matches!(pending, Some(Ok(_)));
     if needed && let Some(store) = &shared.store {
         let tags = match &pending {
@@ -240,7 +246,18 @@ async fn decide(
             Some(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, identity, now)),
             Some(Answer::Banned) => return Err(Refusal::Banned),
             None => {
-                verdict = Some((shared.local.decide_without_store(&mut checks, now), LimitSource::Memory))
+                let decision = shared.local.decide_without_store(&mut checks, now);
+                if let Decision::Refused(refused) = &decision
+                    && refused.violated.iter().any(|index| says(&checks, index, OnStoreFailure::Deny))
+                {
+                    // Not the client's doing: nobody may pass, whatever is left of its limit.
+                    count(gateway, &checks, LimitOutcome::DeniedBlind, LimitSource::Memory, |index| {
+                        says(&checks, index, OnStoreFailure::Deny)
+                    });
+                    return Err(Refusal::StoreRequired);
+                }
+                blind = true;
+                verdict = Some((decision, LimitSource::Memory));
             }
         }
     }
@@ -249,9 +266,14 @@ async fn decide(
     match decision {
         Decision::Refused(refused) => return Err(refuse(gateway, &checks, plan, refused, source, context)),
         Decision::Admitted { .. } => {
-            count(gateway, &checks, LimitOutcome::Admitted, source, |_| true);
+            let unseen = |index| blind && says(&checks, index, OnStoreFailure::Allow);
+            count(gateway, &checks, LimitOutcome::Admitted, source, |index| !unseen(index));
+            if blind {
+                count(gateway, &checks, LimitOutcome::AllowedBlind, source, unseen);
+            }
+            context.limit = (!checks.is_empty()).then_some(LimitOutcome::Admitted.as_str());
             fields::write(&gateway.fields, &checks, &decision, |name, value| {
-                context.quota.push((name, value))
+                context.quota.push((name, value));
             });
         }
     }
@@ -267,6 +289,11 @@ async fn decide(
     })
 }
 
+/// Whether the policy of check `index` wants this while the store is away.
+fn says(checks: &Checks, index: usize, wanted: OnStoreFailure) -> bool {
+    checks.get(index).is_some_and(|check| check.on_store_failure == wanted)
+}
+
 fn collect(
     gateway: &Gateway,
     route: &Route,
@@ -278,8 +305,9 @@ fn collect(
     if route.policies.is_empty() {
         return;
     }
+    let address = client.subject().text();
     let caller = Caller {
-        ip: limits::ClientNet::new(client.ip, client.ipv6_prefix),
+        ip: address.as_str(),
         user: identity.map(|identity| &*identity.subject),
         token: identity.map(|identity| identity.token_id.as_str()),
         api_token: None,
@@ -314,7 +342,9 @@ fn refuse(
     source: LimitSource,
     context: &mut Context,
 ) -> Refusal {
+    context.limit = Some(LimitOutcome::Refused.as_str());
     count(gateway, checks, LimitOutcome::Refused, source, |index| refused.violated.contains(index));
+    context.limit = Some(LimitOutcome::Refused.as_str());
     let decision = Decision::Refused(refused);
     fields::write(&gateway.fields, checks, &decision, |name, value| context.quota.push((name, value)));
     Refusal::Limited(Limited {

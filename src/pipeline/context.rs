@@ -65,8 +65,8 @@ pub struct Context {
     pub host: Box<str>,
     /// Correlation id, sent upstream and downstream.
     pub request_id: HeaderValue,
-    /// Trace context sent upstream.
-    pub trace: TraceParent,
+    /// Trace context sent upstream; unknown until the client address stage.
+    pub trace: Option<TraceParent>,
     /// Name and metrics of the route, known even when a later stage refuses.
     pub route: Option<Arc<Route>>,
     /// The caller, known even when a later stage refuses.
@@ -103,7 +103,7 @@ impl Context {
             scheme: Scheme::Http,
             host: Box::default(),
             request_id: HeaderValue::from_static("-"),
-            trace: TraceParent::fresh(),
+            trace: None,
             route: None,
             identity: None,
             admission: Admission::Pending,

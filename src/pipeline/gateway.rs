@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::head::HeadLimits;
+use super::outcome::Outcomes;
 use crate::cache::Cache;
 use crate::client_addr;
 use crate::clock::Clock;
@@ -53,6 +54,8 @@ pub struct Gateway {
     pub policy_metrics: Box<[PolicyMetrics]>,
     /// What is counted for requests that no route takes.
     pub unrouted: RouteMetrics,
+    /// What is counted whatever the route.
+    pub outcomes: Outcomes,
     /// How long a token without `exp` stays revoked.
     pub longest_revocation: Duration,
     /// Which limit fields are sent.

@@ -8,15 +8,12 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::{Cmd, RedisResult, cmd};
 
 use super::gateway::Shared;
-use crate::cache::Cache;
 use crate::cache::generations::Write;
 use crate::clock::millis;
-use crate::redis::{Lane, Store};
+use crate::redis::Lane;
 
-/// Pause before a write that failed is repeated, while the store is there.
-const REPEAT_PAUSE: Duration = Duration::from_millis(20);
-/// The longest such pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Generations handed over in one go on recovery.
+const BATCH: usize = 1_000;
 /// A write nobody waits for may take this long.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -29,6 +26,7 @@ impl Shared {
             return true;
         }
         if !store.available() {
+            store.hand_over_soon();
             return false;
         }
         let commands: Vec<Cmd> = writes.iter().map(|write| command(write, false)).collect();
@@ -44,8 +42,9 @@ impl Shared {
             }
         }
         self.cache.generations().settle(&settled);
-        if !all && self.cache.generations().repeat() {
-            tokio::spawn(repeat(Arc::clone(store), self.cache));
+        if !all {
+            // Until then this instance alone knows that the old entries are dead.
+            store.hand_over_soon();
         }
         all
     }
@@ -67,34 +66,15 @@ impl Shared {
         connection: &mut MultiplexedConnection,
     ) -> RedisResult<()> {
         let writes = self.cache.generations().pending();
-        for write in &writes {
-            command(write, false).exec_async(connection).await?;
+        for batch in writes.chunks(BATCH) {
+            let mut pipeline = ::redis::pipe();
+            for write in batch {
+                pipeline.add_command(command(write, false)).ignore();
+            }
+            pipeline.exec_async(connection).await?;
         }
         self.cache.generations().settle(&writes);
         Ok(())
-    }
-}
-
-/// Tells the store what it missed although it is there: one answer too late does not make an outage, whose end
-/// would do this.
-async fn repeat(store: Arc<Store>, cache: &'static Cache) {
-    let generations = cache.generations();
-    let mut pause = REPEAT_PAUSE;
-    loop {
-        tokio::time::sleep(pause).await;
-        pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
-        // While the store is away nobody asks it; what is pending is handed over before anybody does again.
-        if store.available() {
-            for write in generations.pending() {
-                if store.call_within(PATIENCE, Lane::Bodies, &command(&write, false)).await.is_ok() {
-                    generations.settle(&[write]);
-                }
-            }
-        }
-        generations.stop_repeating();
-        if !generations.repeat() {
-            return;
-        }
     }
 }
 

@@ -5,8 +5,96 @@ use http::Version;
 
 use super::context::Context;
 use super::gateway::Gateway;
+use super::refusal::Refusal;
+use crate::identity::{CredentialProblem, IdentityRefusal, Refused, Requirement};
 use crate::logging::AccessEntry;
-use crate::metrics::{MethodClass, StatusClass};
+use crate::metrics::{Counters, Label, MethodClass, Metrics, StatusClass};
+
+/// What looking for a credential and verifying it came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthOutcome {
+    /// A token that holds.
+    Accepted,
+    /// No token, where none is needed.
+    Anonymous,
+    /// Why not.
+    Refused(IdentityRefusal),
+}
+
+impl AuthOutcome {
+    /// The outcome for a request; `None` when nobody looked for a credential.
+    fn of(context: &Context) -> Option<Self> {
+        if let Some(Refusal::Identity(refusal)) = &context.refusal {
+            return Some(Self::Refused(*refusal));
+        }
+        if context.identity.is_some() {
+            return Some(Self::Accepted);
+        }
+        // Known only once it was admitted: a request refused before was perhaps not asked for its token.
+        let asked = context.admitted()?.route.access.requirement() != Requirement::None;
+        asked.then_some(Self::Anonymous)
+    }
+}
+
+impl Label for AuthOutcome {
+    const ALL: &'static [Self] = &[
+        Self::Accepted,
+        Self::Anonymous,
+        Self::Refused(IdentityRefusal::NotAuthenticated),
+        Self::Refused(IdentityRefusal::Forbidden),
+        Self::Refused(IdentityRefusal::Credential(CredentialProblem::Repeated)),
+        Self::Refused(IdentityRefusal::Credential(CredentialProblem::SeveralPlaces)),
+        Self::Refused(IdentityRefusal::Credential(CredentialProblem::NotOneToken)),
+        Self::Refused(IdentityRefusal::Credential(CredentialProblem::TooLong)),
+        Self::Refused(IdentityRefusal::Credential(CredentialProblem::OtherScheme)),
+        Self::Refused(IdentityRefusal::Token(Refused::TooLong)),
+        Self::Refused(IdentityRefusal::Token(Refused::Malformed)),
+        Self::Refused(IdentityRefusal::Token(Refused::DuplicateMember)),
+        Self::Refused(IdentityRefusal::Token(Refused::TooDeep)),
+        Self::Refused(IdentityRefusal::Token(Refused::HeaderNotAllowed)),
+        Self::Refused(IdentityRefusal::Token(Refused::AlgorithmNotAllowed)),
+        Self::Refused(IdentityRefusal::Token(Refused::Issuer)),
+        Self::Refused(IdentityRefusal::Token(Refused::UnknownKey)),
+        Self::Refused(IdentityRefusal::Token(Refused::BadSignature)),
+        Self::Refused(IdentityRefusal::Token(Refused::Expired)),
+        Self::Refused(IdentityRefusal::Token(Refused::NotYetValid)),
+        Self::Refused(IdentityRefusal::Token(Refused::LifetimeTooLong)),
+        Self::Refused(IdentityRefusal::Token(Refused::Audience)),
+        Self::Refused(IdentityRefusal::Token(Refused::MissingClaim)),
+        Self::Refused(IdentityRefusal::Token(Refused::Subject)),
+        Self::Refused(IdentityRefusal::Token(Refused::Revoked)),
+    ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Anonymous => "anonymous",
+            Self::Refused(refusal) => refusal.as_str(),
+        }
+    }
+
+    fn index(self) -> usize {
+        // The usual outcomes stand first; a refusal may take the time to look for itself.
+        Self::ALL.iter().position(|known| *known == self).unwrap_or(usize::MAX)
+    }
+}
+
+/// What is counted whatever the route.
+#[derive(Clone, Debug)]
+pub struct Outcomes {
+    /// Outcomes of authentication.
+    pub auth: Counters<AuthOutcome>,
+}
+
+impl Outcomes {
+    /// Resolves the counters; every series exists at zero from then on.
+    pub fn new(metrics: &Metrics) -> Self {
+        for reason in Refusal::labels() {
+            metrics.families().refusals.with_label_values(&[reason]);
+        }
+        Self { auth: metrics.auth() }
+    }
+}
 
 /// What only the connection knows.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +123,9 @@ pub fn record(gateway: &Gateway, context: &Context, sent: &Sent<'_>) {
     route.duration_seconds.observe(elapsed.as_secs_f64());
     if let Some(outcome) = context.cache_outcome {
         route.cache.count(outcome);
+    }
+    if let Some(outcome) = AuthOutcome::of(context) {
+        gateway.outcomes.auth.count(outcome);
     }
     if let Some(refusal) = &context.refusal {
         metrics.families().refusals.with_label_values(&[refusal.as_str()]).inc();
@@ -74,5 +165,30 @@ const fn protocol(version: Version) -> &'static str {
         Version::HTTP_10 => "HTTP/1.0",
         Version::HTTP_2 => "HTTP/2",
         _ => "HTTP/1.1",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_to_refuse_a_caller_has_a_series_of_its_own() {
+        let mut all: Vec<AuthOutcome> = vec![
+            AuthOutcome::Accepted,
+            AuthOutcome::Anonymous,
+            AuthOutcome::Refused(IdentityRefusal::NotAuthenticated),
+            AuthOutcome::Refused(IdentityRefusal::Forbidden),
+        ];
+        all.extend(Refused::ALL.map(|why| AuthOutcome::Refused(why.into())));
+        all.extend(CredentialProblem::ALL.map(|why| AuthOutcome::Refused(why.into())));
+        assert_eq!(all.len(), AuthOutcome::ALL.len());
+        let mut names: Vec<&str> = all.iter().map(|outcome| outcome.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all.len(), "two outcomes share a name");
+        for outcome in all {
+            assert_eq!(AuthOutcome::ALL[outcome.index()], outcome);
+        }
     }
 }

@@ -9,30 +9,44 @@ use async_trait::async_trait;
 use super::gateway::Shared;
 use crate::clock::UnixMillis;
 use crate::identity::revocation::{Effect, Revocation};
+use crate::limits::gate;
 use crate::redis::{EventHandler, Recovery};
 
 /// Revocations read from the store when a connection is made: enough for any logout habit, bounded against a
 /// store that is full of something else.
 const MAX_LEARNED: usize = 200_000;
 const SCAN_COUNT: usize = 1_000;
+/// The key, after the prefix, of a counter that tries whether the store can count at all.
+const PROBE: &str = "tollgate:probe";
 
 /// Recovers the state that instances share.
 pub struct Recoverer(pub Arc<Shared>);
 
 #[async_trait]
 impl Recovery for Recoverer {
-    async fn recover(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
-        self.0.hand_over_revocations(connection).await?;
-        self.0.hand_over_invalidations(connection).await?;
-        // Counts made alone bind nobody else; what the store holds counts again from now on.
+    fn owes(&self) -> bool {
+        !self.0.pending.is_empty() || !self.0.cache.generations().pending().is_empty()
+    }
+
+    async fn verify(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        let Some(store) = &self.0.store else { return Ok(()) };
+        let key = format!("{}{PROBE}", store.settings().key_prefix);
+        // The second time finds the counter there and reads its end.
+        for _ in 0..2 {
+            let mut command = self.0.gate.command();
+            gate::encode_trial(key.as_bytes(), &mut command);
+            command.exec_async(connection).await?;
+        }
         Ok(())
     }
 
-    async fn recovered(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
-        self.0.learn_revocations(connection).await
+    async fn recover(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        self.0.hand_over_revocations(connection).await?;
+        self.0.hand_over_invalidations(connection).await
     }
 }
 
+#[async_trait]
 impl EventHandler for Recoverer {
     fn event(&self, payload: &[u8]) {
         let revocation = std::str::from_utf8(payload).ok().and_then(Revocation::from_message);
@@ -41,7 +55,9 @@ impl EventHandler for Recoverer {
         }
     }
 
-    fn subscribed(&self) {}
+    async fn catch_up(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        self.0.learn_revocations(connection).await
+    }
 }
 
 impl Shared {
@@ -50,15 +66,15 @@ impl Shared {
         let Some(store) = &self.store else { return Ok(()) };
         let prefix = &store.settings().key_prefix;
         let mut learned = 0_usize;
-        for family in ["blacklist:*", "revoked_before:*"] {
-            let pattern = format!("{}{family}", escape_glob(prefix));
+        for family in ["blacklist:", "revoked_before:"] {
+            let pattern = format!("{}{family}*", escape_glob(prefix));
             let mut cursor = 0_u64;
             loop {
                 let mut scan = cmd("SCAN");
                 scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN_COUNT);
                 let (next, keys): (u64, Vec<String>) = scan.query_async(connection).await?;
                 learned = learned.saturating_add(keys.len());
-                self.learn_keys(connection, keys).await?;
+                self.learn_keys(connection, keys, family == "revoked_before:").await?;
                 cursor = next;
                 if cursor == 0 || learned >= MAX_LEARNED {
                     break;
@@ -68,7 +84,12 @@ impl Shared {
         Ok(())
     }
 
-    async fn learn_keys(&self, connection: &mut MultiplexedConnection, keys: Vec<String>) -> RedisResult<()> {
+    async fn learn_keys(
+        &self,
+        connection: &mut MultiplexedConnection,
+        keys: Vec<String>,
+        are_cutoffs: bool,
+    ) -> RedisResult<()> {
         if keys.is_empty() {
             return Ok(());
         }
@@ -85,7 +106,7 @@ impl Shared {
                 // A key that never expires was set by hand: believed until it is asked for again.
                 _ => now.plus(std::time::Duration::from_secs(86_400)),
             };
-            let effect = if key.contains("revoked_before:") {
+            let effect = if are_cutoffs {
                 let text: String = ::redis::from_redis_value(value.clone()).unwrap_or_default();
                 // What cannot be read as a number revokes: it fails closed.
                 Effect::IssuedBefore(text.trim().parse().unwrap_or(u64::MAX))

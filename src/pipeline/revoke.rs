@@ -9,7 +9,7 @@ use ::redis::{Cmd, RedisResult, cmd};
 use super::gateway::Shared;
 use crate::clock::millis;
 use crate::identity::Identity;
-use crate::identity::revocation::{Effect, Revocation};
+use crate::identity::revocation::{Effect, Pending, Revocation};
 use crate::metrics::RevocationKind;
 use crate::redis::{Lane, Publisher};
 
@@ -47,6 +47,8 @@ impl Shared {
             let _ = Publisher::new(Arc::clone(store)).publish(revocation.to_message().as_bytes()).await;
         } else {
             self.pending.push(revocation);
+            // Even while the store is there: one late answer must not leave the other instances in the dark.
+            store.hand_over_soon();
         }
         written
     }
@@ -58,27 +60,46 @@ impl Shared {
         tokio::join!(self.revoke(revocation), self.invalidate(vec![tag]));
     }
 
-    /// Hands revocations made during an outage to the store. What cannot be written stays pending.
+    /// Hands revocations made during an outage to the store and tells the other instances. What was not
+    /// written stays pending, also when the call is given up halfway.
     pub(super) async fn hand_over_revocations(
         &self,
         connection: &mut MultiplexedConnection,
     ) -> RedisResult<()> {
+        let Some(store) = &self.store else { return Ok(()) };
         loop {
             let now = self.clock.now();
-            let owed = self.pending.drain(now, BATCH);
-            if owed.is_empty() {
+            let owed = Owed { pending: &self.pending, revocations: self.pending.drain(now, BATCH) };
+            if owed.revocations.is_empty() {
                 return Ok(());
             }
-            for revocation in &owed {
+            let mut pipeline = ::redis::pipe();
+            for revocation in &owed.revocations {
                 let Some(ttl) = revocation.ttl(now) else { continue };
-                let written = command(revocation, ttl).exec_async(connection).await;
-                if let Err(error) = written {
-                    owed.into_iter().for_each(|revocation| self.pending.push(revocation));
-                    return Err(error);
-                }
+                pipeline.add_command(command(revocation, ttl)).ignore();
+                pipeline.add_command(store.publication(revocation.to_message().as_bytes())).ignore();
             }
-            tracing::info!(count = owed.len(), "revocations made while Redis was away were handed over");
+            pipeline.exec_async(connection).await?;
+            tracing::info!(count = owed.settle(), "revocations that Redis had not got were handed over");
         }
+    }
+}
+
+/// Revocations under way to the store: pending again when dropped before they are settled.
+struct Owed<'a> {
+    pending: &'a Pending,
+    revocations: Vec<Revocation>,
+}
+
+impl Owed<'_> {
+    fn settle(mut self) -> usize {
+        std::mem::take(&mut self.revocations).len()
+    }
+}
+
+impl Drop for Owed<'_> {
+    fn drop(&mut self) {
+        self.revocations.drain(..).for_each(|revocation| self.pending.push(revocation));
     }
 }
 

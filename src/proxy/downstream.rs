@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, DATE, HOST};
+use http::header::{CONTENT_LENGTH, DATE, EXPECT, HOST};
 use http::{HeaderName, HeaderValue, Method, Version};
 use pingora::Result;
 use pingora::http::ResponseHeader;
@@ -23,7 +23,10 @@ pub(super) fn peer(session: &Session) -> IpAddr {
 
 /// The head's own bytes, where HTTP/1 keeps them.
 pub(super) fn raw_head(session: &Session) -> Option<Bytes> {
-    session.as_downstream().as_http1().map(|http1| http1.get_headers_raw_bytes())
+    session
+        .as_downstream()
+        .as_http1()
+        .map(pingora::protocols::http::v1::server::HttpSession::get_headers_raw_bytes)
 }
 
 /// The head as plain values.
@@ -58,6 +61,13 @@ pub(super) fn prepare_repetition(session: &mut Session, context: &Context) -> bo
     }
     let host = request.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
     host.is_some_and(|host| request.insert_header(HOST, host).is_ok())
+}
+
+/// Whether the client holds its body back until it is told to go on. The head check has left no other expectation.
+pub(super) fn awaits_continue(session: &mut Session) -> bool {
+    let request = session.req_header();
+    let expects = request.version == Version::HTTP_11 && request.headers.contains_key(EXPECT);
+    expects && !session.as_downstream().is_http2() && !session.as_downstream_mut().is_body_empty()
 }
 
 /// Writes a reply of the gateway's own, keeping the connection where HTTP allows it.

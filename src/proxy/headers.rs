@@ -1,41 +1,38 @@
-//! Editing pingora's headers, which keep the case of names beside the fields.
+//! Editing pingora's headers as plain maps. pingora keeps the case of names in a second map, which makes every
+//! change twice the work; names are case-insensitive (RFC 9110 section 5.1), so that map is given up.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, request, response};
 use pingora::http::{RequestHeader, ResponseHeader};
 
-use crate::upstream::forward::HeaderEdit;
+/// Fields that the gateway adds to a request at most, so that the map grows once.
+const REQUEST_ROOM: usize = 12;
+/// Fields that the gateway adds to a response at most.
+const RESPONSE_ROOM: usize = 12;
 
-/// A request header on its way to the upstream.
-pub(super) struct Request<'a>(pub &'a mut RequestHeader);
-
-impl HeaderEdit for Request<'_> {
-    fn headers(&self) -> &HeaderMap {
-        &self.0.headers
-    }
-
-    fn remove_all(&mut self, name: &HeaderName) {
-        self.0.remove_header(name);
-    }
-
-    fn set(&mut self, name: &HeaderName, value: HeaderValue) {
-        // Fails only where more than 32,768 fields exist; heads are bounded far below.
-        let _ = self.0.insert_header(name.clone(), value);
+/// Lets `edit` change the fields of a request on its way to the upstream.
+pub(super) fn edit_request(header: &mut RequestHeader, edit: impl FnOnce(&mut HeaderMap)) {
+    let ends_stream = header.send_end_stream();
+    let nothing = RequestHeader::from(http::Request::new(()).into_parts().0);
+    let mut parts = request::Parts::from(std::mem::replace(header, nothing));
+    parts.headers.reserve(REQUEST_ROOM);
+    edit(&mut parts.headers);
+    *header = RequestHeader::from(parts);
+    if let Some(ends_stream) = ends_stream {
+        header.set_send_end_stream(ends_stream);
     }
 }
 
-/// A response header on its way to the client.
-pub(super) struct Response<'a>(pub &'a mut ResponseHeader);
-
-impl HeaderEdit for Response<'_> {
-    fn headers(&self) -> &HeaderMap {
-        &self.0.headers
-    }
-
-    fn remove_all(&mut self, name: &HeaderName) {
-        self.0.remove_header(name);
-    }
-
-    fn set(&mut self, name: &HeaderName, value: HeaderValue) {
-        let _ = self.0.insert_header(name.clone(), value);
+/// Lets `edit` change the fields of a response that just came from the upstream.
+pub(super) fn edit_response(header: &mut ResponseHeader, edit: impl FnOnce(&mut HeaderMap)) {
+    let canonical = header.status.canonical_reason();
+    let reason = header.get_reason_phrase().filter(|reason| Some(*reason) != canonical).map(str::to_owned);
+    let nothing = ResponseHeader::from(http::Response::new(()).into_parts().0);
+    let mut parts = response::Parts::from(std::mem::replace(header, nothing));
+    parts.headers.reserve(RESPONSE_ROOM);
+    edit(&mut parts.headers);
+    *header = ResponseHeader::from(parts);
+    if reason.is_some() {
+        // It came over the wire a moment ago: it is a valid one.
+        let _ = header.set_reason_phrase(reason.as_deref());
     }
 }

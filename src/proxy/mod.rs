@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, StatusCode, Uri, Version};
+use http::header::{HOST, TRANSFER_ENCODING};
+use http::{HeaderValue, Method, StatusCode, Uri, Version};
 use pingora::cache::key::HashBinary;
 use pingora::cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -126,13 +127,21 @@ impl ProxyHttp for Proxy {
     }
 
     async fn early_request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
+        if session.subrequest_ctx.is_none() {
+            connections::head_arrived();
+        }
         let timeouts = exchange.gateway.timeouts;
         let downstream = session.as_downstream_mut();
-        // pingora sets "for ever" on each parse, so this must be said for each request.
-        let draining = self.draining.load(Ordering::Relaxed);
-        downstream.set_keepalive((!draining).then_some(timeouts.keepalive.as_secs().max(1)));
+        // pingora sets "for ever" on each parse, so this must be said for each request; "off" stays, which it sets
+        // where the client closes or is of HTTP/1.0.
+        let kept = downstream.get_keepalive().is_some() && !self.draining.load(Ordering::Relaxed);
+        downstream.set_keepalive(kept.then_some(timeouts.keepalive.as_secs().max(1)));
         downstream.set_read_timeout(Some(timeouts.body));
         downstream.set_write_timeout(Some(timeouts.write));
+        // RFC 9112 section 9.3.2. The transport forgives a chunk without a size, so that what seems to follow a
+        // chunked body may be a part of it: there the connection ends instead.
+        let chunked = downstream.req_header().headers.contains_key(TRANSFER_ENCODING);
+        downstream.set_pipelining_enabled(!chunked);
         Ok(())
     }
 
@@ -163,6 +172,11 @@ impl ProxyHttp for Proxy {
             }
             exchange.answer(session, &Reply::json(LOGGED_OUT)).await?;
             return Ok(true);
+        }
+        if downstream::awaits_continue(session) {
+            // RFC 9110 section 10.1.1. The expectation ends here, since not every upstream knows it; a client that
+            // nobody asks for its body may wait for ever.
+            session.write_continue_response().await?;
         }
         Ok(false)
     }
@@ -317,7 +331,9 @@ impl ProxyHttp for Proxy {
             transaction.sent_upstream(now);
         }
         let Exchange { gateway, context } = exchange;
-        let (Some(client), Some(admitted)) = (context.client, context.admitted()) else {
+        let (Some(client), Some(trace), Some(admitted)) =
+            (context.client, &context.trace, context.admitted())
+        else {
             return Err(Error::explain(ErrorType::InternalError, "a request went on without admission"));
         };
         let is_h2 = session.as_downstream().is_http2();
@@ -328,20 +344,21 @@ impl ProxyHttp for Proxy {
             scheme: context.scheme.as_str(),
             host: &context.host,
             request_id: &context.request_id,
-            trace: &context.trace,
+            trace,
             identity: forward::Identity::default(),
         };
         let keep = forward::Keep { websocket: admitted.target.websocket, te_trailers: is_h2 };
-        let mut fields = headers::Request(request);
-        forward::forward(&gateway.forward, &mut fields, keep, &forwarded);
-        if let Some(identity) = &admitted.identity {
-            for (name, value) in &identity.headers {
-                request.insert_header(name.clone(), value.clone())?;
+        headers::edit_request(request, |fields| {
+            forward::forward(&gateway.forward, fields, keep, &forwarded);
+            if let Some(identity) = &admitted.identity {
+                fields.extend(identity.headers.iter().cloned());
             }
-        }
-        if !request.headers.contains_key(http::header::HOST) {
-            request.insert_header(http::header::HOST, context.host.as_ref())?;
-        }
+            if !fields.contains_key(HOST)
+                && let Ok(host) = HeaderValue::from_str(&context.host)
+            {
+                fields.insert(HOST, host);
+            }
+        });
         Ok(())
     }
 
@@ -355,6 +372,12 @@ impl ProxyHttp for Proxy {
         if response.status.is_informational() && !switching {
             return Ok(());
         }
+        if switching && !exchange.admitted().is_some_and(|admitted| admitted.target.websocket) {
+            // A tunnel that nobody asked for would carry whatever is said next past every check.
+            return Err(
+                Error::explain(ErrorType::InvalidHTTPHeader, "an upgrade that was not asked for").into_up()
+            );
+        }
         if let Some(asked_at) = exchange.context.asked_at {
             let elapsed = asked_at.elapsed();
             exchange.context.upstream_micros = Some(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX));
@@ -362,7 +385,7 @@ impl ProxyHttp for Proxy {
                 upstream.metrics().duration_seconds.observe(elapsed.as_secs_f64());
             }
         }
-        forward::strip_response(&mut headers::Response(response), switching);
+        headers::edit_response(response, |fields| forward::strip_response(fields, switching));
         if let Some(transaction) = exchange.transaction() {
             transaction.upstream_responded(response);
         }
@@ -395,10 +418,17 @@ impl ProxyHttp for Proxy {
         if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
             return Ok(());
         }
+        if session.req_header().version == Version::HTTP_10
+            && response.headers.contains_key(TRANSFER_ENCODING)
+        {
+            // RFC 9112 section 6.1: such a client knows no chunks; the end of the connection ends the body.
+            response.remove_header(&TRANSFER_ENCODING);
+            session.set_keepalive(None);
+        }
         let show_key = exchange.gateway.expose_cache_key;
         let now = exchange.gateway.shared.clock.now();
-        for (name, value) in &exchange.context.quota {
-            response.insert_header(name.clone(), value.clone())?;
+        for (name, value) in exchange.context.quota.drain(..) {
+            response.insert_header(name, value)?;
         }
         response.insert_header(X_REQUEST_ID.clone(), exchange.context.request_id.clone())?;
         match exchange.context.admitted_mut().map(|admitted| &mut admitted.cache) {
@@ -471,6 +501,7 @@ impl ProxyHttp for Proxy {
         if session.subrequest_ctx.is_some() {
             return;
         }
+        connections::answered();
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
         let bytes = session.body_bytes_sent() as u64;
         let request = session.req_header();

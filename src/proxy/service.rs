@@ -20,8 +20,8 @@ pub fn http1(conf: &Arc<ServerConf>, proxy: Proxy, open: IntGauge) -> ProxyServi
     service(conf, proxy, open, "http", HttpServerOptions::default())
 }
 
-/// The service for HTTP/2 with prior knowledge (RFC 9113 section 3.3). It waits for the whole preface, so it
-/// belongs on internal listeners only.
+/// The service for HTTP/2 with prior knowledge (RFC 9113 section 3.3). Requests shorter than the preface wait in
+/// vain, so it belongs on internal listeners only.
 pub fn h2c(conf: &Arc<ServerConf>, proxy: Proxy, open: IntGauge, idle: Duration) -> ProxyService {
     let mut options = HttpServerOptions::default();
     options.h2c = true;
@@ -36,8 +36,10 @@ fn service(
     name: &str,
     options: HttpServerOptions,
 ) -> ProxyService {
+    let current = Arc::clone(&proxy.current);
+    let h2c = options.h2c;
     let mut application = HttpProxy::new(proxy, Arc::clone(conf));
     application.handle_init_modules();
     application.server_options = Some(options);
-    Service::new(name.to_owned(), Counted::new(application, open))
+    Service::new(name.to_owned(), Counted::new(application, open, current, h2c))
 }

@@ -11,6 +11,9 @@ pub enum Unavailable {
     /// The deadline passed; the command may still be executed.
     #[error("no answer within the deadline")]
     DeadlinePassed,
+    /// The connection is still being made; nothing was sent.
+    #[error("not connected yet")]
+    NotConnected,
     /// No connection could be made.
     #[error("cannot connect")]
     CannotConnect,
@@ -62,14 +65,14 @@ impl Unavailable {
         match self {
             Self::BreakerOpen => FailureKind::BreakerOpen,
             Self::DeadlinePassed => FailureKind::Deadline,
-            Self::CannotConnect | Self::ConnectionLost => FailureKind::Connection,
+            Self::NotConnected | Self::CannotConnect | Self::ConnectionLost => FailureKind::Connection,
             Self::ScriptUnknown | Self::Refusing | Self::Rejected => FailureKind::Reply,
         }
     }
 
     /// Whether the failure says something about the store and not only about one command.
     pub(super) const fn counts_against_store(self) -> bool {
-        !matches!(self, Self::BreakerOpen | Self::ScriptUnknown | Self::Rejected)
+        !matches!(self, Self::BreakerOpen | Self::NotConnected | Self::ScriptUnknown | Self::Rejected)
     }
 
     /// Whether one such failure is proof enough, so that no further request need try.
@@ -91,7 +94,11 @@ impl From<RedisError> for Unavailable {
             | ErrorKind::AuthenticationFailed => Self::Refusing,
             ErrorKind::Io => Self::ConnectionLost,
             _ if error.is_unrecoverable_error() => Self::ConnectionLost,
-            _ if matches!(error.code(), Some("OOM" | "NOAUTH" | "WRONGPASS" | "NOPERM" | "MISCONF")) => {
+            _ if matches!(
+                error.code(),
+                Some("OOM" | "NOAUTH" | "WRONGPASS" | "NOPERM" | "MISCONF" | "BUSY" | "NOREPLICAS")
+            ) =>
+            {
                 Self::Refusing
             }
             _ => Self::Rejected,

@@ -7,12 +7,16 @@ mod error;
 mod events;
 mod script;
 mod supervise;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ::redis::{AsyncConnectionConfig, Client, Cmd, ConnectionInfo, IntoConnectionInfo, Value};
+use futures::FutureExt;
+use tokio::sync::Notify;
 
 pub use self::connection::Lane;
 pub use self::error::{FailureKind, Unavailable};
@@ -20,7 +24,12 @@ pub use self::events::{EventHandler, Publisher};
 pub use self::script::Script;
 pub use self::supervise::Recovery;
 
-use self::breaker::Breaker;
+use self::breaker::{Breaker, Epoch};
+
+/// For how many deadlines the store must have failed before the breaker opens.
+const STALL_DEADLINES: u32 = 2;
+/// Turns of the worker's loop in which an answer that is there already reaches the caller.
+const LAST_CHANCES: u32 = 3;
 
 /// How the store is reached; valid by construction.
 #[derive(Clone, Debug)]
@@ -34,7 +43,7 @@ pub struct Settings {
     pub deadline: Duration,
     /// Pause between two `PING`s while all is well.
     pub health_check_interval: Duration,
-    /// Consecutive failures after which requests stop asking.
+    /// Consecutive failures after which requests stop asking, once they span two deadlines.
     pub breaker_failures: u32,
 }
 
@@ -93,6 +102,10 @@ pub struct Store {
     config: AsyncConnectionConfig,
     settings: Settings,
     breaker: Breaker,
+    /// Wakes the supervisor to write what requests could not.
+    owed: Notify,
+    /// Wakes the supervisor to look whether the store is still there.
+    suspected: Notify,
     observer: Box<dyn Observer>,
 }
 
@@ -114,7 +127,13 @@ impl Store {
             id: NEXT_STORE_ID.fetch_add(1, Ordering::Relaxed),
             client,
             config,
-            breaker: Breaker::new(settings.breaker_failures),
+            breaker: Breaker::new(
+                settings.breaker_failures,
+                settings.deadline * STALL_DEADLINES,
+                Instant::now(),
+            ),
+            owed: Notify::new(),
+            suspected: Notify::new(),
             settings,
             observer,
         }))
@@ -127,7 +146,7 @@ impl Store {
 
     /// Whether requests may ask the store at the moment.
     pub fn available(&self) -> bool {
-        self.breaker.closed()
+        self.breaker.closed().is_some()
     }
 
     /// Sends one command within the configured deadline.
@@ -146,38 +165,59 @@ impl Store {
         lane: Lane,
         command: &Cmd,
     ) -> Result<Value, Unavailable> {
-        if !self.breaker.closed() {
-            return Err(Unavailable::BreakerOpen);
-        }
-        let started = Instant::now();
-        let outcome = tokio::time::timeout(deadline, async {
-            let mut connection = self.connection(lane).await?;
-            connection.send_packed_command(command).await.map_err(|error| {
-                if error.is_unrecoverable_error() {
-                    self.discard_connection(lane);
-                }
-                Unavailable::from(error)
-            })
-        })
-        .await
-        .unwrap_or(Err(Unavailable::DeadlinePassed));
-        self.account(started.elapsed(), &outcome);
+        let Some(epoch) = self.breaker.closed() else { return Err(Unavailable::BreakerOpen) };
+        let started = tokio::time::Instant::now();
+        let outcome = self.attempt(epoch, lane, command, started + deadline).await;
+        self.account(epoch, started.elapsed(), &outcome);
         outcome
+    }
+
+    async fn attempt(
+        &self,
+        epoch: Epoch,
+        lane: Lane,
+        command: &Cmd,
+        until: tokio::time::Instant,
+    ) -> Result<Value, Unavailable> {
+        let (serial, mut connection) = self.connection(lane, epoch, until).await?;
+        match within(until, connection.send_packed_command(command)).await {
+            Ok(Ok(value)) => {
+                connection::note_answer(serial);
+                match value {
+                    // The client library hands error replies on as values here.
+                    Value::ServerError(_) => value.extract_error().map_err(Unavailable::from),
+                    value => Ok(value),
+                }
+            }
+            Ok(Err(error)) => {
+                if error.is_unrecoverable_error() {
+                    connection::discard(serial);
+                }
+                Err(error.into())
+            }
+            Err(_) => {
+                connection::note_silence(serial);
+                Err(Unavailable::DeadlinePassed)
+            }
+        }
     }
 
     /// Runs `script` through `EVALSHA`, loading it when Redis does not know it. `command` must be made by
     /// [`Script::command`].
     pub async fn eval(&self, lane: Lane, script: &Script, command: &Cmd) -> Result<Value, Unavailable> {
+        let started = Instant::now();
         match self.call(lane, command).await {
             Err(Unavailable::ScriptUnknown) => {
-                self.call(lane, &script.load()).await?;
-                self.call(lane, command).await
+                // All three share one deadline: the request waits no longer for a store that was restarted.
+                let left = || self.settings.deadline.saturating_sub(started.elapsed());
+                self.call_within(left(), lane, &script.load()).await?;
+                self.call_within(left(), lane, command).await
             }
             other => other,
         }
     }
 
-    fn account(&self, elapsed: Duration, outcome: &Result<Value, Unavailable>) {
+    fn account(&self, epoch: Epoch, elapsed: Duration, outcome: &Result<Value, Unavailable>) {
         match outcome {
             Ok(_) => {
                 self.breaker.succeeded();
@@ -185,16 +225,22 @@ impl Store {
             }
             Err(failure) => {
                 self.observer.call(elapsed, Err(failure.kind()));
-                if failure.counts_against_store() && self.breaker.failed(failure.is_conclusive()) {
-                    self.opened(failure);
+                if !failure.counts_against_store() {
+                    return;
+                }
+                if self.breaker.failed(epoch, failure.is_conclusive(), Instant::now()) {
+                    self.opened(*failure, None);
+                } else {
+                    // Too few to tell, and perhaps no other request follows.
+                    self.suspected.notify_one();
                 }
             }
         }
     }
 
     /// Called once per transition to open.
-    fn opened(&self, cause: &Unavailable) {
-        tracing::warn!(cause = %cause, "Redis is unavailable: limits and revocations go on from memory");
+    fn opened(&self, cause: Unavailable, detail: Option<&str>) {
+        tracing::warn!(%cause, detail, "Redis is unavailable: limits and revocations go on from memory");
         self.observer.degraded(true);
     }
 
@@ -204,6 +250,27 @@ impl Store {
         self.observer.degraded(false);
     }
 }
+
+/// Awaits `work` until then. A worker that is busy itself finds the answer and the end of the wait in the same
+/// moment, and may see the end first: the answer gets another chance, so that load here is not taken for a
+/// slow store.
+async fn within<T>(until: tokio::time::Instant, work: impl Future<Output = T>) -> Result<T, Late> {
+    let mut work = std::pin::pin!(work);
+    if let Ok(done) = tokio::time::timeout_at(until, work.as_mut()).await {
+        return Ok(done);
+    }
+    for _ in 0..LAST_CHANCES {
+        // Others run meanwhile, the one that reads the store's answers among them.
+        tokio::task::yield_now().await;
+        if let Some(done) = work.as_mut().now_or_never() {
+            return Ok(done);
+        }
+    }
+    Err(Late)
+}
+
+/// The end of the wait came first.
+struct Late;
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

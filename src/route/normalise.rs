@@ -42,6 +42,9 @@ pub enum Problem {
     /// The decoded bytes are not UTF-8 (overlong forms included).
     #[error("the path is not valid UTF-8")]
     InvalidUtf8,
+    /// A segment that is a dot segment, or nothing, but for spaces around it.
+    #[error("the path holds a dot segment in disguise")]
+    Disguised,
     /// `..` with nothing left to remove.
     #[error("the path climbs above the root")]
     AboveRoot,
@@ -61,6 +64,7 @@ impl Problem {
             Self::Control => "control",
             Self::Unescaped => "unescaped",
             Self::InvalidUtf8 => "invalid_utf8",
+            Self::Disguised => "disguised",
             Self::AboveRoot => "above_root",
             Self::PathParameter => "path_parameter",
         }
@@ -76,6 +80,7 @@ impl Problem {
             Self::Control => "The request path holds a control character",
             Self::Unescaped => "The request path holds a character that must be escaped",
             Self::InvalidUtf8 => "The request path is not valid UTF-8",
+            Self::Disguised => "The request path holds a dot segment in disguise",
             Self::AboveRoot => "The request path climbs above the root",
             Self::PathParameter => "The request path holds a path parameter",
         }
@@ -254,6 +259,10 @@ fn encode_segment(
     if has_slash && decoded.split(|&byte| byte == b'/').any(|part| matches!(part, b"" | b"." | b"..")) {
         return Err(Problem::EncodedSlash);
     }
+    // A server that trims names reads `..%20` as `..`.
+    if decoded.contains(&b' ') && matches!(decoded.trim_ascii(), b"" | b"." | b"..") {
+        return Err(Problem::Disguised);
+    }
     // A server that strips parameters first reads `..;` as `..`.
     if decoded.contains(&b';')
         && decoded
@@ -334,6 +343,9 @@ mod tests {
             ("/x%2f..%2fadmin", Problem::EncodedSlash),
             ("/x/..%5cadmin", Problem::Backslash),
             ("/x\\admin", Problem::Backslash),
+            ("/x/..%20/admin", Problem::Disguised),
+            ("/%20./admin", Problem::Disguised),
+            ("/x/%20/admin", Problem::Disguised),
             ("/admin;x=1", Problem::PathParameter),
             ("/admin%3bx=1", Problem::PathParameter),
             ("/admin%00", Problem::Control),

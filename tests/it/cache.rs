@@ -859,19 +859,19 @@ fn stale_responses_are_served_while_one_request_refreshes_them() {
     let read = || stage.client.get("/stale/a").send();
     assert_eq!(read().text(), "/stale/a 0");
     let before: u64 = read().header("x-ratelimit-remaining").unwrap().parse().unwrap();
-    let (mut asked, mut stale) = (0, None);
+    let (mut asked, mut old) = (0, None);
     assert_eventually!(
         {
             let response = read();
             asked += 1;
             if x_cache(&response) == "STALE" {
-                stale = Some(response);
+                old = Some(response);
             }
-            stale.is_some()
+            old.is_some()
         },
         "a response becomes stale"
     );
-    assert_eq!(stale.unwrap().text(), "/stale/a 0", "nobody waits");
+    assert_eq!(old.unwrap().text(), "/stale/a 0", "nobody waits");
     assert_eventually!(
         {
             asked += 1;

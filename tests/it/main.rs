@@ -29,7 +29,25 @@
 #[macro_use]
 mod support;
 
+mod admin;
 mod cache;
 mod cache_attacks;
 mod cache_invalidation;
+mod cli;
+mod demo;
+mod forwarding;
+mod framing;
+mod identity;
+mod jwt_attacks;
 mod kit;
+mod limits;
+mod one_exchange;
+mod operations;
+mod paths;
+mod presets;
+mod proxy;
+mod redis_faults;
+mod revocation;
+mod setup;
+mod shutdown;
+mod upstreams;

@@ -113,6 +113,23 @@ fn readers_ask_for_exactly_the_keys_of_the_table() {
 }
 
 #[test]
+fn access_fields_are_those_of_the_log_with_its_defaults() {
+    use crate::logging::AccessField;
+    use crate::metrics::Label as _;
+    let loaded = from_str(&with(""), "t.toml", &variables(&[])).unwrap();
+    assert_eq!(loaded.spec.log.access_fields, AccessField::DEFAULT);
+    for field in AccessField::ALL {
+        let text = with(&format!("[log]\naccess_fields = [\"{}\"]\n", field.as_str()));
+        let loaded = from_str(&text, "t.toml", &variables(&[])).unwrap();
+        assert_eq!(loaded.spec.log.access_fields, [*field]);
+    }
+    let meaning = keys::find("log.access_fields").unwrap().meaning;
+    for field in AccessField::ALL.iter().filter(|field| !AccessField::DEFAULT.contains(field)) {
+        assert!(meaning.contains(&format!("`{}`", field.as_str())), "{} is not told", field.as_str());
+    }
+}
+
+#[test]
 fn defaults_are_accepted_by_their_readers() {
     let loaded = from_str(&with(""), "t.toml", &variables(&[])).unwrap();
     assert_eq!(loaded.warnings, []);

@@ -295,6 +295,29 @@ fn later_stages_can_place_their_mistakes() {
     assert_eq!(shown("cache.memory"), "t.toml:1:1: cache.memory: is wrong");
 }
 
+#[test]
+fn an_admin_listener_without_a_token_may_be_reachable_and_is_warned_of() {
+    let text = with("[admin]\nlisten = \"0.0.0.0:9090\"\nhosts = [\"Tollgate.internal\"]\n");
+    let shown = warnings(&text, &[]);
+    assert!(
+        shown.len() == 1 && shown[0].contains("admin.listen: is reachable from other machines"),
+        "{shown:?}"
+    );
+    assert_eq!(&*spec(&text, &[]).admin.hosts[0], "tollgate.internal");
+    assert_eq!(warnings(&text.replace("0.0.0.0", "127.0.0.1"), &[]), Vec::<String>::new());
+    let wrong = text.replace("Tollgate.internal", "http://tollgate");
+    assert!(messages(&wrong, &[])[0].contains("admin.hosts[0]: \"http://tollgate\" is not accepted"));
+}
+
+#[test]
+fn later_stages_place_their_mistakes_in_the_overlay_in_force() {
+    let text = with("[environments.development.cache]\nmemory = \"1MiB\"\n");
+    let place =
+        |pairs| from_str(&text, "t.toml", &variables(pairs)).unwrap().places.problem("cache.memory", "").line;
+    assert_eq!(place(&[("TOLLGATE_ENV", "development")]), 8);
+    assert_eq!(place(&[]), 1);
+}
+
 /// Values that some key accepts and others do not.
 const VALUES: [&str; 27] = [
     "\"999999999999999999999y\"",

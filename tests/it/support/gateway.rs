@@ -56,14 +56,16 @@ impl fmt::Display for Ended {
 
 impl Builder {
     /// The configuration file. `{listen}` and `{admin}` in it become the addresses picked for this gateway; where the
-    /// text has no `[server]` or `[admin]` table, one with that address alone is added.
+    /// text has no `[server]` or `[admin]` table, one with that address (and the token of `TOLLGATE_ADMIN_TOKEN`) is
+    /// added.
     pub fn config(mut self, toml: &str) -> Self {
         toml.clone_into(&mut self.config);
         self
     }
 
     /// Sets a variable of the otherwise nearly empty environment: only `PATH`, `JWT_SECRET` ([`token::SECRET`]),
-    /// `TOLLGATE_ADMIN_TOKEN` ([`ADMIN_TOKEN`]) and `REDIS_URL` (empty) are there from the start.
+    /// `TOLLGATE_ADMIN_TOKEN` ([`ADMIN_TOKEN`]) and `REDIS_URL` (empty) are there from the start. `{listen}` and
+    /// `{admin}` mean what they mean in the file.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.retain(|(known, _)| known != name);
         self.environment.push((name.to_owned(), value.to_owned()));
@@ -117,6 +119,8 @@ impl Builder {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("tollgate.toml");
         std::fs::write(&path, self.text(addr, admin)).unwrap();
+        let filled =
+            |text: &str| text.replace("{listen}", &addr.to_string()).replace("{admin}", &admin.to_string());
 
         let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
         command
@@ -124,7 +128,7 @@ impl Builder {
             .arg(&path)
             .current_dir(directory.path())
             .env_clear()
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .envs(self.environment.iter().map(|(name, value)| (name, filled(value))))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -166,9 +170,10 @@ impl Builder {
     fn text(&self, addr: SocketAddr, admin: SocketAddr) -> String {
         let mut text =
             self.config.replace("{listen}", &addr.to_string()).replace("{admin}", &admin.to_string());
-        for (table, addr) in [("[server]", addr), ("[admin]", admin)] {
+        let token = "token = \"${TOLLGATE_ADMIN_TOKEN:-}\"\n";
+        for (table, addr, more) in [("[server]", addr, ""), ("[admin]", admin, token)] {
             if !text.lines().any(|line| line.trim() == table) {
-                text = format!("{text}\n{table}\nlisten = \"{addr}\"\n");
+                text = format!("{text}\n{table}\nlisten = \"{addr}\"\n{more}");
             }
         }
         text
@@ -180,6 +185,15 @@ fn names_a_taken_port(logs: &str) -> bool {
     ["address already in use", "address in use", "is in use, will try again"]
         .iter()
         .any(|words| logs.contains(words))
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let logs = self.logs();
+        let panicked = logs.lines().find(|line| line.contains("panicked at"));
+        // One failure at a time: a test that fails already says more.
+        assert!(std::thread::panicking() || panicked.is_none(), "the gateway panicked: {panicked:?}");
+    }
 }
 
 impl Gateway {
@@ -333,7 +347,7 @@ mod tests {
         let listen = "127.0.0.1:1".parse().unwrap();
         let admin = "127.0.0.1:2".parse().unwrap();
         let text = Gateway::builder().config("[server]\nlisten = \"{listen}\"\n").text(listen, admin);
-        assert_eq!(text, "[server]\nlisten = \"127.0.0.1:1\"\n\n[admin]\nlisten = \"127.0.0.1:2\"\n");
+        assert_eq!(text, "[server]\nlisten = \"127.0.0.1:1\"\n\n[admin]\nlisten = \"127.0.0.1:2\"\ntoken = \"${TOLLGATE_ADMIN_TOKEN:-}\"\n");
     }
 
     #[test]

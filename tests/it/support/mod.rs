@@ -26,11 +26,13 @@ pub mod load;
 pub mod origin;
 pub mod ports;
 pub mod process;
+pub mod raw_h2;
 pub mod raw_origin;
 pub mod redis;
 pub mod relay;
 pub mod reply;
 pub mod resp;
+pub mod strict_origin;
 pub mod token;
 
 use std::future::Future;

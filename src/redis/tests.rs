@@ -1,0 +1,140 @@
+//! The road to Redis against a server of the tests' own, which answers, falls silent or refuses as they want it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use ::redis::{Value, cmd};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{Lane, Settings, Store, Unavailable, Unobserved};
+
+/// Answers every command with `+OK` or an error, unless silent.
+#[derive(Default)]
+struct Server {
+    accepted: AtomicUsize,
+    /// Connections up to this one are never answered.
+    silent_up_to: AtomicUsize,
+    refuses: AtomicBool,
+}
+
+impl Server {
+    async fn start() -> (Arc<Self>, SocketAddr) {
+        let server = Arc::new(Self::default());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let own = Arc::clone(&server);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let number = own.accepted.fetch_add(1, SeqCst) + 1;
+                tokio::spawn(Arc::clone(&own).serve(stream, number));
+            }
+        });
+        (server, addr)
+    }
+
+    async fn serve(self: Arc<Self>, mut stream: TcpStream, number: usize) {
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = stream.read(&mut buffer).await {
+            if number <= self.silent_up_to.load(SeqCst) {
+                continue;
+            }
+            let commands = String::from_utf8_lossy(&buffer[..length]).matches('*').count();
+            let reply = if self.refuses.load(SeqCst) { "-READONLY no\r\n" } else { "+OK\r\n" };
+            stream.write_all(reply.repeat(commands).as_bytes()).await.unwrap();
+        }
+    }
+
+    fn accepted(&self) -> usize {
+        self.accepted.load(SeqCst)
+    }
+}
+
+fn store(addr: SocketAddr, breaker_failures: u32) -> Arc<Store> {
+    let mut settings = Settings::new(&format!("redis://{addr}/")).unwrap();
+    settings.breaker_failures = breaker_failures;
+    Store::new(settings, Box::new(Unobserved)).unwrap()
+}
+
+async fn ask(store: &Store) -> Result<Value, Unavailable> {
+    store.call(Lane::Decisions, &cmd("PING")).await
+}
+
+#[tokio::test]
+async fn a_connection_that_falls_silent_is_given_up_while_the_breaker_stays_closed() {
+    let (server, addr) = Server::start().await;
+    let store = store(addr, 1_000);
+    assert!(ask(&store).await.is_ok() && ask(&store).await.is_ok());
+    assert_eq!(server.accepted(), 1);
+    server.silent_up_to.store(1, SeqCst);
+    for _ in 0..3 {
+        assert_eq!(ask(&store).await, Err(Unavailable::DeadlinePassed));
+    }
+    assert!(ask(&store).await.is_ok(), "on a new connection");
+    assert_eq!(server.accepted(), 2);
+    assert!(store.available());
+}
+
+#[tokio::test]
+async fn everybody_waits_for_one_connection() {
+    let (server, addr) = Server::start().await;
+    let store = store(addr, 5);
+    let asked = futures::future::join_all((0..100).map(|_| ask(&store))).await;
+    assert!(asked.iter().all(Result::is_ok));
+    assert_eq!(server.accepted(), 1);
+}
+
+#[tokio::test]
+async fn a_connection_that_does_not_come_about_is_not_waited_for_again_and_again() {
+    let (server, addr) = Server::start().await;
+    server.silent_up_to.store(1, SeqCst);
+    let store = store(addr, 5);
+    let begin = std::time::Instant::now();
+    for _ in 0..200 {
+        assert_eq!(ask(&store).await, Err(Unavailable::NotConnected));
+    }
+    assert!(
+        begin.elapsed() < Duration::from_secs(2),
+        "ten waits of 20 ms and no more: {:?}",
+        begin.elapsed()
+    );
+    assert_eq!(server.accepted(), 1);
+    assert!(store.available(), "a slow connect says nothing yet");
+}
+
+#[tokio::test]
+async fn an_error_reply_is_an_error_and_opens_the_breaker_where_it_is_about_the_store() {
+    let (server, addr) = Server::start().await;
+    let store = store(addr, 5);
+    assert!(ask(&store).await.is_ok());
+    server.refuses.store(true, SeqCst);
+    assert_eq!(ask(&store).await, Err(Unavailable::Refusing));
+    assert!(!store.available());
+    assert_eq!(ask(&store).await, Err(Unavailable::BreakerOpen));
+}
+
+#[tokio::test]
+async fn nobody_there_opens_the_breaker_at_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    drop(listener);
+    let store = store(addr, 5);
+    assert_eq!(ask(&store).await, Err(Unavailable::CannotConnect));
+    assert!(!store.available());
+}
+
+#[tokio::test]
+async fn the_news_of_an_old_connection_does_not_hit_the_new_one() {
+    let (server, addr) = Server::start().await;
+    let store = store(addr, 1_000);
+    assert!(ask(&store).await.is_ok());
+    server.silent_up_to.store(1, SeqCst);
+    // Fifty are under way on the old connection: all of them fail, and one new connection is made.
+    let lost = futures::future::join_all((0..50).map(|_| ask(&store))).await;
+    assert!(lost.iter().all(Result::is_err));
+    let found = futures::future::join_all((0..50).map(|_| ask(&store))).await;
+    assert!(found.iter().all(Result::is_ok), "{found:?}");
+    assert_eq!(server.accepted(), 2);
+}

@@ -1,0 +1,97 @@
+//! What the tests of limits, revocations and Redis faults have in common: one origin, one Redis, gateways of one
+//! configuration. It judges nothing.
+
+use std::net::SocketAddr;
+
+use crate::support::client::{Client, RequestBuilder, Response};
+use crate::support::gateway::{ADMIN_TOKEN, Gateway};
+use crate::support::origin::Origin;
+use crate::support::redis::Redis;
+
+/// Exactness is promised where Redis answers within the deadline; a loaded machine must not decide about that.
+pub const PATIENT: &str = "deadline = \"1s\"";
+
+/// A configuration: `redis` are further lines of that table, `rest` the policies and routes. The tests speak for any
+/// client address, through `X-Forwarded-For`.
+pub fn config(origin: &Origin, redis: &str, rest: &str) -> String {
+    let origin = origin.addr();
+    format!(
+        r#"
+[server]
+listen = ["{{listen}}"]
+trusted_proxies = ["127.0.0.1/32"]
+threads = 2
+
+[admin]
+listen = "{{admin}}"
+token = "${{TOLLGATE_ADMIN_TOKEN}}"
+
+[log]
+access = false
+
+[redis]
+url = "${{REDIS_URL:-}}"
+{redis}
+
+[upstreams.app]
+members = "{origin}"
+
+{rest}
+"#
+    )
+}
+
+/// A gateway of this configuration on the Redis at `url`.
+pub fn gateway(config: &str, url: &str) -> Gateway {
+    Gateway::builder().config(config).env("REDIS_URL", url).start()
+}
+
+/// Two gateways that share a Redis.
+pub fn pair(config: &str, redis: &Redis) -> [Gateway; 2] {
+    [gateway(config, &redis.url()), gateway(config, &redis.url())]
+}
+
+/// A client address of its own for each number.
+pub fn address(number: usize) -> String {
+    format!("10.{}.{}.{}", number >> 16 & 255, number >> 8 & 255, number & 255)
+}
+
+/// A request that seems to come from `ip`.
+pub fn get_from(client: &Client, path: &str, ip: &str) -> RequestBuilder {
+    client.get(path).header("x-forwarded-for", ip)
+}
+
+/// Status codes of that many requests, one after the other.
+pub fn codes(client: &Client, path: &str, ip: &str, requests: usize) -> Vec<u16> {
+    (0..requests).map(|_| get_from(client, path, ip).send().code()).collect()
+}
+
+/// How many are 200; fails the test if any other is not 429.
+pub fn admitted(codes: &[u16]) -> usize {
+    assert!(codes.iter().all(|code| matches!(code, 200 | 429)), "{codes:?}");
+    codes.iter().filter(|code| **code == 200).count()
+}
+
+/// The value of a counter in Redis.
+pub fn counter(redis: &Redis, key: &str) -> Option<u64> {
+    redis::cmd("GET").arg(key).query(&mut redis.client()).unwrap()
+}
+
+/// The remaining life of a key in whole seconds, rounded up.
+pub fn ttl(redis: &Redis, key: &str) -> i64 {
+    let millis: i64 = redis::cmd("PTTL").arg(key).query(&mut redis.client()).unwrap();
+    assert!(millis > 0, "{key} has no TTL: {millis}");
+    (millis + 999) / 1000
+}
+
+/// Revokes through the admin API; tells whether the store knows.
+pub fn revoke(gateway: &Gateway, body: &serde_json::Value) -> bool {
+    let reply = gateway.admin().post("/api/v1/revocations").bearer(ADMIN_TOKEN).json(body).send();
+    assert_eq!(reply.code(), 200, "{}", reply.text());
+    reply.json()["shared"].as_bool().unwrap_or_else(|| panic!("no `shared`: {}", reply.text()))
+}
+
+/// A request with a token.
+pub fn get_as(addr: SocketAddr, path: &str, token: &str) -> Response {
+    Client::new(addr).get(path).bearer(token).send()
+}
