@@ -374,6 +374,7 @@ mod tests {
         tags
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "what was asked for is looked at once")]
     fn ready(resolution: Resolution) -> Fingerprint {
         match resolution {
             Resolution::Ready { fingerprint, .. } => fingerprint,

@@ -130,8 +130,12 @@ pub fn judge(
 /// Whether a response to this write may have changed what is stored (RFC 9111 section 4.4). Beyond the RFC
 /// an unknown outcome (no answer, or a server error) counts: the write may have happened.
 pub fn write_invalidates(method: &Method, status: Option<http::StatusCode>) -> bool {
-    let safe = [&Method::GET, &Method::HEAD, &Method::OPTIONS, &Method::TRACE].contains(&method);
-    !safe && status.is_none_or(|status| !status.is_client_error())
+    !is_safe(method) && status.is_none_or(|status| !status.is_client_error())
+}
+
+/// Methods that change nothing (RFC 9110 section 9.2.1); unknown ones may.
+pub fn is_safe(method: &Method) -> bool {
+    [&Method::GET, &Method::HEAD, &Method::OPTIONS, &Method::TRACE].contains(&method)
 }
 
 fn has_body(headers: &HeaderMap) -> bool {

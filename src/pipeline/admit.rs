@@ -4,15 +4,16 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::HeaderMap;
+use http::{HeaderMap, Method};
 
 use super::context::{Admission, Admitted, Context, Target};
 use super::exchange::{self, Answer};
 use super::gateway::Gateway;
 use super::head::{self, Framing, Head, HeadInput, Upgrade};
 use super::refusal::{Limited, Refusal};
-use crate::cache::key::Target as CacheTarget;
-use crate::cache::request::{Bypass, Caller as CacheCaller};
+use crate::cache::key::{Target as CacheTarget, Unstamped};
+use crate::cache::request::{Bypass, Caller as CacheCaller, is_safe};
+use crate::cache::tag::key_tag;
 use crate::cache::{self, Transaction};
 use crate::client_addr::{self, ClientAddr, Scheme};
 use crate::clock::UnixMillis;
@@ -109,6 +110,7 @@ pub async fn admit(
             .as_deref()
             .map_or(CacheCaller::Anonymous, |identity| CacheCaller::User(&identity.subject)),
     };
+    let overwrites = if is_safe(input.method) { None } else { stored_at(gateway, &head.host, target) };
     let param = |name: &str| find_param(&params, name);
     let pending = route
         .cache
@@ -122,9 +124,21 @@ pub async fn admit(
         params,
         identity,
         cache,
+        overwrites,
         target: Target { rewritten, websocket: head.upgrade == Upgrade::WebSocket },
     }));
     Ok(())
+}
+
+/// The tag of what a GET of this target by the same caller is stored under (RFC 9111 section 4.4).
+fn stored_at(gateway: &Gateway, host: &str, target: CacheTarget<'_>) -> Option<Box<str>> {
+    let Found::Route(found) = gateway.table.find(host, &Method::GET, target.path) else { return None };
+    let settings = found.value.cache.as_ref()?;
+    let caller = match found.value.access.requirement() {
+        Requirement::None => CacheCaller::Anonymous,
+        _ => target.caller,
+    };
+    Some(key_tag(&Unstamped::new(settings, CacheTarget { caller, ..target }).public_key()))
 }
 
 /// The target to send on, where it is not the one that came.

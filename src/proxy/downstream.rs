@@ -4,14 +4,14 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, DATE, EXPECT};
+use http::header::{CONTENT_LENGTH, DATE, EXPECT, HOST};
 use http::{HeaderName, HeaderValue, Method, Version};
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
-use crate::pipeline::Reply;
 use crate::pipeline::head::HeadInput;
+use crate::pipeline::{Context, Reply};
 
 /// The address at the other end; unspecified for transports that have none.
 pub(super) fn peer(session: &Session) -> IpAddr {
@@ -42,6 +42,25 @@ pub(super) fn head<'a>(session: &'a Session, raw: Option<&'a Bytes>) -> HeadInpu
         authority: if is_h2 { request.uri.authority().map(http::uri::Authority::as_str) } else { None },
         raw: raw.map(Bytes::as_ref),
     }
+}
+
+/// Makes the request fit to be asked again in the background, which pingora does by parsing it as HTTP/1; `false`
+/// when it cannot be. An HTTP/1 request is repeated from the bytes it came in.
+pub(super) fn prepare_repetition(session: &mut Session, context: &Context) -> bool {
+    if !session.as_downstream().is_http2() {
+        return true;
+    }
+    // Rewriting may have taken the credential out of the query.
+    if context.admitted().is_none_or(|admitted| admitted.target.rewritten.is_some()) {
+        return false;
+    }
+    let request = session.req_header_mut();
+    request.set_version(Version::HTTP_11);
+    if request.headers.contains_key(HOST) {
+        return true;
+    }
+    let host = request.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    host.is_some_and(|host| request.insert_header(HOST, host).is_ok())
 }
 
 /// Whether the client holds its body back until it is told to go on. The head check has left no other expectation.

@@ -88,12 +88,13 @@ impl Exchange {
         self.answer(session, &reply).await
     }
 
-    /// The tags that a write on this route changes, its caller's entries of implicit kind not included.
+    /// The tags that a write on this route changes: what the route declares, and the very target.
     fn changed_tags(&self) -> Vec<Box<str>> {
         let Some(admitted) = self.admitted() else { return Vec::new() };
         let user = admitted.identity.as_ref().map(|identity| &*identity.subject);
         let param = |name: &str| find_param(&admitted.params, name);
-        admitted.route.invalidates.iter().map(|template| template.render(user, param)).collect()
+        let declared = admitted.route.invalidates.iter().map(|template| template.render(user, param));
+        declared.chain(admitted.overwrites.clone()).collect()
     }
 
     /// What must have happened before the client may see an answer to its request.
@@ -239,11 +240,12 @@ impl ProxyHttp for Proxy {
 
     fn should_serve_stale(
         &self,
-        _session: &mut Session,
-        _exchange: &mut Exchange,
+        session: &mut Session,
+        exchange: &mut Exchange,
         error: Option<&Error>,
     ) -> bool {
-        serves_stale(error)
+        // Without an error the question is whether to serve stale while a request of pingora's own refreshes it.
+        serves_stale(error) && (error.is_some() || downstream::prepare_repetition(session, &exchange.context))
     }
 
     async fn proxy_upstream_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
@@ -506,7 +508,8 @@ impl ProxyHttp for Proxy {
         let sent = outcome::Sent {
             method: &request.method,
             uri: &request.uri,
-            version: request.version,
+            // An HTTP/2 request that was repeated in the background was made readable as HTTP/1.
+            version: if session.as_downstream().is_http2() { Version::HTTP_2 } else { request.version },
             headers: &request.headers,
             status,
             bytes,

@@ -859,19 +859,19 @@ fn stale_responses_are_served_while_one_request_refreshes_them() {
     let read = || stage.client.get("/stale/a").send();
     assert_eq!(read().text(), "/stale/a 0");
     let before: u64 = read().header("x-ratelimit-remaining").unwrap().parse().unwrap();
-    let (mut asked, mut stale) = (0, None);
+    let (mut asked, mut old) = (0, None);
     assert_eventually!(
         {
             let response = read();
             asked += 1;
             if x_cache(&response) == "STALE" {
-                stale = Some(response);
+                old = Some(response);
             }
-            stale.is_some()
+            old.is_some()
         },
         "a response becomes stale"
     );
-    assert_eq!(stale.unwrap().text(), "/stale/a 0", "nobody waits");
+    assert_eq!(old.unwrap().text(), "/stale/a 0", "nobody waits");
     assert_eventually!(
         {
             asked += 1;
@@ -941,7 +941,10 @@ fn refreshing_in_the_background_is_done_as_the_user_who_asked() {
             };
             let first = ask(&Method::GET);
             assert!(first.text().starts_with(name), "{way}: {}", first.text());
-            assert_eventually!(x_cache(&ask(&method)) == "STALE", "it becomes stale");
+            // An h2 request whose token was in its query is not repeated: it refreshes by itself.
+            let alone = way == "query" && path.ends_with("2.0");
+            let expected = if alone { "MISS" } else { "STALE" };
+            assert_eventually!(x_cache(&ask(&method)) == expected, format!("{path} becomes stale"));
             assert_eventually!(
                 origin.received_at(&path).len() >= 2,
                 format!("{path} is refreshed in the background")

@@ -442,3 +442,35 @@ fn gateway_uses_redis(gateway: &Gateway, token: &str) -> bool {
     let response = gateway.client().get("/items/2").host("api.example").bearer(token).send();
     x_cache(&response) == "HIT" && gateway.metric("tollgate_store_degraded", &[]) == Some(0.0)
 }
+
+#[test]
+fn a_write_replaces_its_own_target_even_where_nothing_is_declared() {
+    let stage = Stage::start();
+    let other = stage.another();
+    let data = Data::default();
+    let of_origin = data.clone();
+    stage.origin.answer(move |request| {
+        let version = if request.method == "GET" {
+            of_origin.of(&request.path)
+        } else {
+            of_origin.write(&request.path)
+        };
+        Reply::text(200, &version.to_string()).header("cache-control", "public, max-age=60")
+    });
+    let ada = Token::of("ada").sign();
+    for path in ["/mine/doc?x=1&y=2", "/open/doc", "/maybe/doc"] {
+        let read =
+            |gateway: &Gateway| version(&gateway.client().get(path).host("api.example").bearer(&ada).send());
+        for written in 1..=3 {
+            for gateway in [&stage.gateway, &other] {
+                read(gateway);
+                assert_eq!(read(gateway), written - 1);
+            }
+            let client = stage.client.clone();
+            client.put(&path.replace("x=1&y=2", "y=2&x=1")).host("api.example").bearer(&ada).body("x").send();
+            for gateway in [&other, &stage.gateway] {
+                assert_eq!(read(gateway), written, "{path}");
+            }
+        }
+    }
+}
