@@ -84,7 +84,8 @@ fn todo_login_is_limited_to_5_in_60_s_per_address() {
     // Other routes count for themselves.
     assert_eq!(client.get("/").send().code(), 200);
     // The epoch of the cache is one key and stays, once there is anything in the cache.
-    assert!(redis.keys_without_ttl().iter().all(|key| key == "cache_tag:-epoch"), "{:?}", redis.keys_without_ttl());
+    let lasting = redis.keys_without_ttl();
+    assert!(lasting.iter().all(|key| key == "cache_tag:-epoch"), "{lasting:?}");
 }
 
 #[test]
@@ -195,7 +196,8 @@ fn todo_profiles_and_lists_are_cached_for_their_user_alone() {
         );
     }
     // The epoch of the cache is one key and stays, once there is anything in the cache.
-    assert!(redis.keys_without_ttl().iter().all(|key| key == "cache_tag:-epoch"), "{:?}", redis.keys_without_ttl());
+    let lasting = redis.keys_without_ttl();
+    assert!(lasting.iter().all(|key| key == "cache_tag:-epoch"), "{lasting:?}");
 }
 
 #[test]
