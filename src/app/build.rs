@@ -10,7 +10,6 @@ use crate::cache::{self, RouteCache};
 use crate::client_addr;
 use crate::config::{HostPort, Spec, Template, spec};
 use crate::header_names::{X_USER_ID, X_USER_PERMISSIONS, X_USER_PLAN};
-use crate::identity::revocation::DEFAULT_LONGEST;
 use crate::identity::{
     self, Access, Algorithm, Algorithms, Issuer, Key, KeySet, Requirement, Source, Sources, Verifier,
 };
@@ -87,7 +86,7 @@ pub fn gateway(spec: &Spec, shared: Arc<Shared>) -> Result<Gateway, Vec<Unusable
         policies: parts.policies.into(),
         unrouted: shared.metrics.route("-"),
         outcomes: Outcomes::new(&shared.metrics),
-        longest_revocation: DEFAULT_LONGEST,
+        longest_revocation: spec.identity.revocation_lifetime,
         fields: limits::fields::Settings {
             x_ratelimit: spec.limits.x_ratelimit_headers,
             ietf: spec.limits.ietf_headers,

@@ -42,6 +42,8 @@ use self::shutdown::Signals;
 
 /// Names are looked up again after this long.
 const RESOLVE_EVERY: Duration = Duration::from_secs(30);
+/// Ended revocations are let go after at most this long.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
 
 /// Everything about a configuration that only shows when it is put together, each with its place in the file.
 ///
@@ -197,7 +199,8 @@ fn shared(
             memory_bytes: spec.cache.memory,
             max_lifetime: spec.cache.max_lifetime,
             remote_max_object_bytes: bytes(spec.cache.redis_max_object),
-            remote_deadline: spec.redis.deadline,
+            // The decision may take the other half: together a request waits no longer than the deadline.
+            remote_deadline: spec.redis.deadline / 2,
             remote_secret: cache_secret(spec),
             key_prefix: spec.redis.key_prefix.clone(),
             ..cache::Settings::default()
@@ -295,6 +298,7 @@ fn background(
         let recovery = Arc::new(Recoverer(Arc::clone(shared)));
         runtime.spawn(Arc::clone(store).supervise(vec![shared.gate], recovery));
     }
+    runtime.spawn(forget_ended_revocations(Arc::clone(shared)));
     let named: Vec<_> = upstreams.into_iter().filter(|upstream| upstream.needs_resolving()).collect();
     if !named.is_empty() {
         runtime.spawn(resolve_forever(named));
@@ -313,6 +317,14 @@ fn background(
         exit,
     ));
     Ok(runtime)
+}
+
+/// Lets go of revocations that have ended.
+async fn forget_ended_revocations(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(FORGET_EVERY).await;
+        shared.known.expire(shared.clock.now());
+    }
 }
 
 async fn resolve_forever(upstreams: Vec<Arc<Upstream>>) {

@@ -23,12 +23,12 @@ use std::time::Duration;
 use pingora::cache::key::HashBinary;
 use pingora::cache::lock::{CacheKeyLockImpl, CacheLock};
 use pingora::cache::predictor::Predictor;
-use pingora::cache::{CacheOptionOverrides, HttpCache};
+use pingora::cache::{CacheOptionOverrides, HttpCache, Storage};
 
 use crate::clock::Clock;
 use generations::Generations;
 use remote::RemoteTier;
-use storage::Tiers;
+use storage::{MemoryReads, Tiers};
 use vary::Variants;
 
 pub use settings::{QueryPolicy, RouteCache, Settings};
@@ -41,6 +41,7 @@ const PREDICTOR_SHARDS: usize = 16;
 /// The cache of this process; it outlives every configuration.
 pub struct Cache {
     tiers: &'static Tiers,
+    memory_reads: &'static MemoryReads,
     lock: &'static CacheKeyLockImpl,
     predictor: &'static Predictor<PREDICTOR_SHARDS>,
     generations: Generations,
@@ -60,8 +61,11 @@ impl Cache {
         shared: bool,
         clock: Arc<dyn Clock>,
     ) -> &'static Self {
+        let tiers: &'static Tiers =
+            Box::leak(Box::new(Tiers::new(settings, max_object_bytes, remote, clock)));
         Box::leak(Box::new(Self {
-            tiers: Box::leak(Box::new(Tiers::new(settings, max_object_bytes, remote, clock))),
+            tiers,
+            memory_reads: Box::leak(Box::new(MemoryReads(tiers))),
             lock: Box::leak(CacheLock::new_boxed(settings.lock_age)),
             predictor: Box::leak(Box::new(Predictor::new(PREDICTED_PER_SHARD, Some(is_transient)))),
             generations: Generations::new(settings, shared),
@@ -81,10 +85,12 @@ impl Cache {
         self.tiers
     }
 
-    fn enable(&self, http: &mut HttpCache, max_object_bytes: usize) {
+    fn enable(&self, http: &mut HttpCache, max_object_bytes: usize, may_ask_remote: bool) {
         let mut waiting = CacheOptionOverrides::default();
         waiting.wait_timeout = Some(self.lock_wait);
-        http.enable(self.tiers, None, Some(self.predictor), Some(self.lock), Some(waiting));
+        let storage: &'static (dyn Storage + Sync) =
+            if may_ask_remote { self.tiers } else { self.memory_reads };
+        http.enable(storage, None, Some(self.predictor), Some(self.lock), Some(waiting));
         http.set_max_file_size_bytes(max_object_bytes);
     }
 

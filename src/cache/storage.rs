@@ -27,6 +27,52 @@ const TYPICAL_ENTRY: u64 = 4 * 1024;
 
 type Memory = quick_cache::sync::Cache<u128, Arc<Entry>, ByWeight, ahash::RandomState>;
 
+/// The same storage for a request that has no time left to ask the shared tier: it reads memory only.
+pub(super) struct MemoryReads(pub(super) &'static Tiers);
+
+#[async_trait]
+impl Storage for MemoryReads {
+    async fn lookup(
+        &'static self,
+        key: &CacheKey,
+        _trace: &SpanHandle,
+    ) -> Result<Option<(CacheMeta, HitHandler)>> {
+        let held = self.0.in_memory(key, self.0.clock.now());
+        Ok(held.map(|entry| Tiers::hit(entry, Tier::Memory)))
+    }
+
+    async fn get_miss_handler(
+        &'static self,
+        key: &CacheKey,
+        meta: &CacheMeta,
+        trace: &SpanHandle,
+    ) -> Result<MissHandler> {
+        self.0.get_miss_handler(key, meta, trace).await
+    }
+
+    async fn purge(
+        &'static self,
+        target: PurgeTarget<'_>,
+        purge_type: PurgeType,
+        trace: &SpanHandle,
+    ) -> Result<PurgeOutcome> {
+        self.0.purge(target, purge_type, trace).await
+    }
+
+    async fn update_meta(
+        &'static self,
+        key: &CacheKey,
+        meta: &CacheMeta,
+        trace: &SpanHandle,
+    ) -> Result<bool> {
+        self.0.update_meta(key, meta, trace).await
+    }
+
+    fn as_any(&self) -> &(dyn Any + Send + Sync + 'static) {
+        self
+    }
+}
+
 /// Where a hit came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tier {
@@ -121,6 +167,12 @@ impl Tiers {
         Some(entry)
     }
 
+    fn hit(entry: Arc<Entry>, tier: Tier) -> (CacheMeta, HitHandler) {
+        let meta = entry.cache_meta();
+        let hit = Hit { at: 0, end: entry.body().len(), entry, tier };
+        (meta, Box::new(hit))
+    }
+
     async fn find(&self, key: &CacheKey) -> Option<(Arc<Entry>, Tier)> {
         let now = self.clock.now();
         let held = self.in_memory(key, now);
@@ -180,11 +232,7 @@ impl Storage for Tiers {
         key: &CacheKey,
         _trace: &SpanHandle,
     ) -> Result<Option<(CacheMeta, HitHandler)>> {
-        Ok(self.find(key).await.map(|(entry, tier)| {
-            let meta = entry.cache_meta();
-            let hit = Hit { at: 0, end: entry.body().len(), entry, tier };
-            (meta, Box::new(hit) as HitHandler)
-        }))
+        Ok(self.find(key).await.map(|(entry, tier)| Self::hit(entry, tier)))
     }
 
     async fn get_miss_handler(

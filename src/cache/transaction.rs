@@ -94,7 +94,10 @@ impl Pending {
     /// Goes on from memory: Redis is away, or there is none.
     pub fn locally(self, cache: &'static Cache, now: UnixMillis) -> Transaction {
         let fingerprint = cache.generations().local(&self.tags);
-        self.stamp(cache, fingerprint, now)
+        // Where the shared tier is, the generations are: who could not ask for these need not ask for those.
+        let mut transaction = self.stamp(cache, fingerprint, now);
+        transaction.read_memory_only();
+        transaction
     }
 
     fn stamp(self, cache: &'static Cache, fingerprint: Fingerprint, now: UnixMillis) -> Transaction {
@@ -110,6 +113,7 @@ impl Pending {
             public_key: self.public_key,
             directives: self.directives,
             authorised: self.authorised,
+            may_ask_remote: true,
             absent: Vec::new(),
             started: now,
             sent: now,
@@ -134,6 +138,8 @@ pub struct Transaction {
     public_key: Box<str>,
     directives: RequestDirectives,
     authorised: bool,
+    /// Whether there is time left for the shared tier.
+    may_ask_remote: bool,
     /// Generations that Redis lacks.
     absent: Vec<Write>,
     /// When the request came.
@@ -152,9 +158,14 @@ pub struct Transaction {
 }
 
 impl Transaction {
+    /// The time a request may wait for the store is used up: the shared tier is not asked.
+    pub const fn read_memory_only(&mut self) {
+        self.may_ask_remote = false;
+    }
+
     /// For `request_cache_filter`.
     pub fn enable(&self, http: &mut HttpCache) {
-        self.cache.enable(http, self.route.max_object_bytes);
+        self.cache.enable(http, self.route.max_object_bytes, self.may_ask_remote);
     }
 
     /// For `cache_key_callback`.

@@ -60,6 +60,10 @@ pub(super) fn identity(root: &Reader<'_>) -> Identity {
         token_from,
         max_token_size,
         verified_cache: reader.within("verified_cache", 0..=10_000_000),
+        revocation_lifetime: reader.duration(
+            "revocation_lifetime",
+            Duration::from_secs(60)..=Duration::from_secs(10 * 366 * 86_400),
+        ),
         user_id_header: headers.opt("user_id"),
         plan_header: headers.opt("plan"),
         permissions_header: headers.opt("permissions"),

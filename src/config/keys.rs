@@ -93,6 +93,8 @@ pub static KEYS: &[Key] = &[
         "Where a token may be, tried in this order."),
     is("identity.max_token_size", "size, 256 B to 64 KiB", r#""8KiB""#, "Longer tokens are refused unread."),
     is("identity.verified_cache", "0 to 10000000", "10000", "Most verified tokens remembered, so that a signature is checked once."),
+    is("identity.revocation_lifetime", "duration, 1m to 10 years", r#""30d""#,
+        "How long a revocation holds where the token does not say when it ends: tokens without `exp`, cut-offs of a subject, revocation by `jti`. At least the longest life of any token."),
     is("identity.headers.user_id", "header name, or empty", r#""X-User-Id""#, "Tells the upstream the subject; empty: not sent."),
     is("identity.headers.plan", "header name, or empty", r#""X-User-Plan""#, "Tells the upstream the plan; empty: not sent."),
     is("identity.headers.permissions", "header name, or empty", r#""X-User-Permissions""#, "Tells the upstream the permissions, comma-separated; empty: not sent."),

@@ -152,6 +152,8 @@ pub struct Identity {
     pub max_token_size: u64,
     /// Most verified tokens remembered.
     pub verified_cache: u32,
+    /// How long a revocation holds where the token does not say when it ends.
+    pub revocation_lifetime: Duration,
     /// Header for the subject; `None`: not sent.
     pub user_id_header: Option<HeaderName>,
     /// Header for the plan; `None`: not sent.

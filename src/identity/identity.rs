@@ -67,8 +67,9 @@ pub struct Keys {
 pub struct Identity {
     /// Who: 1 to 256 bytes, otherwise arbitrary; never put it into a key or header as it is.
     pub subject: Arc<str>,
-    /// [`Self::subject`] as it stands in store keys.
-    pub subject_key_part: Arc<str>,
+    /// Who, among all issuers: the subject, or `<issuer>~<subject>` where there are several issuers. Limits,
+    /// cache and store keys go by it.
+    pub account: Arc<str>,
     /// The plan the token names; it may be unknown to the configuration.
     pub plan: Option<Box<str>>,
     /// Factor on limits, finite and above zero, not capped.
@@ -93,10 +94,28 @@ pub struct Identity {
 
 impl Identity {
     /// The identity of `person` by the token `token_id`; `key_prefix` begins every store key.
+    ///
+    /// `realm` is the name of the issuer where there are several: a subject and a `jti` are unique within one
+    /// issuer only (RFC 7519 sections 4.1.2 and 4.1.7), so that `<realm>~` goes before both wherever they are
+    /// compared.
     #[must_use]
-    pub fn new(person: Person, token_id: TokenId, times: &Times, leeway: Duration, key_prefix: &str) -> Self {
-        let subject_key_part: Arc<str> = encode_key_part(&person.subject).into();
-        let key = |family: &str| format!("{key_prefix}{family}:{subject_key_part}").into();
+    pub fn new(
+        person: Person,
+        token_id: TokenId,
+        times: &Times,
+        leeway: Duration,
+        key_prefix: &str,
+        realm: Option<&str>,
+    ) -> Self {
+        let (account, token_id) = match (realm, token_id) {
+            (None, token_id) => (Arc::clone(&person.subject), token_id),
+            (Some(realm), TokenId::Jti(jti)) => {
+                (within(realm, &person.subject), TokenId::Jti(format!("{realm}~{jti}").into()))
+            }
+            (Some(realm), digest @ TokenId::Sha256(_)) => (within(realm, &person.subject), digest),
+        };
+        let account_key_part = encode_key_part(&account);
+        let key = |family: &str| format!("{key_prefix}{family}:{account_key_part}").into();
         Self {
             keys: Keys {
                 blacklist: token_id.blacklist_key(key_prefix).into(),
@@ -105,7 +124,7 @@ impl Identity {
                 cutoff: key("revoked_before"),
             },
             headers: person.header_lines().into(),
-            subject_key_part,
+            account,
             subject: person.subject,
             plan: person.plan,
             multiplier: person.multiplier,
@@ -142,6 +161,10 @@ impl Identity {
     }
 }
 
+fn within(realm: &str, subject: &str) -> Arc<str> {
+    format!("{realm}~{subject}").into()
+}
+
 fn is_readable(jti: &str) -> bool {
     (1..=MAX_READABLE_JTI).contains(&jti.len())
         && !jti.starts_with(DIGEST_PREFIX)
@@ -160,6 +183,7 @@ mod tests {
             &times,
             Duration::from_secs(30),
             "tg:",
+            None,
         )
     }
 
@@ -170,6 +194,27 @@ mod tests {
         assert_eq!(&*identity.keys.session, "tg:session:42");
         assert_eq!(&*identity.keys.ban, "tg:ban:user:42");
         assert_eq!(&*identity.keys.cutoff, "tg:revoked_before:42");
+    }
+
+    #[test]
+    fn subjects_and_ids_of_two_issuers_are_never_the_same() {
+        let of = |realm| {
+            let (person, id) = (Person::named("42"), TokenId::Jti("abc".into()));
+            Identity::new(person, id, &Times::default(), Duration::ZERO, "", realm)
+        };
+        let (one, two, only) = (of(Some("one")), of(Some("two")), of(None));
+        assert_eq!((&*one.account, &*one.keys.blacklist), ("one~42", "blacklist:one~abc"));
+        assert_eq!((&*only.account, &*only.keys.blacklist), ("42", "blacklist:abc"));
+        assert_eq!(one.subject, two.subject, "the upstream hears the subject as it is");
+        for (one, two) in [
+            (&one.account, &two.account),
+            (&one.keys.blacklist, &two.keys.blacklist),
+            (&one.keys.cutoff, &two.keys.cutoff),
+            (&one.keys.ban, &two.keys.ban),
+            (&one.keys.session, &two.keys.session),
+        ] {
+            assert_ne!(one, two);
+        }
     }
 
     #[test]

@@ -265,7 +265,8 @@ impl Verifier {
     ) -> Result<Identity, Refused> {
         let person = trusted.issuer.mapping.apply(&parsed.claims)?;
         let id = token_id(token, parsed)?;
-        Ok(Identity::new(person, id, times, trusted.issuer.rules.leeway, &self.key_prefix))
+        let realm = (self.issuers.len() > 1).then_some(&*trusted.issuer.name);
+        Ok(Identity::new(person, id, times, trusted.issuer.rules.leeway, &self.key_prefix, realm))
     }
 
     fn verify_anew(&self, token: &str, generation: u64) -> Result<Verified, Refused> {

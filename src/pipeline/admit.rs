@@ -1,8 +1,10 @@
 //! Admission: the order in which a request is judged, written once. Cheap and local stages come first; the
 //! store is asked once, and not at all when the answer is known.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::{HeaderMap, Method};
 
@@ -64,8 +66,10 @@ pub async fn admit(
     let now = context.received_at;
 
     // Is this one well-formed request?
-    let head = head::inspect(input, &gateway.head_limits)?;
     let client = client_addr::resolve(&gateway.client_addr, peer, input.headers);
+    context.client = Some(client);
+    context.request_id = forward::request_id(input.headers, client.peer_trusted);
+    let head = head::inspect(input, &gateway.head_limits)?;
     note_client(gateway, &head, input.headers, client, context);
     if head.is_asterisk() {
         return Err(Refusal::NoRoute);
@@ -101,21 +105,28 @@ pub async fn admit(
     permit(&route.access, identity.as_deref())?;
 
     // May it, at this rate? And what may the cache do?
+    let cache_host = if context.host == context.authority {
+        Cow::Borrowed(&*context.authority)
+    } else {
+        // The upstream is told both, so that its answer may depend on both. A comma is in no host.
+        Cow::Owned(format!("{},{}", context.authority, context.host))
+    };
     let target = CacheTarget {
         scheme: context.scheme.as_str(),
-        host: &context.host,
+        host: &cache_host,
         path: &path,
         query: query.as_deref(),
         caller: identity
             .as_deref()
-            .map_or(CacheCaller::Anonymous, |identity| CacheCaller::User(&identity.subject)),
+            .map_or(CacheCaller::Anonymous, |identity| CacheCaller::User(&identity.account)),
     };
     let overwrites = if is_safe(input.method) { None } else { stored_at(gateway, &head.host, target) };
     let param = |name: &str| find_param(&params, name);
     let pending = route
         .cache
         .as_ref()
-        .map(|settings| cache::Pending::new(settings, input.method, input.headers, target, param));
+        .map(|settings| cache::Pending::new(settings, input.method, input.headers, target, param))
+        .map(|pending| pending.and_then(|pending| personal(gateway, &route, &head, input.headers, pending)));
     let cache = decide(gateway, &route, client, identity.as_ref(), pending, origin, context).await?;
 
     let rewritten = rewritten(&head, &path, query.as_deref());
@@ -128,6 +139,21 @@ pub async fn admit(
         target: Target { rewritten, websocket: head.upgrade == Upgrade::WebSocket },
     }));
     Ok(())
+}
+
+/// On a route that does not look at tokens a request may still carry one, wherever the configuration says tokens
+/// are: what the upstream makes of it is not everybody's.
+fn personal(
+    gateway: &Gateway,
+    route: &Route,
+    head: &Head<'_>,
+    headers: &HeaderMap,
+    pending: cache::Pending,
+) -> Result<cache::Pending, Bypass> {
+    let looked_at = route.access.requirement() != Requirement::None;
+    let shared = route.cache.as_ref().is_some_and(|settings| settings.shared);
+    let bare = || matches!(credentials::extract(&gateway.sources, headers, head.query), Ok(None));
+    if looked_at || shared || bare() { Ok(pending) } else { Err(Bypass::UnverifiedCredential) }
 }
 
 /// The tag of what a GET of this target by the same caller is stored under (RFC 9111 section 4.4).
@@ -163,15 +189,13 @@ fn note_client(
     context: &mut Context,
 ) {
     let told = client_addr::told(&gateway.client_addr, &client, headers);
-    context.client = Some(client);
-    context.request_id = forward::request_id(headers, client.peer_trusted);
     context.trace = Some(forward::TraceParent::of(headers, client.peer_trusted));
     context.scheme = told.scheme.unwrap_or(Scheme::Http);
-    context.host = match (told.host, head.port) {
-        (Some(host), _) => host.into(),
-        (None, Some(port)) => format!("{}:{port}", head.host).into(),
-        (None, None) => (&*head.host).into(),
+    context.authority = match head.port {
+        Some(port) => format!("{}:{port}", head.host).into(),
+        None => (&*head.host).into(),
     };
+    context.host = told.host.map_or_else(|| context.authority.clone(), Into::into);
 }
 
 type Query<'a> = Option<std::borrow::Cow<'a, str>>;
@@ -231,14 +255,18 @@ async fn decide(
     let mut values = None;
     let mut verdict = None;
     let mut blind = false;
+    let mut late = false;
     let needed = !checks.is_empty() || identity.is_some() || matches!(pending, Some(Ok(_)));
     if needed && let Some(store) = &shared.store {
         let tags = match &pending {
             Some(Ok(pending)) => Some((shared.cache.generations(), pending.tags())),
             _ => None,
         };
-        match exchange::ask(store, shared, identity.map(|identity| &**identity), tags, &mut checks, now).await
-        {
+        let asked = Instant::now();
+        let answer =
+            exchange::ask(store, shared, identity.map(|identity| &**identity), tags, &mut checks, now).await;
+        late = asked.elapsed() > store.settings().deadline / 2;
+        match answer {
             Some(Answer::Judged { decision, generations }) => {
                 verdict = Some((decision, LimitSource::Redis));
                 values = Some(generations);
@@ -282,7 +310,12 @@ async fn decide(
         (None, _) => CacheUse::NotConfigured,
         (Some(Err(bypass)), _) => CacheUse::Bypassed(bypass),
         (Some(Ok(pending)), Some(values)) => match pending.with_values(shared.cache, &values, now) {
-            Ok(transaction) => CacheUse::Used(Box::new(transaction)),
+            Ok(mut transaction) => {
+                if late {
+                    transaction.read_memory_only();
+                }
+                CacheUse::Used(Box::new(transaction))
+            }
             Err(bypass) => CacheUse::Bypassed(bypass),
         },
         (Some(Ok(pending)), None) => CacheUse::Used(Box::new(pending.locally(shared.cache, now))),
@@ -308,7 +341,7 @@ fn collect(
     let address = client.subject().text();
     let caller = Caller {
         ip: address.as_str(),
-        user: identity.map(|identity| &*identity.subject),
+        user: identity.map(|identity| &*identity.account),
         token: identity.map(|identity| identity.token_id.as_str()),
         api_token: None,
         route: &route.name,
@@ -342,7 +375,6 @@ fn refuse(
     source: LimitSource,
     context: &mut Context,
 ) -> Refusal {
-    context.limit = Some(LimitOutcome::Refused.as_str());
     count(gateway, checks, LimitOutcome::Refused, source, |index| refused.violated.contains(index));
     context.limit = Some(LimitOutcome::Refused.as_str());
     let decision = Decision::Refused(refused);

@@ -61,7 +61,9 @@ pub struct Context {
     pub client: Option<ClientAddr>,
     /// Scheme the client used.
     pub scheme: Scheme,
-    /// Host and port the client asked for.
+    /// Host and port that were routed by.
+    pub authority: Box<str>,
+    /// Host and port that the client asked for, as a trusted proxy tells where it does.
     pub host: Box<str>,
     /// Correlation id, sent upstream and downstream.
     pub request_id: HeaderValue,
@@ -101,6 +103,7 @@ impl Context {
             started: Instant::now(),
             client: None,
             scheme: Scheme::Http,
+            authority: Box::default(),
             host: Box::default(),
             request_id: HeaderValue::from_static("-"),
             trace: None,

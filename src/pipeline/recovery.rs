@@ -14,7 +14,7 @@ use crate::redis::{EventHandler, Recovery};
 
 /// Revocations read from the store when a connection is made: enough for any logout habit, bounded against a
 /// store that is full of something else.
-const MAX_LEARNED: usize = 200_000;
+const MAX_LEARNED: usize = 500_000;
 const SCAN_COUNT: usize = 1_000;
 /// The key, after the prefix, of a counter that tries whether the store can count at all.
 const PROBE: &str = "tollgate:probe";
@@ -65,8 +65,9 @@ impl Shared {
     async fn learn_revocations(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
         let Some(store) = &self.store else { return Ok(()) };
         let prefix = &store.settings().key_prefix;
-        let mut learned = 0_usize;
-        for family in ["blacklist:", "revoked_before:"] {
+        // Cut-offs first: they are few and each stands for many tokens.
+        for family in ["revoked_before:", "blacklist:"] {
+            let mut learned = 0_usize;
             let pattern = format!("{}{family}*", escape_glob(prefix));
             let mut cursor = 0_u64;
             loop {
@@ -76,7 +77,14 @@ impl Shared {
                 learned = learned.saturating_add(keys.len());
                 self.learn_keys(connection, keys, family == "revoked_before:").await?;
                 cursor = next;
-                if cursor == 0 || learned >= MAX_LEARNED {
+                if cursor == 0 {
+                    break;
+                }
+                if learned >= MAX_LEARNED {
+                    tracing::warn!(
+                        family,
+                        "there are more revocations in Redis than are learned: some hold only while it is there"
+                    );
                     break;
                 }
             }

@@ -44,7 +44,9 @@ impl Shared {
         };
         if written {
             // News for the time the store is away; a lost message costs nothing while it is there.
-            let _ = Publisher::new(Arc::clone(store)).publish(revocation.to_message().as_bytes()).await;
+            // Nobody waits for it.
+            let publisher = Publisher::new(Arc::clone(store));
+            tokio::spawn(async move { publisher.publish(revocation.to_message().as_bytes()).await });
         } else {
             self.pending.push(revocation);
             // Even while the store is there: one late answer must not leave the other instances in the dark.
@@ -56,7 +58,7 @@ impl Shared {
     /// Ends what this token is good for: the token itself and everything cached for its subject.
     pub async fn log_out(&self, identity: &Identity, longest: Duration) {
         let revocation = identity.revocation(self.clock.now(), longest);
-        let tag = crate::cache::tag::user_tag(Some(&identity.subject));
+        let tag = crate::cache::tag::user_tag(Some(&identity.account));
         tokio::join!(self.revoke(revocation), self.invalidate(vec![tag]));
     }
 

@@ -23,7 +23,7 @@ use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 
-use crate::cache::request::write_invalidates;
+use crate::cache::request::{Bypass, write_invalidates};
 use crate::cache::transaction::serves_stale;
 use crate::cache::{Transaction, status};
 use crate::header_names::{X_CACHE, X_REQUEST_ID};
@@ -91,7 +91,7 @@ impl Exchange {
     /// The tags that a write on this route changes: what the route declares, and the very target.
     fn changed_tags(&self) -> Vec<Box<str>> {
         let Some(admitted) = self.admitted() else { return Vec::new() };
-        let user = admitted.identity.as_ref().map(|identity| &*identity.subject);
+        let user = admitted.identity.as_ref().map(|identity| &*identity.account);
         let param = |name: &str| find_param(&admitted.params, name);
         let declared = admitted.route.invalidates.iter().map(|template| template.render(user, param));
         declared.chain(admitted.overwrites.clone()).collect()
@@ -99,19 +99,24 @@ impl Exchange {
 
     /// What must have happened before the client may see an answer to its request.
     async fn settle(&self, method: &Method, status: Option<StatusCode>) {
-        if write_invalidates(method, status) {
-            let tags = self.changed_tags();
+        let shared = &self.gateway.shared;
+        let tags = if write_invalidates(method, status) { self.changed_tags() } else { Vec::new() };
+        let invalidated = async {
             if !tags.is_empty() {
-                self.gateway.shared.invalidate(tags).await;
+                shared.invalidate(tags).await;
             }
-        }
-        if let Some(admitted) = self.admitted()
-            && admitted.route.logout == Some(Logout::Forward)
-            && status.is_some_and(|status| status.is_success())
-            && let Some(identity) = &admitted.identity
-        {
-            self.gateway.shared.log_out(identity, self.gateway.longest_revocation).await;
-        }
+        };
+        let logged_out = async {
+            if let Some(admitted) = self.admitted()
+                && admitted.route.logout == Some(Logout::Forward)
+                && status.is_some_and(|status| status.is_success())
+                && let Some(identity) = &admitted.identity
+            {
+                shared.log_out(identity, self.gateway.longest_revocation).await;
+            }
+        };
+        // Side by side: the client waits for the store once.
+        tokio::join!(invalidated, logged_out);
     }
 }
 
@@ -183,12 +188,15 @@ impl ProxyHttp for Proxy {
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         _end_of_stream: bool,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        if let Some(piece) = body {
+        // What flows through a tunnel after the upgrade is no request body.
+        if let Some(piece) = body
+            && !session.was_upgraded()
+        {
             let context = &mut exchange.context;
             context.body_bytes = context.body_bytes.saturating_add(piece.len() as u64);
             let bytes = context.body_bytes;
@@ -200,8 +208,17 @@ impl ProxyHttp for Proxy {
     }
 
     fn request_cache_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
-        if let Some(transaction) = exchange.transaction() {
-            transaction.enable(&mut session.cache);
+        let background = session.subrequest_ctx.is_some();
+        // HTTP/2 tells of a body by no header: it shows only here.
+        let has_body = !background && !session.as_downstream_mut().is_body_empty();
+        if let Some(admitted) = exchange.context.admitted_mut()
+            && let CacheUse::Used(transaction) = &admitted.cache
+        {
+            if has_body {
+                admitted.cache = CacheUse::Bypassed(Bypass::Body);
+            } else {
+                transaction.enable(&mut session.cache);
+            }
         }
         Ok(())
     }
@@ -287,7 +304,7 @@ impl ProxyHttp for Proxy {
             upstream.rest(address, now);
             let tries = exchange.context.tried.len();
             let allowed = usize::try_from(upstream.settings().connect_retries).unwrap_or(usize::MAX);
-            let others = upstream.pick(&exchange.context.tried, now).is_some();
+            let others = upstream.has_other(&exchange.context.tried);
             // Nothing was sent yet: another member may be asked, whatever the method.
             error.set_retry(tries <= allowed && others);
         }
@@ -354,7 +371,7 @@ impl ProxyHttp for Proxy {
                 fields.extend(identity.headers.iter().cloned());
             }
             if !fields.contains_key(HOST)
-                && let Ok(host) = HeaderValue::from_str(&context.host)
+                && let Ok(host) = HeaderValue::from_str(&context.authority)
             {
                 fields.insert(HOST, host);
             }

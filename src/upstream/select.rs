@@ -132,6 +132,11 @@ impl Upstream {
             .map(|candidate| candidate.address)
     }
 
+    /// Whether a member is left that was not tried.
+    pub fn has_other(&self, tried: &[SocketAddr]) -> bool {
+        self.addresses.load().iter().any(|member| !tried.contains(&member.address))
+    }
+
     /// Lets a member that could not be connected to rest for a second.
     pub fn rest(&self, address: SocketAddr, now: UnixMillis) {
         if let Some(member) = self.addresses.load().iter().find(|member| member.address == address) {

@@ -347,7 +347,10 @@ mod tests {
         let listen = "127.0.0.1:1".parse().unwrap();
         let admin = "127.0.0.1:2".parse().unwrap();
         let text = Gateway::builder().config("[server]\nlisten = \"{listen}\"\n").text(listen, admin);
-        assert_eq!(text, "[server]\nlisten = \"127.0.0.1:1\"\n\n[admin]\nlisten = \"127.0.0.1:2\"\ntoken = \"${TOLLGATE_ADMIN_TOKEN:-}\"\n");
+        assert_eq!(
+            text,
+            "[server]\nlisten = \"127.0.0.1:1\"\n\n[admin]\nlisten = \"127.0.0.1:2\"\ntoken = \"${TOLLGATE_ADMIN_TOKEN:-}\"\n"
+        );
     }
 
     #[test]
