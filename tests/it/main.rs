@@ -50,4 +50,5 @@ mod redis_faults;
 mod revocation;
 mod setup;
 mod shutdown;
+mod strangers;
 mod upstreams;
