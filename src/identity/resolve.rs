@@ -153,19 +153,6 @@ pub fn permit(access: &Access, identity: Option<&Identity>) -> Result<(), Identi
     }
 }
 
-/// [`authenticate`] and [`permit`] in one. A revoked token without the permission hears of the permission
-/// first; call the two with the revocation check between them where that matters.
-pub fn resolve(
-    access: &Access,
-    credential: Result<Option<Credential<'_>>, CredentialProblem>,
-    verifier: &Verifier,
-    now: UnixMillis,
-) -> Result<Option<Arc<Identity>>, IdentityRefusal> {
-    let identity = authenticate(access.requirement, credential, verifier, now)?;
-    permit(access, identity.as_deref())?;
-    Ok(identity)
-}
-
 #[cfg(test)]
 mod tests {
     use std::borrow::Cow;
@@ -218,7 +205,8 @@ mod tests {
         ] {
             let access =
                 Access::new(requirement, permissions.iter().map(|p| Box::from(*p)).collect()).unwrap();
-            let resolved = resolve(&access, credential, &verifier, NOW).map(|identity| identity.is_some());
+            let resolved = authenticate(access.requirement, credential, &verifier, NOW)
+                .and_then(|identity| permit(&access, identity.as_deref()).map(|()| identity.is_some()));
             assert_eq!(resolved, verdict, "{requirement:?} {permissions:?}");
         }
         assert!(Access::new(Ignored, vec!["admin".into()]).is_err());
