@@ -306,7 +306,12 @@ fn background(
     let listen: Vec<SocketAddr> = spec.server.listen.iter().chain(&spec.server.listen_h2c).copied().collect();
     runtime.spawn(announce(listen, Arc::clone(lifecycle), banner));
     let in_flight = shared.metrics.families().requests_in_flight.clone();
+    let ending = Arc::clone(shared);
     let exit = move || {
+        if !ending.pending.is_empty() {
+            let count = ending.pending.len();
+            tracing::warn!(count, "revocations that Redis never got end with this process");
+        }
         logging.flush();
         std::process::exit(0);
     };

@@ -180,9 +180,14 @@ impl Generations {
         writes
     }
 
+    /// Whether Redis lacks something.
+    pub fn owes(&self) -> bool {
+        self.pending.load(Ordering::Acquire) > 0
+    }
+
     /// What Redis has not confirmed yet, for the moment it is back. Each call makes writes of new values.
     pub fn pending(&self) -> Vec<Write> {
-        if self.pending.load(Ordering::Acquire) == 0 {
+        if !self.owes() {
             return Vec::new();
         }
         let state = self.state.read();

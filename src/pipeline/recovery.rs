@@ -25,7 +25,7 @@ pub struct Recoverer(pub Arc<Shared>);
 #[async_trait]
 impl Recovery for Recoverer {
     fn owes(&self) -> bool {
-        !self.0.pending.is_empty() || !self.0.cache.generations().pending().is_empty()
+        !self.0.pending.is_empty() || self.0.cache.generations().owes()
     }
 
     async fn verify(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
