@@ -250,6 +250,10 @@ impl ProxyHttp for Proxy {
         let now = exchange.gateway.shared.clock.now();
         let waited = session.cache.lock_duration().is_some();
         let background = session.subrequest_ctx.is_some();
+        if is_fresh && let Some(refreshing) = session.subrequest_ctx.as_mut() {
+            // Somebody was quicker. pingora ends here without giving back the right to write it was started with.
+            refreshing.release_write_lock();
+        }
         Ok(exchange
             .transaction()
             .and_then(|transaction| transaction.found(meta, handler, is_fresh, waited, background, now)))
@@ -262,7 +266,10 @@ impl ProxyHttp for Proxy {
         error: Option<&Error>,
     ) -> bool {
         // Without an error the question is whether to serve stale while a request of pingora's own refreshes it.
-        serves_stale(error) && (error.is_some() || downstream::prepare_repetition(session, &exchange.context))
+        // A request that refreshes never starts another one.
+        let mut may_refresh =
+            || session.subrequest_ctx.is_none() && downstream::prepare_repetition(session, &exchange.context);
+        serves_stale(error) && (error.is_some() || may_refresh())
     }
 
     async fn proxy_upstream_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
