@@ -37,6 +37,12 @@ pub struct ResponseDirectives {
 }
 
 impl ResponseDirectives {
+    /// Whether the response must never be served stale (RFC 9111 section 4.2.4); `s-maxage` says so in a `shared`
+    /// cache only (section 5.2.2.10).
+    pub const fn forbids_stale(&self, shared: bool) -> bool {
+        self.must_revalidate || self.no_cache || self.proxy_revalidate || (shared && self.s_maxage.is_some())
+    }
+
     /// Reads every `Cache-Control` line of `headers`.
     pub fn parse(headers: &HeaderMap) -> Self {
         let mut found = Self { present: headers.contains_key(header::CACHE_CONTROL), ..Self::default() };

@@ -36,8 +36,6 @@ pub struct Storable {
     pub stale_while_revalidate: Duration,
     /// How long after that it may be served instead of an error.
     pub stale_if_error: Duration,
-    /// The client's `max-stale` does not apply.
-    pub must_revalidate: bool,
 }
 
 /// Why a response is not stored.
@@ -221,19 +219,15 @@ fn initial_age(response: Response<'_>) -> Duration {
 }
 
 fn windows(route: &RouteCache, said: ResponseDirectives, age: Duration, fresh_for: Duration) -> Storable {
-    let revalidate = said.must_revalidate
-        || said.no_cache
-        || said.proxy_revalidate
-        || (route.shared && said.s_maxage.is_some());
+    let forbidden = said.forbids_stale(route.shared);
     let window = |said: Option<u64>, route: Option<Duration>| {
-        if revalidate { Duration::ZERO } else { said.map(Duration::from_secs).or(route).unwrap_or_default() }
+        if forbidden { Duration::ZERO } else { said.map(Duration::from_secs).or(route).unwrap_or_default() }
     };
     Storable {
         age,
         fresh_for: if said.no_cache { Duration::ZERO } else { fresh_for },
         stale_while_revalidate: window(said.stale_while_revalidate, route.stale_while_revalidate),
         stale_if_error: window(said.stale_if_error, route.stale_if_error),
-        must_revalidate: revalidate,
     }
 }
 

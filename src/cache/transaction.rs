@@ -223,9 +223,8 @@ impl Transaction {
     }
 
     fn may_be_stale(&self, meta: &CacheMeta) -> bool {
-        let said = ResponseDirectives::parse(meta.headers());
-        let shared = said.proxy_revalidate || (self.route.shared && said.s_maxage.is_some());
-        self.route.override_origin || !(said.must_revalidate || said.no_cache || shared)
+        self.route.override_origin
+            || !ResponseDirectives::parse(meta.headers()).forbids_stale(self.route.shared)
     }
 
     /// For `proxy_upstream_filter`: the request wants no answer but a stored one; it gets 504. `background`: it
