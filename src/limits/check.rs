@@ -26,6 +26,10 @@ pub struct Check {
     pub rule: Rule,
     /// Whether refused requests consume.
     pub penalise: bool,
+    /// Whether it only watches: it refuses nobody.
+    pub shadow: bool,
+    /// Whether this instance may take several requests' worth at once and spend it alone.
+    pub lease: bool,
     /// What happens while the store cannot be asked.
     pub on_store_failure: OnStoreFailure,
     /// The keyed hash of the key.
@@ -198,6 +202,8 @@ impl Checks {
                 window: number,
                 rule,
                 penalise: policy.penalise(),
+                shadow: policy.shadow(),
+                lease: policy.lease(),
                 on_store_failure: policy.on_store_failure(),
                 hash,
                 known_end: 0,

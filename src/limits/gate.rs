@@ -77,8 +77,8 @@ pub fn encode<W: RedisWrite + ?Sized>(question: &Question<'_>, checks: &Checks, 
         let rule = check.rule;
         out.write_arg(match (rule.algorithm, check.penalise) {
             (Algorithm::FixedWindow, false) if is_known(check) => b"k",
-            (Algorithm::FixedWindow, false) => b"f",
-            (Algorithm::FixedWindow, true) => b"F",
+            (Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_), false) => b"f",
+            (Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_), true) => b"F",
             (Algorithm::SlidingWindow, false) => b"s",
             (Algorithm::SlidingWindow, true) => b"S",
             (Algorithm::TokenBucket, false) => b"b",
@@ -145,7 +145,7 @@ pub fn decode(
     }
     for (check, answer) in checks.pairs() {
         answer.state = match check.rule.algorithm {
-            Algorithm::FixedWindow => {
+            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => {
                 let used = count(&mut values)?;
                 let anchor = match int(&mut values)? {
                     0 if used > 0 => check.known_end,

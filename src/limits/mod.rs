@@ -7,6 +7,7 @@
 //! where there is no Redis → [`fields`].
 
 pub mod algorithm;
+pub mod batch;
 pub mod check;
 pub mod fields;
 pub mod gate;
@@ -21,5 +22,5 @@ mod conformance;
 pub use check::{Check, Checks, CounterState, Decision, Refused, Violated};
 pub use local::Local;
 pub use plan::{Plan, Plans};
-pub use policy::{Algorithm, KeyPart, LimitSource, OnStoreFailure, Policy, Window};
+pub use policy::{Algorithm, CoolDown, KeyPart, LimitSource, OnStoreFailure, Policy, Window};
 pub use subject::{Caller, KeySpace};

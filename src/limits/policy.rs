@@ -82,6 +82,19 @@ pub enum Algorithm {
     SlidingWindow,
     /// A bucket of `limit` tokens refilled continuously at `limit` per period.
     TokenBucket,
+    /// The time of every admitted request: never more than `limit` in any period.
+    SlidingLog,
+    /// A fixed window that trips: once a request finds it full, [`CoolDown`] holds instead until it is quiet.
+    CoolDown(CoolDown),
+}
+
+/// What holds once a window has tripped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CoolDown {
+    /// One request is admitted per this many milliseconds; at least 1.
+    pub interval_ms: u64,
+    /// The window opens again when no request was made, admitted or refused, for this many milliseconds.
+    pub quiet_ms: u64,
 }
 
 impl Algorithm {
@@ -91,6 +104,8 @@ impl Algorithm {
             Self::FixedWindow => "fixed-window",
             Self::SlidingWindow => "sliding-window",
             Self::TokenBucket => "token-bucket",
+            Self::SlidingLog => "sliding-log",
+            Self::CoolDown(_) => "cool-down",
         }
     }
 }
@@ -230,6 +245,8 @@ pub struct Policy {
     cost: u32,
     on_store_failure: OnStoreFailure,
     penalise: bool,
+    shadow: bool,
+    lease: bool,
 }
 
 impl Policy {
@@ -258,6 +275,8 @@ impl Policy {
             cost: 1,
             on_store_failure: OnStoreFailure::default(),
             penalise: false,
+            shadow: false,
+            lease: false,
         })
     }
 
@@ -276,6 +295,18 @@ impl Policy {
     #[must_use]
     pub fn with_penalise(self, penalise: bool) -> Self {
         Self { penalise, ..self }
+    }
+
+    /// The same policy watching only (`true`): it counts, and refuses nobody.
+    #[must_use]
+    pub fn with_shadow(self, shadow: bool) -> Self {
+        Self { shadow, ..self }
+    }
+
+    /// The same policy where an instance may take several requests' worth at once.
+    #[must_use]
+    pub fn with_lease(self, lease: bool) -> Self {
+        Self { lease, ..self }
     }
 
     /// The name: `[a-z0-9_-]{1,32}`.
@@ -311,6 +342,16 @@ impl Policy {
     /// Whether refused requests consume.
     pub const fn penalise(&self) -> bool {
         self.penalise
+    }
+
+    /// Whether the policy only watches.
+    pub const fn shadow(&self) -> bool {
+        self.shadow
+    }
+
+    /// Whether instances may take several requests' worth at once.
+    pub const fn lease(&self) -> bool {
+        self.lease
     }
 }
 

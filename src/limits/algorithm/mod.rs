@@ -12,11 +12,15 @@ use crate::clock::UnixMillis;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct State {
     /// Milliseconds since the epoch. Fixed: end of the window, 0 for none; sliding: start of the current
-    /// period; bucket: when `used` was true.
+    /// period; bucket: when `used` was true; log: when the next request of this cost fits, or when the oldest one
+    /// leaves if it fits now, 0 for an empty log; cool-down: end of the window, and once tripped when the next
+    /// request is admitted.
     pub anchor: u64,
-    /// Fixed and sliding: requests counted in the current period; bucket: debt in requests × period ms.
+    /// Fixed and sliding: requests counted in the current period; bucket: debt in requests × period ms; log:
+    /// requests in it; cool-down: requests counted, and once tripped the time of the last request.
     pub used: u64,
-    /// Sliding: requests counted in the period before; 0 otherwise.
+    /// Sliding: requests counted in the period before; log: when the newest request leaves; cool-down: 1 once
+    /// tripped; 0 otherwise.
     pub before: u64,
 }
 
@@ -70,7 +74,7 @@ impl Rule {
     #[must_use]
     pub fn roll(&self, state: State, now: UnixMillis) -> State {
         match self.algorithm {
-            Algorithm::FixedWindow => fixed::roll(self, state, now.0),
+            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => fixed::roll(self, state, now.0),
             Algorithm::SlidingWindow => sliding::roll(self, state, now.0),
             Algorithm::TokenBucket => bucket::roll(self, state, now.0),
         }
@@ -79,7 +83,7 @@ impl Rule {
     /// Whether the request fits a `rolled` state.
     pub fn admits(&self, rolled: State, now: UnixMillis) -> bool {
         match self.algorithm {
-            Algorithm::FixedWindow => fixed::admits(self, rolled),
+            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => fixed::admits(self, rolled),
             Algorithm::SlidingWindow => sliding::admits(self, rolled, now.0),
             Algorithm::TokenBucket => bucket::admits(self, rolled),
         }
@@ -89,7 +93,7 @@ impl Rule {
     #[must_use]
     pub fn consume(&self, rolled: State, now: UnixMillis) -> State {
         match self.algorithm {
-            Algorithm::FixedWindow => fixed::consume(self, rolled, now.0),
+            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => fixed::consume(self, rolled, now.0),
             Algorithm::SlidingWindow => sliding::consume(self, rolled),
             Algorithm::TokenBucket => bucket::consume(self, rolled),
         }
@@ -98,7 +102,7 @@ impl Rule {
     /// Whole requests of cost 1 that fit a `rolled` state.
     pub fn remaining(&self, rolled: State, now: UnixMillis) -> u64 {
         match self.algorithm {
-            Algorithm::FixedWindow => self.limit.saturating_sub(rolled.used),
+            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => self.limit.saturating_sub(rolled.used),
             Algorithm::SlidingWindow => sliding::remaining(self, rolled, now.0),
             Algorithm::TokenBucket => bucket::remaining(self, rolled),
         }
@@ -107,7 +111,7 @@ impl Rule {
     /// When a `rolled` state is fully restored; `now` when it is, one period on for a limit of 0.
     pub fn reset_at(&self, rolled: State, now: UnixMillis) -> UnixMillis {
         let at = match self.algorithm {
-            Algorithm::FixedWindow => rolled.anchor,
+            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => rolled.anchor,
             Algorithm::SlidingWindow => sliding::reset_at(self, rolled),
             Algorithm::TokenBucket => bucket::reset_at(self, rolled),
         };
@@ -124,7 +128,7 @@ impl Rule {
             return UnixMillis(now.0.saturating_add(self.period()));
         }
         UnixMillis(match self.algorithm {
-            Algorithm::FixedWindow => rolled.anchor.max(now.0),
+            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => rolled.anchor.max(now.0),
             Algorithm::SlidingWindow => sliding::retry_at(self, rolled).max(now.0),
             Algorithm::TokenBucket => bucket::retry_at(self, rolled, now.0),
         })
