@@ -28,7 +28,7 @@ use crate::identity::revocation::{DEFAULT_KNOWN, DEFAULT_PENDING, Known, Pending
 use crate::limits::{self, KeySpace, Local};
 use crate::logging::{self, AccessLog, Logging};
 use crate::metrics::Metrics;
-use crate::pipeline::{GATE, Recoverer, Shared};
+use crate::pipeline::{Exchange, GATE, Recoverer, Shared};
 use crate::proxy::{self, Proxy};
 use crate::redis::{self, Store};
 use crate::upstream::Upstream;
@@ -210,12 +210,14 @@ fn shared(
         store.is_some(),
         Arc::clone(&clock),
     );
+    let exchange = Exchange::new(metrics.exchange(), spec.limits.coalesce);
     Ok(Arc::new(Shared {
         clock,
         metrics,
         access_log,
         store,
         gate: &GATE,
+        exchange: Arc::new(exchange),
         local: Local::new(limits::local::Settings {
             capacity: usize::try_from(spec.limits.local_keys).unwrap_or(usize::MAX),
             ..limits::local::Settings::default()

@@ -128,6 +128,7 @@ pub static KEYS: &[Key] = &[
     is("limits.reset", "epoch, delta", r#""epoch""#, "`X-RateLimit-Reset` as seconds since 1970, or from now."),
     is("limits.x_ratelimit_headers", "boolean", "true", "Whether `X-RateLimit-Limit`, `-Remaining` and `-Reset` are sent."),
     is("limits.ietf_headers", "boolean", "true", "Whether `RateLimit-Policy` and `RateLimit` are sent."),
+    is("limits.coalesce", "boolean", "true", "Whether requests that share a counter are asked for together while its last question is under way; it decides nothing."),
     is("limits.local_keys", "1000 to 10000000", "100000", "Most counters and refusals an instance holds in its memory."),
 
     unset("plans.<name>.windows[].limit", "1 to 1000000000", "Requests in this window; required there."),

@@ -56,6 +56,7 @@ pub(super) fn limits(root: &Reader<'_>, plans: &[Plan]) -> Limits {
         reset: reader.get("reset"),
         x_ratelimit_headers: reader.get("x_ratelimit_headers"),
         ietf_headers: reader.get("ietf_headers"),
+        coalesce: reader.get("coalesce"),
         local_keys: reader.within("local_keys", 1_000..=10_000_000),
     }
 }

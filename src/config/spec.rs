@@ -239,6 +239,8 @@ pub struct Limits {
     pub ietf_headers: bool,
     /// Most subjects counted or remembered in memory.
     pub local_keys: u32,
+    /// Whether requests that share a counter are asked for together.
+    pub coalesce: bool,
 }
 
 /// One window of a policy or plan.

@@ -270,6 +270,28 @@ impl Checks {
         self.at
     }
 
+    /// The checks at the positions that are `wanted`, as a set of their own.
+    #[must_use]
+    pub fn only(&self, wanted: Violated) -> Self {
+        let of = |index: &usize| wanted.contains(*index);
+        let picked = |index: usize| self.items.get(index).zip(self.states.get(index));
+        let (items, states) = (0..self.items.len()).filter(of).filter_map(picked).unzip::<_, _, Vec<_>, Vec<_>>();
+        let items = items.into_iter().cloned().collect();
+        Self { items, states: states.into_iter().copied().collect(), bytes: self.bytes.clone(), at: self.at }
+    }
+
+    /// Notes the raw state of the counter at `index`; the answers follow with [`Self::conclude`].
+    pub fn tell(&mut self, index: usize, state: State) {
+        if let Some(answer) = self.states.get_mut(index) {
+            answer.state = state;
+        }
+    }
+
+    /// Brings the answers in line with raw states, `at` on the store's clock, and decides nothing.
+    pub fn note(&mut self, at: UnixMillis) {
+        self.conclude(Violated::default(), at);
+    }
+
     pub(super) fn set_at(&mut self, at: UnixMillis) {
         self.at = at;
     }
@@ -279,7 +301,7 @@ impl Checks {
     }
 
     /// Turns raw states, as they are after the request, into the decision.
-    pub(super) fn conclude(&mut self, violated: Violated, at: UnixMillis) -> Decision {
+    pub fn conclude(&mut self, violated: Violated, at: UnixMillis) -> Decision {
         self.at = at;
         let mut retry_at = at;
         for (index, (check, answer)) in self.pairs().enumerate() {

@@ -22,7 +22,7 @@ use crate::clock::UnixMillis;
 use crate::identity::resolve::{authenticate, permit};
 use crate::identity::revocation::{Effect, Revocation};
 use crate::identity::{Identity, IdentityRefusal, Refused, Requirement, credentials};
-use crate::limits::{self, Caller, Checks, Decision, OnStoreFailure, Plan, fields};
+use crate::limits::{self, Caller, Checks, Decision, OnStoreFailure, Plan, Violated, fields};
 use crate::metrics::{LimitOutcome, LimitSource};
 use crate::route::table::Found;
 use crate::route::{Route, normalise};
@@ -254,7 +254,8 @@ async fn decide(
 
     let mut values = None;
     let mut verdict = None;
-    let mut blind = false;
+    // The checks that were decided without the store.
+    let mut blind = Violated::default();
     let mut late = false;
     let needed = !checks.is_empty() || identity.is_some() || matches!(pending, Some(Ok(_)));
     if needed && let Some(store) = &shared.store {
@@ -267,36 +268,36 @@ async fn decide(
             exchange::ask(store, shared, identity.map(|identity| &**identity), tags, &mut checks, now).await;
         late = asked.elapsed() > store.settings().deadline / 2;
         match answer {
-            Some(Answer::Judged { decision, generations }) => {
+            Some(Answer::Judged { decision, generations, away }) => {
                 verdict = Some((decision, LimitSource::Redis));
-                values = Some(generations);
+                values = generations;
+                blind = away;
             }
             Some(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, identity, now)),
             Some(Answer::Banned) => return Err(Refusal::Banned),
             None => {
                 let decision = shared.local.decide_without_store(&mut checks, now);
-                if let Decision::Refused(refused) = &decision
-                    && refused.violated.iter().any(|index| says(&checks, index, OnStoreFailure::Deny))
-                {
-                    // Not the client's doing: nobody may pass, whatever is left of its limit.
-                    count(gateway, &checks, LimitOutcome::DeniedBlind, LimitSource::Memory, |index| {
-                        says(&checks, index, OnStoreFailure::Deny)
-                    });
-                    return Err(Refusal::StoreRequired);
-                }
-                blind = true;
+                blind = Violated::from_bits(u32::MAX);
                 verdict = Some((decision, LimitSource::Memory));
             }
         }
+    }
+    let denied = |index| blind.contains(index) && says(&checks, index, OnStoreFailure::Deny);
+    if let Some((Decision::Refused(refused), _)) = &verdict
+        && refused.violated.iter().any(denied)
+    {
+        // Not the client's doing: nobody may pass, whatever is left of its limit.
+        count(gateway, &checks, LimitOutcome::DeniedBlind, LimitSource::Memory, denied);
+        return Err(Refusal::StoreRequired);
     }
     let (decision, source) =
         verdict.unwrap_or_else(|| (shared.local.decide(&mut checks, now), LimitSource::Memory));
     match decision {
         Decision::Refused(refused) => return Err(refuse(gateway, &checks, plan, refused, source, context)),
         Decision::Admitted { .. } => {
-            let unseen = |index| blind && says(&checks, index, OnStoreFailure::Allow);
+            let unseen = |index| blind.contains(index) && says(&checks, index, OnStoreFailure::Allow);
             count(gateway, &checks, LimitOutcome::Admitted, source, |index| !unseen(index));
-            if blind {
+            if !blind.is_empty() {
                 count(gateway, &checks, LimitOutcome::AllowedBlind, source, unseen);
             }
             context.limit = (!checks.is_empty()).then_some(LimitOutcome::Admitted.as_str());

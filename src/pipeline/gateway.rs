@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::exchange::Exchange;
 use super::head::HeadLimits;
 use super::outcome::Outcomes;
 use crate::cache::Cache;
@@ -82,6 +83,8 @@ pub struct Shared {
     pub store: Option<Arc<Store>>,
     /// The script that decides in the store.
     pub gate: &'static Script,
+    /// Questions to the store that are under way.
+    pub exchange: Arc<Exchange>,
     /// Counters of this instance.
     pub local: Local,
     /// Makes counter keys and their hashes.

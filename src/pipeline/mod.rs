@@ -14,7 +14,7 @@ mod revoke;
 
 pub use self::admit::{CacheUse, Origin, admit, find_param};
 pub use self::context::{Admission, Admitted, Context};
-pub use self::exchange::GATE;
+pub use self::exchange::{Exchange, GATE};
 pub use self::gateway::{Gateway, Shared, Timeouts};
 pub use self::recovery::Recoverer;
 pub use self::refusal::{Limited, Refusal};

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use ::redis::{AsyncConnectionConfig, Client, Cmd, ConnectionInfo, IntoConnectionInfo, Value};
+use ::redis::{AsyncConnectionConfig, Client, Cmd, ConnectionInfo, IntoConnectionInfo, Pipeline, Value};
 use futures::FutureExt;
 use tokio::sync::Notify;
 
@@ -199,6 +199,41 @@ impl Store {
                 connection::note_silence(serial);
                 Err(Unavailable::DeadlinePassed)
             }
+        }
+    }
+
+    /// Sends commands together within the configured deadline; an error to one of them is a value among the answers.
+    ///
+    /// # Errors
+    /// As [`Store::call`].
+    pub async fn pipeline(&self, lane: Lane, pipeline: &Pipeline) -> Result<Vec<Value>, Unavailable> {
+        let Some(epoch) = self.breaker.closed() else { return Err(Unavailable::BreakerOpen) };
+        let started = tokio::time::Instant::now();
+        let until = started + self.settings.deadline;
+        let attempt = async {
+            let (serial, mut connection) = self.connection(lane, epoch, until).await?;
+            match within(until, connection.send_packed_commands(pipeline, 0, pipeline.len())).await {
+                Ok(Ok(values)) => {
+                    connection::note_answer(serial);
+                    Ok(Value::Array(values))
+                }
+                Ok(Err(error)) => {
+                    if error.is_unrecoverable_error() {
+                        connection::discard(serial);
+                    }
+                    Err(error.into())
+                }
+                Err(_) => {
+                    connection::note_silence(serial);
+                    Err(Unavailable::DeadlinePassed)
+                }
+            }
+        };
+        let outcome = attempt.await;
+        self.account(epoch, started.elapsed(), &outcome);
+        match outcome? {
+            Value::Array(values) => Ok(values),
+            _ => Err(Unavailable::Rejected),
         }
     }
 
