@@ -275,7 +275,8 @@ impl Checks {
     pub fn only(&self, wanted: Violated) -> Self {
         let of = |index: &usize| wanted.contains(*index);
         let picked = |index: usize| self.items.get(index).zip(self.states.get(index));
-        let (items, states) = (0..self.items.len()).filter(of).filter_map(picked).unzip::<_, _, Vec<_>, Vec<_>>();
+        let (items, states) =
+            (0..self.items.len()).filter(of).filter_map(picked).unzip::<_, _, Vec<_>, Vec<_>>();
         let items = items.into_iter().cloned().collect();
         Self { items, states: states.into_iter().copied().collect(), bytes: self.bytes.clone(), at: self.at }
     }

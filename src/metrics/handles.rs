@@ -7,8 +7,8 @@ use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::Metrics;
 use super::labels::{
-    CacheOutcome, ExchangePath, Label, LimitOutcome, LimitSource, MethodClass, RefundResult, RevocationKind, StatusClass, StoreFailure,
-    StoreState, UpstreamFailure,
+    CacheOutcome, ExchangePath, Label, LimitOutcome, LimitSource, MethodClass, RefundResult, RevocationKind,
+    StatusClass, StoreFailure, StoreState, UpstreamFailure,
 };
 
 /// One counter per value of a closed set.

@@ -34,6 +34,7 @@ mod cache;
 mod cache_attacks;
 mod cache_invalidation;
 mod cli;
+mod coalescing;
 mod demo;
 mod forwarding;
 mod framing;

@@ -14,8 +14,12 @@ use crate::redis::Unavailable;
 /// Tasks under way at most; what comes then is given up.
 const MAX_TASKS: usize = 1_024;
 /// Pauses between attempts.
-const PAUSES: [Duration; 4] =
-    [Duration::from_millis(20), Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
+const PAUSES: [Duration; 4] = [
+    Duration::from_millis(20),
+    Duration::from_millis(100),
+    Duration::from_millis(500),
+    Duration::from_secs(2),
+];
 
 /// Takes `owed` back. What cannot be taken back stays counted: too few are admitted then, never too many.
 pub(super) fn refund(link: &Link, owed: Vec<Owed>) {
@@ -34,7 +38,9 @@ pub(super) fn refund(link: &Link, owed: Vec<Owed>) {
                         break;
                     }
                     // It may have been done: twice would admit too many.
-                    Err(Unavailable::DeadlinePassed | Unavailable::ConnectionLost | Unavailable::Rejected) => break,
+                    Err(
+                        Unavailable::DeadlinePassed | Unavailable::ConnectionLost | Unavailable::Rejected,
+                    ) => break,
                     Err(_) => {}
                 }
                 let Some(pause) = pause else { break };

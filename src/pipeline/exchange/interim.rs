@@ -4,8 +4,8 @@ use bytes::Bytes;
 use redis::{Pipeline, Value};
 
 use super::Link;
-use super::reach::Shard;
 use super::question::Owed;
+use super::reach::Shard;
 use crate::clock::UnixMillis;
 use crate::limits::algorithm::State;
 use crate::limits::batch::{Batch, BatchReply, Counted, Item, ItemReply};
@@ -68,14 +68,22 @@ pub(super) async fn batch(link: &Link, (): Shard, batch: &Batch<'_>) -> Option<B
             granted += u32::from(code == 1);
             for (place, (counter, counted)) in item.counters.iter().zip(&mut counters).enumerate() {
                 counted.state = match counter.rule.algorithm {
-                    Algorithm::SlidingWindow => {
-                        State { anchor: int(&mut answer)?, used: int(&mut answer)?, before: int(&mut answer)? }
+                    Algorithm::SlidingWindow => State {
+                        anchor: int(&mut answer)?,
+                        used: int(&mut answer)?,
+                        before: int(&mut answer)?,
+                    },
+                    Algorithm::TokenBucket => {
+                        State { anchor: int(&mut answer)?, used: int(&mut answer)?, before: 0 }
                     }
-                    Algorithm::TokenBucket => State { anchor: int(&mut answer)?, used: int(&mut answer)?, before: 0 },
                     _ => {
                         let used = int(&mut answer)?;
                         let end = int(&mut answer)?;
-                        State { anchor: if end == 0 && used > 0 { counter.known_end } else { end }, used, before: 0 }
+                        State {
+                            anchor: if end == 0 && used > 0 { counter.known_end } else { end },
+                            used,
+                            before: 0,
+                        }
                     }
                 };
                 if code == 2 && detail >> place & 1 == 1 {
@@ -117,7 +125,10 @@ fn encode(item: &Item<'_>, tags: &[&[u8]], command: &mut redis::Cmd) {
             _ => "f",
         };
         command.arg(if counter.penalise { kind.to_uppercase() } else { kind.to_owned() });
-        command.arg(counter.rule.capacity().min(1 << 53)).arg(counter.rule.period_ms).arg(counter.rule.cost.max(1));
+        command
+            .arg(counter.rule.capacity().min(1 << 53))
+            .arg(counter.rule.period_ms)
+            .arg(counter.rule.cost.max(1));
     }
 }
 

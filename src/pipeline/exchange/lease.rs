@@ -74,7 +74,8 @@ impl Leases {
 
     /// Takes a request's worth back that was not needed after all.
     pub(super) fn give_back(&self, key: &[u8], state: State) {
-        if let Some(lease) = self.held.lock().get_mut(key).filter(|lease| lease.state.anchor == state.anchor) {
+        if let Some(lease) = self.held.lock().get_mut(key).filter(|lease| lease.state.anchor == state.anchor)
+        {
             lease.left = lease.left.saturating_add(1);
         }
     }
@@ -135,7 +136,10 @@ mod tests {
         assert!(spent(END - END_MARGIN_MS - 1) && !spent(END - END_MARGIN_MS) && !spent(NOW.0));
         assert!(!leases.keep(b"k", RULE, 0, state(20), NOW));
         leases.keep(b"k", RULE, 3, state(30), NOW);
-        assert!(leases.spend(b"k", &Rule { limit: 5, ..RULE }, NOW).is_none(), "another limit, another lease");
+        assert!(
+            leases.spend(b"k", &Rule { limit: 5, ..RULE }, NOW).is_none(),
+            "another limit, another lease"
+        );
     }
 
     #[test]

@@ -133,7 +133,9 @@ pub(super) async fn ask(
     let (told, positions, owed) = {
         let (asked, positions, hashes) = question(identity, session, &tag_keys, checks, &leased);
         let told = match asked.batch.items.first() {
-            Some(item) if item.guards.is_empty() && item.counters.is_empty() && asked.batch.tags.is_empty() => {
+            Some(item)
+                if item.guards.is_empty() && item.counters.is_empty() && asked.batch.tags.is_empty() =>
+            {
                 Some(nothing())
             }
             _ => one(&link, &asked, &hashes).await,
@@ -192,7 +194,8 @@ fn question<'a>(
     leased: &Leased,
 ) -> (Asked<'a>, Vec<usize>, Vec<u64>) {
     let guards = identity.map(|identity| &identity.keys);
-    let guards = guards.map(|keys| vec![keys.blacklist.as_bytes(), keys.ban.as_bytes(), keys.cutoff.as_bytes()]);
+    let guards =
+        guards.map(|keys| vec![keys.blacklist.as_bytes(), keys.ban.as_bytes(), keys.cutoff.as_bytes()]);
     let mut item = Item {
         guards: guards.unwrap_or_default(),
         cutoff: identity.map(|_| CUTOFF),
@@ -451,7 +454,9 @@ async fn learn_end(
     (number, index): (usize, usize),
     until: Instant,
 ) {
-    let Some(counter) = asked.batch.items.get(number).and_then(|item| item.counters.get(index)) else { return };
+    let Some(counter) = asked.batch.items.get(number).and_then(|item| item.counters.get(index)) else {
+        return;
+    };
     let mut end = asked.at.0.saturating_add(counter.rule.period_ms);
     let pipeline = native::end(counter.key, end);
     match timeout_at(until, reach::pipeline(&link.store, shard, &pipeline)).await {

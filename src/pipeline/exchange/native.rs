@@ -23,7 +23,8 @@ pub(super) fn suits(asked: &Asked<'_>, at: UnixMillis) -> bool {
     let items = &asked.batch.items;
     let requests = items.iter().fold(0_u64, |sum, item| sum.saturating_add(u64::from(item.count)));
     items.iter().zip(&asked.used).all(|(item, used)| {
-        item.count > 0 && item.counters.iter().zip(used).all(|(counter, used)| is_far(counter, *used, requests, at))
+        item.count > 0
+            && item.counters.iter().zip(used).all(|(counter, used)| is_far(counter, *used, requests, at))
     })
 }
 
@@ -121,9 +122,11 @@ pub(super) fn judge(asked: &Asked<'_>, answers: Vec<Value>) -> Outcome {
             if u64::try_from(count).is_ok_and(|count| count == worth) {
                 fresh.push((number, index));
             }
-            let vain = excess.iter().filter(|(key, _)| *key == counter.key).map(|(_, vain)| *vain).sum::<u64>();
+            let vain =
+                excess.iter().filter(|(key, _)| *key == counter.key).map(|(_, vain)| *vain).sum::<u64>();
             let before = i128::from(count) - i128::from(worth) - i128::from(vain);
-            let room = (i128::from(counter.rule.limit) - before).max(0) / i128::from(counter.rule.cost.max(1));
+            let room =
+                (i128::from(counter.rule.limit) - before).max(0) / i128::from(counter.rule.cost.max(1));
             let fits = u32::try_from(room).unwrap_or(u32::MAX).min(item.count);
             if !counter.shadow {
                 granted = granted.min(fits);
@@ -205,7 +208,8 @@ mod tests {
 
     #[test]
     fn only_known_fixed_windows_far_from_their_limit_and_end_are_counted_natively() {
-        let far = |counter: Counter<'static>, used, count| suits(&asked(&[], vec![counter], used, count), NOW);
+        let far =
+            |counter: Counter<'static>, used, count| suits(&asked(&[], vec![counter], used, count), NOW);
         let plain = counter(b"c", 100);
         assert!(far(plain, 10, 1));
         assert!(far(plain, 76, 1) && !far(plain, 77, 1) && !far(plain, 10, 40));
@@ -247,7 +251,10 @@ mod tests {
             (outcome.reply.unwrap().items[0] == ItemReply::Barred(0), outcome.owed.len())
         };
         assert_eq!((bars(b"100"), bars(b"101")), ((false, 0), (true, 1)));
-        assert_eq!((bars(b""), bars(b"x1"), bars(b"99999999999999999999999")), ((true, 1), (true, 1), (true, 1)));
+        assert_eq!(
+            (bars(b""), bars(b"x1"), bars(b"99999999999999999999999")),
+            ((true, 1), (true, 1), (true, 1))
+        );
         let whole = asked(&[b"cutoff", b"ban"], Vec::new(), 0, 1);
         let read = Value::Array(vec![Value::Nil, Value::BulkString(Vec::new())]);
         assert_eq!(judge(&whole, vec![read]).reply.unwrap().items, [ItemReply::Barred(1)]);
@@ -258,7 +265,10 @@ mod tests {
         let whole = asked(&[], vec![counter(b"a", 100), counter(b"b", 100)], 0, 2);
         let outcome = judge(&whole, vec![Value::Int(30), Value::Nil]);
         assert!(outcome.reply.is_none());
-        assert_eq!(outcome.owed.iter().map(|owed| (&*owed.key, owed.count)).collect::<Vec<_>>(), [(b"a" as &[u8], 2)]);
+        assert_eq!(
+            outcome.owed.iter().map(|owed| (&*owed.key, owed.count)).collect::<Vec<_>>(),
+            [(b"a" as &[u8], 2)]
+        );
     }
 
     #[test]

@@ -28,7 +28,11 @@ impl<'a, S: Copy + PartialEq> Part<'a, S> {
     }
 
     /// The piece of item `number`, made when there is none; items come in order.
-    fn piece(&mut self, number: usize, item: &Item<'a>) -> Option<(&mut Item<'a>, &mut Vec<u64>, &mut Piece)> {
+    fn piece(
+        &mut self,
+        number: usize,
+        item: &Item<'a>,
+    ) -> Option<(&mut Item<'a>, &mut Vec<u64>, &mut Piece)> {
         if self.pieces.last().is_none_or(|last| last.item != number) {
             self.pieces.push(Piece { item: number, ..Piece::default() });
             let (issued_at, count) = (item.issued_at, item.count);
@@ -40,7 +44,10 @@ impl<'a, S: Copy + PartialEq> Part<'a, S> {
     }
 }
 
-fn part_of<'p, 'a, S: Copy + PartialEq>(parts: &'p mut Vec<Part<'a, S>>, shard: S) -> Option<&'p mut Part<'a, S>> {
+fn part_of<'p, 'a, S: Copy + PartialEq>(
+    parts: &'p mut Vec<Part<'a, S>>,
+    shard: S,
+) -> Option<&'p mut Part<'a, S>> {
     let index = parts.iter().position(|part| part.shard == shard).unwrap_or_else(|| {
         parts.push(Part::new(shard));
         parts.len() - 1
@@ -49,7 +56,10 @@ fn part_of<'p, 'a, S: Copy + PartialEq>(parts: &'p mut Vec<Part<'a, S>>, shard: 
 }
 
 /// The parts of `whole`, by the shard of each key.
-pub(super) fn split<'a, S: Copy + PartialEq>(whole: &Asked<'a>, shard: impl Fn(&[u8]) -> S) -> Vec<Part<'a, S>> {
+pub(super) fn split<'a, S: Copy + PartialEq>(
+    whole: &Asked<'a>,
+    shard: impl Fn(&[u8]) -> S,
+) -> Vec<Part<'a, S>> {
     let mut parts: Vec<Part<'a, S>> = Vec::new();
     for (index, tag) in whole.batch.tags.iter().enumerate() {
         if let Some(part) = part_of(&mut parts, shard(tag)) {
@@ -127,7 +137,8 @@ pub(super) fn merge<S>(
             }
         }
         for (piece, judged) in part.pieces.iter().zip(answer.items) {
-            let Some((whole, there)) = reply.items.get_mut(piece.item).zip(granted_there.get_mut(piece.item)) else {
+            let Some((whole, there)) = reply.items.get_mut(piece.item).zip(granted_there.get_mut(piece.item))
+            else {
                 continue;
             };
             match judged {
@@ -138,7 +149,9 @@ pub(super) fn merge<S>(
                 ItemReply::Judged { granted, counters } => {
                     whole.granted = whole.granted.min(granted);
                     for (index, counted) in piece.counters.iter().zip(counters) {
-                        if let Some((place, there)) = whole.counters.get_mut(*index).zip(there.get_mut(*index)) {
+                        if let Some((place, there)) =
+                            whole.counters.get_mut(*index).zip(there.get_mut(*index))
+                        {
                             (*place, *there) = (Some(counted), granted);
                         }
                     }
@@ -181,17 +194,21 @@ mod tests {
         Counter { key, rule, penalise, shadow: false, known_end: 0 }
     }
 
-    fn asked<'a>(guards: &[&'a [u8]], counters: Vec<Counter<'a>>, tags: &[&'a [u8]], count: u32) -> Asked<'a> {
+    fn asked<'a>(
+        guards: &[&'a [u8]],
+        counters: Vec<Counter<'a>>,
+        tags: &[&'a [u8]],
+        count: u32,
+    ) -> Asked<'a> {
         let used = vec![vec![0; counters.len()]];
         let item = Item { guards: guards.to_vec(), cutoff: Some(1), issued_at: 7, counters, count };
         Asked { batch: Batch { tags: tags.to_vec(), items: vec![item] }, used, ..Asked::default() }
     }
 
     fn judged(granted: u32, used: &[(u64, u32)]) -> ItemReply {
-        let counters = used.iter().map(|(used, fits)| Counted {
-            state: State { anchor: 9, used: *used, before: 0 },
-            fits: *fits,
-        });
+        let counters = used
+            .iter()
+            .map(|(used, fits)| Counted { state: State { anchor: 9, used: *used, before: 0 }, fits: *fits });
         ItemReply::Judged { granted, counters: counters.collect() }
     }
 
@@ -205,12 +222,16 @@ mod tests {
 
     #[test]
     fn every_key_goes_to_its_shard_and_keeps_its_place() {
-        let whole = asked(&[b"g1", b"g2", b"h1"], vec![counter(b"c2", false), counter(b"c1", false)], &[b"t2"], 3);
+        let whole =
+            asked(&[b"g1", b"g2", b"h1"], vec![counter(b"c2", false), counter(b"c1", false)], &[b"t2"], 3);
         let parts = split(&whole, by_last);
         assert_eq!(parts.len(), 2);
         let of = |shard: u8| parts.iter().find(|part| part.shard == shard).unwrap();
         let (one, two) = (&of(b'1').asked.batch, &of(b'2').asked.batch);
-        assert_eq!((one.items[0].guards.as_slice(), one.items[0].cutoff), (&[b"g1" as &[u8], b"h1"][..], None));
+        assert_eq!(
+            (one.items[0].guards.as_slice(), one.items[0].cutoff),
+            (&[b"g1" as &[u8], b"h1"][..], None)
+        );
         assert_eq!((two.items[0].guards.as_slice(), two.items[0].cutoff), (&[b"g2" as &[u8]][..], Some(0)));
         assert_eq!((one.items[0].count, two.tags.len(), one.tags.len()), (3, 1, 0));
         assert_eq!(of(b'1').pieces[0].counters, [1]);
@@ -218,14 +239,16 @@ mod tests {
 
     #[test]
     fn the_least_grant_holds_and_the_others_are_owed_the_rest() {
-        let whole = asked(&[], vec![counter(b"c1", false), counter(b"c2", false), counter(b"p2", true)], &[], 4);
+        let whole =
+            asked(&[], vec![counter(b"c1", false), counter(b"c2", false), counter(b"p2", true)], &[], 4);
         let parts = split(&whole, by_last);
         let replies = vec![answer(vec![judged(1, &[(5, 1)])]), answer(vec![judged(4, &[(4, 4), (4, 4)])])];
         let (reply, owed) = merge(&whole, &parts, replies).unwrap();
         assert_eq!(reply.items[0].granted, 1);
         let owed: Vec<_> = owed.iter().map(|owed| (&*owed.key, owed.count)).collect();
         assert_eq!(owed, [(b"c2" as &[u8], 3)]);
-        let used: Vec<u64> = reply.items[0].counters.iter().map(|counted| counted.unwrap().state.used).collect();
+        let used: Vec<u64> =
+            reply.items[0].counters.iter().map(|counted| counted.unwrap().state.used).collect();
         assert_eq!(used, [5, 1, 4]);
     }
 

@@ -155,7 +155,8 @@ impl Owed {
 /// What must be taken back when the request that asked `item` and was told `told` is not let through after all.
 pub(super) fn taken_back(item: &Item<'_>, told: &Told) -> Vec<Owed> {
     let counters = item.counters.iter().zip(&told.counters);
-    let counted = counters.filter_map(|(counter, told)| told.filter(|told| told.counted).map(|told| (counter, told)));
+    let counted =
+        counters.filter_map(|(counter, told)| told.filter(|told| told.counted).map(|told| (counter, told)));
     counted.map(|(counter, told)| Owed::new(counter, told.state, 1)).collect()
 }
 
@@ -189,7 +190,8 @@ impl Question {
     /// The only item of `asked` and its tags, owned; `keys` are the hashes of its counters.
     pub(super) fn new(asked: &Asked<'_>, keys: &[u64], reply: oneshot::Sender<Option<Told>>) -> Self {
         let (item, used) = (asked.batch.items.first(), asked.used.first());
-        let guards: Vec<Box<[u8]>> = item.iter().flat_map(|item| &item.guards).map(|key| (*key).into()).collect();
+        let guards: Vec<Box<[u8]>> =
+            item.iter().flat_map(|item| &item.guards).map(|key| (*key).into()).collect();
         let counters = item.iter().flat_map(|item| &item.counters).zip(used.into_iter().flatten());
         let wish = |index: usize| asked.wishes.iter().find(|wish| wish.1 == index).map_or(0, |wish| wish.2);
         let counters = counters.enumerate().map(|(index, (counter, used))| Wanted {
@@ -291,7 +293,9 @@ impl<'a> Merged<'a> {
                 asked.batch.items.push(question.item(0));
                 asked.used.push(question.counters.iter().map(|wanted| wanted.used).collect());
                 let number = first.len() - 1;
-                for (index, wanted) in question.counters.iter().enumerate().filter(|(_, wanted)| wanted.wish > 0) {
+                for (index, wanted) in
+                    question.counters.iter().enumerate().filter(|(_, wanted)| wanted.wish > 0)
+                {
                     let twice = |wish: &(usize, usize, u32)| {
                         let known = first.get(wish.0).and_then(|known| known.counters.get(wish.1));
                         known.is_some_and(|known| known.key == wanted.key)
@@ -322,7 +326,11 @@ impl<'a> Merged<'a> {
         let item = self.asked.batch.items.get(item)?;
         let tags = reply.tags.as_ref().map(|values| {
             let place = |tag: &[u8]| self.asked.batch.tags.iter().position(|known| *known == tag);
-            question.tags.iter().map(|tag| place(tag).and_then(|at| values.get(at).cloned().flatten())).collect()
+            question
+                .tags
+                .iter()
+                .map(|tag| place(tag).and_then(|at| values.get(at).cloned().flatten()))
+                .collect()
         });
         Some((item, judged.tell(item, position, reply.clock, tags)))
     }

@@ -39,7 +39,11 @@ pub(super) async fn call(store: &Store, (): Shard, command: &Cmd) -> Result<Valu
 }
 
 /// Commands sent together; an error to one of them is a value.
-pub(super) async fn pipeline(store: &Store, (): Shard, pipeline: &Pipeline) -> Result<Vec<Value>, Unavailable> {
+pub(super) async fn pipeline(
+    store: &Store,
+    (): Shard,
+    pipeline: &Pipeline,
+) -> Result<Vec<Value>, Unavailable> {
     store.pipeline(Lane::Decisions, pipeline).await
 }
 
