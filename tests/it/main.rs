@@ -51,4 +51,5 @@ mod revocation;
 mod setup;
 mod shutdown;
 mod strangers;
+mod topology;
 mod upstreams;
