@@ -62,7 +62,7 @@ pub(super) fn end(link: &Link, ends: Vec<(Box<[u8]>, u64)>) {
     let task_link = link.clone();
     start(link, async move {
         for (key, at) in ends {
-            let shard = reach::shard(&task_link.store, &key);
+            let shard = task_link.store.shard(&key);
             for pause in PAUSES {
                 if reach::pipeline(&task_link.store, shard, &native::end(&key, at)).await.is_ok() {
                     break;

@@ -5,12 +5,11 @@ use redis::{Pipeline, Value};
 
 use super::Link;
 use super::question::Owed;
-use super::reach::Shard;
 use crate::clock::UnixMillis;
 use crate::limits::algorithm::State;
 use crate::limits::batch::{Batch, BatchReply, Counted, Item, ItemReply};
 use crate::limits::policy::Algorithm;
-use crate::redis::{Lane, Unavailable};
+use crate::redis::{Lane, Shard, Unavailable};
 
 pub(super) const REFUND: &str = "
 local taken = 0
@@ -24,7 +23,7 @@ for i = 1, #KEYS do
 end
 return taken";
 
-pub(super) async fn batch(link: &Link, (): Shard, batch: &Batch<'_>) -> Option<BatchReply> {
+pub(super) async fn batch(link: &Link, shard: Shard, batch: &Batch<'_>) -> Option<BatchReply> {
     let script = link.exchange.gate;
     let mut pipeline = Pipeline::new();
     for (number, item) in batch.items.iter().enumerate() {
@@ -35,10 +34,10 @@ pub(super) async fn batch(link: &Link, (): Shard, batch: &Batch<'_>) -> Option<B
             pipeline.add_command(command);
         }
     }
-    let mut values = link.store.pipeline(Lane::Decisions, &pipeline).await.ok()?;
+    let mut values = link.store.pipeline(Lane::Decisions, shard, &pipeline).await.ok()?;
     if values.iter().any(|value| matches!(value, Value::ServerError(_))) {
-        link.store.call(Lane::Decisions, &script.load()).await.ok()?;
-        values = link.store.pipeline(Lane::Decisions, &pipeline).await.ok()?;
+        link.store.call(Lane::Decisions, shard, &script.load()).await.ok()?;
+        values = link.store.pipeline(Lane::Decisions, shard, &pipeline).await.ok()?;
     }
     let mut values = values.into_iter();
     let mut reply = BatchReply { clock: None, tags: Vec::new(), items: Vec::new() };
@@ -132,7 +131,7 @@ fn encode(item: &Item<'_>, tags: &[&[u8]], command: &mut redis::Cmd) {
     }
 }
 
-pub(super) async fn refund(link: &Link, (): Shard, owed: &[Owed]) -> Result<(), Unavailable> {
+pub(super) async fn refund(link: &Link, shard: Shard, owed: &[Owed]) -> Result<(), Unavailable> {
     let script = link.exchange.refund;
     let mut command = script.command();
     command.arg(owed.len());
@@ -142,5 +141,5 @@ pub(super) async fn refund(link: &Link, (): Shard, owed: &[Owed]) -> Result<(), 
     for owed in owed {
         command.arg(owed.state.anchor).arg(u64::from(owed.count) * owed.rule.cost.max(1));
     }
-    link.store.eval(Lane::Decisions, script, &command).await.map(drop)
+    link.store.eval(Lane::Decisions, shard, script, &command).await.map(drop)
 }

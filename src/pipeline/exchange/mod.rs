@@ -27,7 +27,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 use self::combine::{Carrier, Combiner, Held};
 use self::lease::Leases;
 use self::question::{Asked, Merged, Owed, Question, Reply, Told, UNKNOWN};
-use self::reach::Shard;
 use super::gateway::Shared;
 use crate::cache::generations::Generations;
 use crate::cache::tag::Tags;
@@ -36,7 +35,7 @@ use crate::identity::Identity;
 use crate::limits::batch::{BatchReply, Counter, Item, ItemReply};
 use crate::limits::{Checks, Decision, Violated, gate};
 use crate::metrics::{ExchangeMetrics, ExchangePath};
-use crate::redis::{Script, Store};
+use crate::redis::{Script, Shard, Store};
 
 /// The script that decides.
 pub static GATE: LazyLock<Script> = LazyLock::new(|| Script::new(gate::SCRIPT));
@@ -121,7 +120,7 @@ pub(super) async fn ask(
     checks: &mut Checks,
     now: UnixMillis,
 ) -> Option<Answer> {
-    if !store.available() {
+    if !store.is_cluster() && !store.available(store.shard(b"")) {
         return None;
     }
     let link = Link { store: Arc::clone(store), exchange: Arc::clone(&shared.exchange) };
@@ -392,11 +391,11 @@ async fn call(link: &Link, asked: &Asked<'_>) -> Option<Reply> {
 /// Sends every part of the question at once.
 async fn send(link: &Link, asked: &Asked<'_>) -> Option<Reply> {
     let until = Instant::now() + deadline(link);
-    if !reach::is_divided(&link.store) {
-        let shard = reach::shard(&link.store, b"");
+    if !link.store.is_cluster() {
+        let shard = link.store.shard(b"");
         return Some(parts::whole(asked, send_part(link, shard, asked, until).await?));
     }
-    let parts = parts::split(asked, |key| reach::shard(&link.store, key));
+    let parts = parts::split(asked, |key| link.store.shard(key));
     let replies = match parts.as_slice() {
         [part] => vec![send_part(link, part.shard, &part.asked, until).await],
         parts => join_all(parts.iter().map(|part| send_part(link, part.shard, &part.asked, until))).await,
@@ -409,7 +408,7 @@ async fn send(link: &Link, asked: &Asked<'_>) -> Option<Reply> {
 /// Asks one shard: by a plain read where nothing is counted, by plain counts far from every limit, else by the
 /// script.
 async fn send_part(link: &Link, shard: Shard, asked: &Asked<'_>, until: Instant) -> Option<BatchReply> {
-    if !reach::available(&link.store, shard) {
+    if !link.store.available(shard) {
         return None;
     }
     let paths = &link.exchange.metrics.paths;
