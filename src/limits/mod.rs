@@ -22,5 +22,7 @@ mod conformance;
 pub use check::{Check, Checks, CounterState, Decision, Refused, Violated};
 pub use local::Local;
 pub use plan::{Plan, Plans};
-pub use policy::{Algorithm, CoolDown, KeyPart, LimitSource, OnStoreFailure, Policy, Window};
+pub use policy::{
+    Algorithm, AppliesTo, Concurrency, CoolDown, KeyPart, LimitSource, OnStoreFailure, Policy, Window,
+};
 pub use subject::{Caller, KeySpace};

@@ -350,7 +350,7 @@ fn collect(
     };
     for &index in &route.policies {
         let Some(policy) = gateway.policies.get(usize::from(index)) else { continue };
-        if let Err(problem) = checks.add(&gateway.shared.keys, index, policy, &caller) {
+        if let Err(problem) = checks.add(&gateway.shared.keys, index, policy, &caller, route.cost) {
             // Refused when the configuration is loaded; the policies that fit still hold.
             tracing::error!(route = %route.name, %problem, "a policy is not applied");
         }
