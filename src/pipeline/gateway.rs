@@ -12,7 +12,7 @@ use crate::client_addr;
 use crate::clock::Clock;
 use crate::identity::revocation::{Known, Pending};
 use crate::identity::{Sources, Verifier};
-use crate::limits::{self, KeySpace, Local, Plans, Policy};
+use crate::limits::{self, InFlight, KeySpace, Local, Plans, Policy, UserLimits};
 use crate::logging::AccessLog;
 use crate::metrics::{Metrics, PolicyMetrics, RouteMetrics};
 use crate::redis::{Script, Store};
@@ -87,6 +87,10 @@ pub struct Shared {
     pub exchange: Arc<Exchange>,
     /// Counters of this instance.
     pub local: Local,
+    /// Requests in flight, for the policies that limit them.
+    pub in_flight: Arc<InFlight>,
+    /// What is known of single users' limits, where the configuration looks at them.
+    pub user_limits: Option<UserLimits>,
     /// Makes counter keys and their hashes.
     pub keys: KeySpace,
     /// Revocations of this instance.

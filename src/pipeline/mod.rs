@@ -11,6 +11,7 @@ mod recovery;
 pub mod refusal;
 pub mod reply;
 mod revoke;
+mod user_limits;
 
 pub use self::admit::{CacheUse, Origin, admit, find_param};
 pub use self::context::{Admission, Admitted, Context};

@@ -269,7 +269,7 @@ fn conclude(
             }
             None => away.insert(*index),
         }
-        if told.violated.contains(position) && checks.get(*index).is_some_and(|check| !check.shadow) {
+        if told.violated.contains(position) {
             violated.insert(*index);
         }
     }
@@ -291,7 +291,7 @@ fn conclude(
     for (index, state) in leased {
         checks.tell(*index, *state);
     }
-    if !away.is_empty() && violated.is_empty() {
+    if !away.is_empty() && checks.enforced(violated).is_empty() {
         let mut blind = checks.only(away);
         let decision = shared.local.decide_without_store(&mut blind, now);
         for (place, (index, answer)) in away.iter().zip(blind.states()).enumerate() {
@@ -300,11 +300,11 @@ fn conclude(
                 violated.insert(index);
             }
         }
-        if !violated.is_empty() {
+        if !checks.enforced(violated).is_empty() {
             background::refund(link, owed);
         }
     }
-    if !violated.is_empty() {
+    if !checks.enforced(violated).is_empty() {
         give_back(&link.exchange, checks, leased);
     }
     (checks.conclude(violated, at), away)
