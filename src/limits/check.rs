@@ -322,7 +322,12 @@ impl Checks {
         let (items, states) =
             (0..self.items.len()).filter(of).filter_map(picked).unzip::<_, _, Vec<_>, Vec<_>>();
         let items = items.into_iter().cloned().collect();
-        Self { items, states: states.into_iter().copied().collect(), bytes: self.bytes.clone(), ..Self { at: self.at, ..Self::default() } }
+        Self {
+            items,
+            states: states.into_iter().copied().collect(),
+            bytes: self.bytes.clone(),
+            ..Self { at: self.at, ..Self::default() }
+        }
     }
 
     /// Notes the raw state of the counter at `index`; the answers follow with [`Self::conclude`].

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::setup::{PATIENT, admitted, codes, config, counter, gateway, get_from, pair};
+use crate::support::cluster::Cluster;
 use crate::support::concurrently;
 use crate::support::gateway::Gateway;
 use crate::support::origin::Origin;
@@ -205,4 +206,71 @@ fn what_is_left_never_grows_and_the_end_never_moves_for_a_crowd() {
     let mut left: Vec<i64> = all.iter().map(|(left, _)| *left).collect();
     left.sort_unstable();
     assert_eq!(left, (80..400).collect::<Vec<_>>(), "every request has its own place");
+}
+
+#[test]
+fn a_lease_is_spent_without_asking_and_never_admits_too_many() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let rest = "[policies.ip]\nkey = \"ip\"\nlimit = 1000\nwindow = \"1h\"\nlease = true\n\
+                [[routes]]\nname = \"all\"\npath = \"/**\"\nupstream = \"app\"\nlimits = [\"ip\"]\n";
+    let gateways = pair(&config(&origin, PATIENT, rest), &redis);
+    let seen =
+        concurrently(8, |number| codes(&gateways[number % 2].client(), "/x", "10.0.0.1", 200)).concat();
+    let admitted = admitted(&seen);
+    // What the other instance holds and does not spend is at most one lease.
+    assert!((950..=1_000).contains(&admitted), "{admitted}");
+    assert!(counter(&redis, "rate_limit:ip:10.0.0.1") <= Some(1_000));
+    let asked: f64 = gateways.iter().map(questions).sum();
+    assert!(asked < 500.0, "{asked} questions");
+    assert!(gateways.iter().all(|gateway| gateway.metric("tollgate_limit_leases_total", &[]) > Some(0.0)));
+}
+
+/// A counter of a cluster.
+fn in_cluster(cluster: &Cluster, key: &str) -> Option<u64> {
+    cluster.query(key, redis::cmd("GET").arg(key))
+}
+
+#[test]
+fn in_a_cluster_a_refusal_by_one_slot_is_taken_back_from_the_others() {
+    let (cluster, origin) = (Cluster::start(), Origin::start());
+    let rest = r#"
+[policies.ip]
+key = "ip"
+limit = 1000
+window = "1h"
+[policies.user]
+key = "user"
+limit = 60
+window = "1h"
+[policies.route]
+key = "route"
+algorithm = "token-bucket"
+limit = 5000
+window = "1h"
+[[routes]]
+name = "all"
+path = "/**"
+upstream = "app"
+auth = "required"
+limits = ["ip", "user", "route"]
+"#;
+    let config = config(&origin, PATIENT, rest);
+    let gateways = [gateway(&config, &cluster.url()), gateway(&config, &cluster.url())];
+    let token = Token::of("ada").sign();
+    let codes = concurrently(16, |number| {
+        let client = gateways[number % 2].client();
+        (0..20).map(|_| get_from(&client, "/x", "10.0.0.1").bearer(&token).send().code()).collect::<Vec<_>>()
+    })
+    .concat();
+    assert_eq!((admitted(&codes), origin.hits()), (60, 60));
+    let keys = cluster.keys();
+    for part in ["rate_limit:user:", "rate_limit:ip:"] {
+        let key =
+            keys.iter().find(|key| key.starts_with(part)).unwrap_or_else(|| panic!("{part} in {keys:?}"));
+        assert_eventually!(in_cluster(&cluster, key) == Some(60), "{key} holds what was admitted");
+    }
+    let revoked = Token::of("ada");
+    assert!(crate::setup::revoke(&gateways[0], &serde_json::json!({"jti": revoked.jti()})));
+    let reply = gateways[1].client().get("/x").bearer(&revoked.sign()).send();
+    assert_eq!(reply.code(), 401, "guards in other slots than the counters bar too");
 }
