@@ -360,7 +360,8 @@ impl Checks {
         self.at = at;
     }
 
-    pub(super) fn pairs(&mut self) -> impl ExactSizeIterator<Item = (&mut Check, &mut CounterState)> {
+    /// Each check with what its counter said, to be filled in before [`Self::conclude`].
+    pub fn pairs(&mut self) -> impl ExactSizeIterator<Item = (&mut Check, &mut CounterState)> {
         self.items.iter_mut().zip(&mut self.states)
     }
 

@@ -8,7 +8,6 @@
 
 mod background;
 mod combine;
-mod interim;
 mod lease;
 mod native;
 mod parts;
@@ -38,9 +37,9 @@ use crate::metrics::{ExchangeMetrics, ExchangePath};
 use crate::redis::{Script, Shard, Store};
 
 /// The script that decides.
-pub static GATE: LazyLock<Script> = LazyLock::new(|| Script::new(gate::SCRIPT));
+pub static GATE: LazyLock<Script> = LazyLock::new(|| Script::new(gate::GATE));
 /// The script that takes counts back.
-static REFUND: LazyLock<Script> = LazyLock::new(|| Script::new(interim::REFUND));
+static REFUND: LazyLock<Script> = LazyLock::new(|| Script::new(gate::REFUND));
 
 /// Positions of the guards in the question.
 const BLACKLIST: usize = 0;

@@ -2,6 +2,10 @@
 
 use redis::{Cmd, Pipeline, Value};
 
+use super::Link;
+use super::question::Owed;
+use crate::limits::batch::{Batch, BatchReply};
+use crate::limits::gate;
 use crate::redis::{Lane, Shard, Store, Unavailable};
 
 /// `things` by the shard of the key of each.
@@ -31,4 +35,26 @@ pub(super) async fn pipeline(
     store.pipeline(Lane::Decisions, shard, pipeline).await
 }
 
-pub(super) use super::interim::{batch, refund};
+/// The script, which judges and counts all items in one step. `None`: no usable answer.
+pub(super) async fn batch(link: &Link, shard: Shard, batch: &Batch<'_>) -> Option<BatchReply> {
+    let script = link.exchange.gate;
+    let mut command = script.command();
+    gate::encode(batch, &mut command);
+    let value = link.store.eval(Lane::Decisions, shard, script, &command).await.ok()?;
+    match gate::decode(value, batch) {
+        Ok(reply) => Some(reply),
+        Err(malformed) => {
+            tracing::error!(%malformed, "the store answered what the gate script cannot have said");
+            None
+        }
+    }
+}
+
+/// Takes counts back.
+pub(super) async fn refund(link: &Link, shard: Shard, owed: &[Owed]) -> Result<(), Unavailable> {
+    let script = link.exchange.refund;
+    let mut command = script.command();
+    let refunds: Vec<_> = owed.iter().map(Owed::as_refund).collect();
+    gate::encode_refunds(&refunds, &mut command);
+    link.store.eval(Lane::Decisions, shard, script, &command).await.map(drop)
+}
