@@ -220,7 +220,7 @@ fn shared(
             capacity: usize::try_from(spec.limits.local_keys).unwrap_or(usize::MAX),
             ..limits::local::Settings::default()
         }),
-        keys: KeySpace::new(&spec.redis.key_prefix),
+        keys: KeySpace::new(&spec.redis.key_prefix, spec.redis.tagged()),
         known: Known::new(DEFAULT_KNOWN),
         pending: Pending::new(DEFAULT_PENDING),
         cache,
