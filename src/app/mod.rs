@@ -228,7 +228,7 @@ fn shared(
             let capacity = usize::try_from(spec.limits.local_keys).unwrap_or(usize::MAX);
             UserLimits::new(capacity, spec.limits.user_limits_refresh)
         }),
-        keys: KeySpace::new(&spec.redis.key_prefix),
+        keys: KeySpace::new(&spec.redis.key_prefix, spec.redis.tagged()),
         known: Known::new(DEFAULT_KNOWN),
         pending: Pending::new(DEFAULT_PENDING),
         cache,

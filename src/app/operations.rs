@@ -14,9 +14,8 @@ use crate::admin::{
 };
 use crate::cache::tag::{epoch_tag, key_tag, route_tag, user_tag};
 use crate::clock::UnixMillis;
-use crate::identifiers::encode_key_part;
-use crate::identity::TokenId;
 use crate::identity::revocation::{Effect, Revocation};
+use crate::identity::{TokenId, subject_key};
 use crate::pipeline::Gateway;
 use crate::redis::{Lane, Store};
 
@@ -119,7 +118,7 @@ impl Operations for GatewayOperations {
                 (identity.token_id.as_str().into(), revocation)
             }
             RevokeTarget::Subject(subject) => {
-                let key = format!("{prefix}revoked_before:{}", encode_key_part(subject)).into();
+                let key = subject_key(prefix, "revoked_before", subject, shared.keys.is_tagged()).into();
                 (subject.clone(), Revocation::everywhere(key, now, longest))
             }
         };

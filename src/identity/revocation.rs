@@ -429,7 +429,15 @@ mod tests {
             expires_at: Some(UnixMillis::from_secs(10_000)),
             ..Times::default()
         };
-        Identity::new(Person::named(subject), TokenId::Jti(jti.into()), &times, Duration::ZERO, "", None)
+        Identity::new(
+            Person::named(subject),
+            TokenId::Jti(jti.into()),
+            &times,
+            Duration::ZERO,
+            "",
+            false,
+            None,
+        )
     }
 
     fn token(name: &str, until: u64) -> Revocation {
