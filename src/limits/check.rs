@@ -133,6 +133,7 @@ pub struct Checks {
     states: Vec<CounterState>,
     bytes: Vec<u8>,
     at: UnixMillis,
+    shadow_violated: Violated,
 }
 
 impl Checks {
@@ -143,6 +144,7 @@ impl Checks {
             states: Vec::with_capacity(4),
             bytes: Vec::with_capacity(256),
             at: UnixMillis(0),
+            shadow_violated: Violated::default(),
         }
     }
 
@@ -152,6 +154,7 @@ impl Checks {
         self.states.clear();
         self.bytes.clear();
         self.at = now;
+        self.shadow_violated = Violated::default();
     }
 
     /// Adds the counters of `policy` for `caller`, under the caller's number `index`. Adds nothing when the
@@ -270,6 +273,20 @@ impl Checks {
         self.at
     }
 
+    /// The shadow checks that would have refused the request; known once it is decided.
+    pub const fn shadow_violated(&self) -> Violated {
+        self.shadow_violated
+    }
+
+    /// Those of `violated` that refuse, because they do not only watch.
+    pub(super) fn enforced(&self, violated: Violated) -> Violated {
+        let mut enforced = Violated::default();
+        for index in violated.iter().filter(|&index| self.get(index).is_some_and(|check| !check.shadow)) {
+            enforced.insert(index);
+        }
+        enforced
+    }
+
     pub(super) fn set_at(&mut self, at: UnixMillis) {
         self.at = at;
     }
@@ -278,23 +295,37 @@ impl Checks {
         self.items.iter_mut().zip(&mut self.states)
     }
 
-    /// Turns raw states, as they are after the request, into the decision.
+    /// Turns raw states, as they are after the request, into the decision. `violated` are all checks that did not
+    /// fit; those that only watch are set aside as [`Self::shadow_violated`].
     pub(super) fn conclude(&mut self, violated: Violated, at: UnixMillis) -> Decision {
+        self.conclude_by(violated, at, |rule| rule)
+    }
+
+    /// As [`Self::conclude`], where each check was judged by another rule than its own: the answers tell the limit of
+    /// its own, and what is left and when by the other.
+    pub(super) fn conclude_by(
+        &mut self,
+        violated: Violated,
+        at: UnixMillis,
+        judged_by: impl Fn(Rule) -> Rule,
+    ) -> Decision {
         self.at = at;
+        let enforced = self.enforced(violated);
+        self.shadow_violated = Violated(violated.0 & !enforced.0);
         let mut retry_at = at;
         for (index, (check, answer)) in self.pairs().enumerate() {
-            let rule = check.rule;
-            answer.limit = rule.limit;
+            let rule = judged_by(check.rule);
+            answer.limit = check.rule.limit;
             answer.remaining = rule.remaining(answer.state, at);
             answer.reset_at = rule.reset_at(answer.state, at);
-            if violated.contains(index) {
+            if enforced.contains(index) {
                 retry_at = retry_at.max(rule.retry_at(answer.state, at));
             }
         }
-        if violated.is_empty() {
+        if enforced.is_empty() {
             Decision::Admitted { at }
         } else {
-            Decision::Refused(Refused { violated, retry_at, at })
+            Decision::Refused(Refused { violated: enforced, retry_at, at })
         }
     }
 }
