@@ -99,7 +99,8 @@ impl Local {
     ///
     /// Exact: a counter that was over its limit admits nothing before the time this table computes from the
     /// state the store reported, whatever others do meanwhile. A request with a penalising policy, or with a
-    /// cool-down that would refuse it, is always passed on, since the store must hear of it. Policies that only
+    /// cool-down that has yet to trip, is always passed on, since the store must hear of it; attempts on a tripped one
+    /// as often as it takes to be off by at most a quarter of the quiet time. Policies that only
     /// watch refuse nobody.
     pub fn refused(&self, checks: &mut Checks, now: UnixMillis) -> Option<Refused> {
         let at = self.store_time(now);
@@ -123,7 +124,7 @@ impl Local {
             }
             if !check.rule.admits(answer.state, at) {
                 violated.insert(index);
-                must_count |= matches!(check.rule.algorithm, Algorithm::CoolDown(_));
+                must_count |= must_hear(check.rule.algorithm, answer.state, at);
             }
         }
         if must_count || checks.enforced(violated).is_empty() {
@@ -193,6 +194,12 @@ impl Local {
             };
             counts && on_failure(check) == OnStoreFailure::Local
         };
+        // Only a cool-down remembers refusals, whoever refused; one that only watches, its own.
+        let remembers_refusal = |check: &Check| {
+            matches!(check.rule.algorithm, Algorithm::CoolDown(_))
+                && on_failure(check) == OnStoreFailure::Local
+                && !denied
+        };
         for (index, (check, answer)) in checks.pairs().enumerate() {
             if consumes(index, check) {
                 let rule = share.rule(check.rule);
@@ -206,11 +213,16 @@ impl Local {
                     }
                     _ => rule.consume(answer.state, at),
                 };
+            } else if remembers_refusal(check) {
+                answer.state = share.rule(check.rule).refuse(answer.state, at);
             }
         }
         let decision = checks.conclude_by(violated, at, |rule| share.rule(rule));
         for (index, (check, answer)) in checks.iter().zip(checks.states()).enumerate() {
-            if consumes(index, check)
+            let consumed = consumes(index, check);
+            // An open window that was refused elsewhere has nothing to remember.
+            let renewed = remembers_refusal(check) && answer.state.before > 0;
+            if (consumed || renewed)
                 && let Some(shard) = shards.of(check.hash)
             {
                 let mine = share.rule(check.rule);
@@ -383,6 +395,17 @@ impl Locked<'_> {
 /// The top six bits; the table inside a shard uses the low ones.
 const fn shard_of(hash: u64) -> usize {
     (hash >> 58) as usize
+}
+
+/// Whether the store must be told of an attempt that the counter refuses.
+const fn must_hear(algorithm: Algorithm, state: State, at: UnixMillis) -> bool {
+    match algorithm {
+        // Once tripped, `used` is the last attempt the store heard of.
+        Algorithm::CoolDown(cool_down) => {
+            state.before == 0 || at.0.saturating_sub(state.used) >= cool_down.quiet_ms / 4
+        }
+        _ => false,
+    }
 }
 
 /// The counter of a check as this instance counts it, rolled.

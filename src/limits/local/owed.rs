@@ -28,6 +28,8 @@ impl Owed {
     pub(super) fn add(&mut self, rule: Rule, mine: Rule, counted: State, at: UnixMillis) {
         self.rule = rule;
         let state = match rule.algorithm {
+            // Tripped, the state says all there is to say.
+            Algorithm::CoolDown(_) if counted.before > 0 => counted,
             Algorithm::FixedWindow | Algorithm::CoolDown(_) => {
                 // The window may have begun before the outage: its end is the store's.
                 let used = if self.state.anchor == counted.anchor { self.state.used } else { 0 };
@@ -52,6 +54,12 @@ impl Owed {
         let (mine, theirs) = (self.state, earlier.state);
         match self.rule.algorithm {
             _ if self.rule.algorithm != earlier.rule.algorithm => {}
+            Algorithm::CoolDown(_) if mine.before > 0 || theirs.before > 0 => {
+                // The last one that tripped.
+                if (theirs.before, theirs.used) > (mine.before, mine.used) {
+                    return earlier;
+                }
+            }
             Algorithm::SlidingLog => {
                 self.log.prepend(earlier.log);
                 self.state = self.log.state(&self.rule);

@@ -280,7 +280,7 @@ fn of_the_window_in_which_the_store_went_away_what_was_left_is_shared() {
                         let (left, instances) = (10_u64.saturating_sub(used), u64::from(instances));
                         let due = match algorithm {
                             // The fraction of a request is filled up in time.
-                            Algorithm::TokenBucket => left / instances,
+                            Algorithm::TokenBucket if used > 0 => left / instances,
                             _ => left.div_ceil(instances),
                         };
                         assert_eq!(part as u64, due, "{algorithm:?} {used}");
@@ -441,4 +441,53 @@ fn what_is_owed_is_bounded_and_told_to_be_so() {
     let owed = local.take_owed(NOW).len();
     assert!(owed <= 64 * 64);
     assert_eq!(owed + untold, 20_000);
+}
+
+#[test]
+fn a_cool_down_trips_here_stays_tripped_while_somebody_tries_and_opens_when_it_is_quiet() {
+    let local = Local::new(Settings::default());
+    let mut checks = checks(&[&CoolDownOf(60_000).policy()]);
+    let mut admits = |ms: u64| local.decide(&mut checks, after(ms)).is_admitted();
+    assert!((0..5).all(&mut admits));
+    assert!(!admits(1_000), "it trips");
+    assert!(!admits(60_500), "the window has ended, the trip has not");
+    assert!(admits(61_000), "one per interval");
+    assert!(!admits(61_001));
+    assert!(!admits(120_000));
+    assert!(admits(121_000));
+    assert!(admits(181_000), "quiet for long enough");
+    assert!((0..4).all(|_| admits(181_001)), "open again");
+}
+
+#[test]
+fn a_refusal_elsewhere_renews_a_tripped_cool_down_and_a_watching_one_trips_by_itself() {
+    let local = Local::new(Settings::default());
+    let cool_down = crate::limits::CoolDown { interval_ms: 30_000, quiet_ms: 60_000 };
+    let cool = policy("cool", Algorithm::CoolDown(cool_down), 5, 60_000);
+    let strict = policy("strict", Algorithm::FixedWindow, 6, 600_000);
+    let mut both = checks(&[&cool, &strict]);
+    assert_eq!((0..7).filter(|_| local.decide(&mut both, NOW).is_admitted()).count(), 5);
+    assert!(local.decide(&mut both, after(30_000)).is_admitted());
+    for ms in [60_000, 70_000, 125_000] {
+        let Decision::Refused(refused) = local.decide(&mut both, after(ms)) else { panic!("admitted") };
+        assert_eq!(refused.violated.bits(), 2);
+        assert_eq!(both.states()[0].state, State { anchor: after(60_000).0, used: after(ms).0, before: 1 });
+    }
+
+    let local = Local::new(Settings::default());
+    let mut watched = checks(&[&cool.with_shadow(true)]);
+    assert_eq!((0..9).filter(|_| local.decide(&mut watched, NOW).is_admitted()).count(), 9);
+    assert_eq!(watched.states()[0].state.before, 1);
+    assert_eq!(watched.shadow_violated().bits(), 1);
+}
+
+#[test]
+fn attempts_on_a_tripped_cool_down_are_refused_here_for_a_quarter_of_its_quiet_time() {
+    let (local, mut checks) = (
+        Local::new(Settings { refusal_life: None, ..Settings::default() }),
+        checks(&[&CoolDownOf(60_000).policy()]),
+    );
+    learn(&local, &mut checks, State { anchor: NOW.0 + 60_000, used: NOW.0, before: 1 });
+    assert!(local.refused(&mut checks, after(14_999)).is_some());
+    assert!(local.refused(&mut checks, after(15_000)).is_none(), "the store must hear that it is not quiet");
 }
