@@ -11,11 +11,14 @@ use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use super::gate::{self, GuardVerdict, MalformedReply, Question};
-use super::local::Settings;
+use super::local::{Outage, Settings};
 use super::*;
 use crate::clock::{Clock, ManualClock, SystemClock, UnixMillis};
 
 const ALL: [Algorithm; 3] = [Algorithm::FixedWindow, Algorithm::SlidingWindow, Algorithm::TokenBucket];
+
+/// An outage of the store where there is no other instance.
+const ALONE: Outage = Outage { instances: 1, may_have_counted: false };
 
 /// A Redis of one test.
 struct TestRedis {
@@ -622,7 +625,7 @@ fn without_the_store_each_policy_does_as_it_says() {
     let count = named("count", OnStoreFailure::Local);
     let (allow, deny) = (named("allow", OnStoreFailure::Allow), named("deny", OnStoreFailure::Deny));
     let outcome =
-        |policies: &[&Policy]| match local.decide_without_store(&mut checks(policies), UnixMillis(7)) {
+        |policies: &[&Policy]| match local.decide_without_store(&mut checks(policies), UnixMillis(7), ALONE) {
             Decision::Admitted { .. } => 0,
             Decision::Refused(refused) => refused.violated.bits(),
         };
@@ -764,7 +767,7 @@ impl Model {
     fn fits(&self, key: usize, rule: &algorithm::Rule, now: u64) -> bool {
         let (period, hits) = (rule.period_ms, self.hits.get(&key).map_or(&[][..], Vec::as_slice));
         match rule.algorithm {
-            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => {
+            Algorithm::FixedWindow => {
                 let (mut end, mut count) = (0, 0);
                 for &(at, cost) in hits {
                     if at >= end {
@@ -794,6 +797,7 @@ impl Model {
                 let tokens = (tokens + (now - last) * rule.limit).min(rule.limit * period);
                 tokens >= rule.cost * period
             }
+            Algorithm::SlidingLog | Algorithm::CoolDown(_) => true,
         }
     }
 }

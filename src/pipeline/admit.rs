@@ -293,7 +293,7 @@ async fn decide(
             Some(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, identity, now)),
             Some(Answer::Banned) => return Err(Refusal::Banned),
             None => {
-                let decision = shared.local.decide_without_store(&mut checks, now);
+                let decision = shared.decide_without_store(&mut checks, now);
                 if let Decision::Refused(refused) = &decision
                     && refused.violated.iter().any(|index| says(&checks, index, OnStoreFailure::Deny))
                 {
