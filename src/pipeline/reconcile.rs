@@ -206,7 +206,7 @@ mod tests {
         };
         let mut checks = Checks::new();
         checks.begin(now);
-        checks.add(&KeySpace::default(), 0, &policy, &caller).unwrap();
+        checks.add(&KeySpace::default(), 0, &policy, &caller, 1).unwrap();
         let local = Local::new(Settings::default());
         for _ in 0..requests {
             local.decide_without_store(&mut checks, now, Outage { instances: 1, may_have_counted: false });
