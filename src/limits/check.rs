@@ -234,7 +234,8 @@ impl Checks {
             let rule = Rule {
                 algorithm: policy.algorithm(),
                 limit: match policy.algorithm() {
-                    Algorithm::SlidingLog => effective.min(MAX_LOG_LIMIT),
+                    // A multiplier must not make the log longer than the configuration may.
+                    Algorithm::SlidingLog if policy.windows().is_none() => effective.min(MAX_LOG_LIMIT),
                     _ => effective,
                 },
                 period_ms: window.period_ms(),
