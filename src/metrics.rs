@@ -72,6 +72,8 @@ families! {
         store_degraded: IntGauge = "tollgate_store_degraded" [],
         /// Changes between shared counting (healthy) and counting in memory (degraded).
         store_transitions: IntCounterVec = "tollgate_store_transitions_total" ["to"],
+        /// Instances that count in the shared store, this one included, when it was last asked.
+        instances: IntGauge = "tollgate_instances" [],
         /// Revocations made by this instance, by kind.
         revocations: IntCounterVec = "tollgate_revocations_total" ["kind"],
         /// Revocations this instance remembers and enforces without the store.
@@ -120,6 +122,7 @@ impl Metrics {
         metrics.store();
         metrics.exchange();
         metrics.revocations();
+        metrics.families.instances.set(1);
         Ok(metrics)
     }
 

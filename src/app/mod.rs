@@ -10,7 +10,7 @@ mod shutdown;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -28,6 +28,8 @@ use crate::identity::revocation::{DEFAULT_KNOWN, DEFAULT_PENDING, Known, Pending
 use crate::limits::{self, InFlight, KeySpace, Local, UserLimits};
 use crate::logging::{self, AccessLog, Logging};
 use crate::metrics::Metrics;
+use crate::pipeline::heartbeat::{self, HEARTBEAT};
+use crate::pipeline::reconcile::{self, RECONCILE};
 use crate::pipeline::{Exchange, GATE, Recoverer, Shared};
 use crate::proxy::{self, Proxy};
 use crate::redis::{self, Store};
@@ -228,6 +230,7 @@ fn shared(
             let capacity = usize::try_from(spec.limits.local_keys).unwrap_or(usize::MAX);
             UserLimits::new(capacity, spec.limits.user_limits_refresh)
         }),
+        instances: AtomicU32::new(1),
         keys: KeySpace::new(&spec.redis.key_prefix, spec.redis.tagged()),
         known: Known::new(DEFAULT_KNOWN),
         pending: Pending::new(DEFAULT_PENDING),
@@ -304,7 +307,9 @@ fn background(
         let news = Arc::new(Reached::new(Recoverer(Arc::clone(shared))));
         runtime.spawn(Arc::clone(store).subscribe(news));
         let recovery = Arc::new(Recoverer(Arc::clone(shared)));
-        runtime.spawn(Arc::clone(store).supervise(vec![shared.gate], recovery));
+        runtime.spawn(Arc::clone(store).supervise(vec![shared.gate, &HEARTBEAT, &RECONCILE], recovery));
+        runtime.spawn(heartbeat::beat(Arc::clone(shared)));
+        runtime.spawn(reconcile::reconcile(Arc::clone(shared)));
     }
     runtime.spawn(forget_ended_revocations(Arc::clone(shared)));
     let named: Vec<_> = upstreams.into_iter().filter(|upstream| upstream.needs_resolving()).collect();

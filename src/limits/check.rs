@@ -234,7 +234,8 @@ impl Checks {
             let rule = Rule {
                 algorithm: policy.algorithm(),
                 limit: match policy.algorithm() {
-                    Algorithm::SlidingLog => effective.min(MAX_LOG_LIMIT),
+                    // A multiplier must not make the log longer than the configuration may.
+                    Algorithm::SlidingLog if policy.windows().is_none() => effective.min(MAX_LOG_LIMIT),
                     _ => effective,
                 },
                 period_ms: window.period_ms(),
@@ -368,13 +369,24 @@ impl Checks {
     /// Turns raw states, as they are after the request, into the decision. `violated` are all checks that did not
     /// fit; those that only watch are set aside as [`Self::shadow_violated`].
     pub fn conclude(&mut self, violated: Violated, at: UnixMillis) -> Decision {
+        self.conclude_by(violated, at, |rule| rule)
+    }
+
+    /// As [`Self::conclude`], where each check was judged by another rule than its own: the answers tell the limit of
+    /// its own, and what is left and when by the other.
+    pub(super) fn conclude_by(
+        &mut self,
+        violated: Violated,
+        at: UnixMillis,
+        judged_by: impl Fn(Rule) -> Rule,
+    ) -> Decision {
         self.at = at;
         let enforced = self.enforced(violated);
         self.shadow_violated = Violated(violated.0 & !enforced.0);
         let mut retry_at = at;
         for (index, (check, answer)) in self.pairs().enumerate() {
-            let rule = check.rule;
-            answer.limit = rule.limit;
+            let rule = judged_by(check.rule);
+            answer.limit = check.rule.limit;
             answer.remaining = rule.remaining(answer.state, at);
             answer.reset_at = rule.reset_at(answer.state, at);
             if enforced.contains(index) {

@@ -387,6 +387,47 @@ mod tests {
     }
 
     #[test]
+    fn policies_that_only_watch_are_told_to_nobody() {
+        let plans = Plans::standard().unwrap();
+        let mut all = policies();
+        let watching = all.remove(1).with_shadow(true);
+        let (checks, decision) = run(&[watching.clone()], 1, plans.anonymous());
+        assert!(written(Settings::default(), &checks, &decision).is_empty());
+        // Five fit it; the sixth would be refused.
+        all.push(watching);
+        let (checks, decision) = run(&all, 6, plans.named(Some("pro")));
+        assert!(decision.is_admitted());
+        assert_eq!(checks.shadow_violated().iter().collect::<Vec<_>>(), [3]);
+        let fields = written(Settings::default(), &checks, &decision);
+        assert_eq!(fields["x-ratelimit-limit"], "50");
+        for field in ["ratelimit-policy", "ratelimit"] {
+            let names: Vec<_> = parsed(&fields[field]).into_iter().map(|(name, _)| name).collect();
+            assert_eq!(names, ["api-minute", "api-hour", "plan"]);
+        }
+    }
+
+    #[test]
+    fn requests_in_flight_are_told_without_a_time() {
+        let limit = LimitSource::Concurrency(3);
+        let policy = Policy::new("busy", &[KeyPart::Ip], Algorithm::FixedWindow, limit).unwrap();
+        let (mut checks, decision) =
+            run(std::slice::from_ref(&policy), 1, Plans::standard().unwrap().anonymous());
+        assert!(checks.is_empty(), "it has no counters");
+        checks.note_in_flight(&policy, 3, 2);
+        let fields = written(Settings::default(), &checks, &decision);
+        assert_eq!(fields.len(), 2, "{fields:?}");
+        assert_eq!(fields["ratelimit-policy"], r#""busy";q=3;qu="concurrent-requests""#);
+        assert_eq!(fields["ratelimit"], r#""busy";r=2"#);
+        let mut busy = HashMap::new();
+        let only = Settings { ietf: false, ..Settings::default() };
+        write_busy(&only, &checks, |name, value| {
+            busy.insert(name.to_string(), value.to_str().unwrap().to_owned());
+        });
+        assert_eq!(busy, HashMap::from([("retry-after".to_owned(), "1".to_owned())]));
+        assert_eq!(policy.concurrency().unwrap().detail(), "Too many requests at once. Max 3.");
+    }
+
+    #[test]
     fn numbers_are_written_in_full() {
         for number in [0, 9, 10, 1_234_567_890, u64::MAX] {
             let mut out = BytesMut::new();

@@ -198,6 +198,34 @@ mod tests {
         assert_eq!(key("t", &[KeyPart::Token], Some("42"), None, "192.0.2.1"), None);
     }
 
+    #[test]
+    fn a_policy_does_not_apply_to_callers_it_is_not_for() {
+        use super::super::policy::AppliesTo;
+        let plans = Plans::standard().unwrap();
+        let policy = Policy::new("p", &[KeyPart::Ip], Algorithm::FixedWindow, LimitSource::Plan).unwrap();
+        for (applies_to, anonymous, identified) in [
+            (AppliesTo::All, true, true),
+            (AppliesTo::Anonymous, true, false),
+            (AppliesTo::Identified, false, true),
+        ] {
+            let policy = policy.clone().with_applies_to(applies_to);
+            for (user, applies) in [(None, anonymous), (Some("42"), identified)] {
+                let caller = Caller {
+                    ip: "192.0.2.1",
+                    user,
+                    token: None,
+                    api_token: None,
+                    route: "r",
+                    plan: plans.anonymous(),
+                    multiplier: 1.0,
+                };
+                let mut out = b"before".to_vec();
+                assert_eq!(KeySpace::default().write_key(&policy, &caller, &mut out), applies);
+                assert_eq!(out.len() > 6, applies);
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn two_parts_never_collide(a in "[ab:/.%]{0,3}", b in "[ab:/.%]{0,3}", c in "[ab:/.%]{0,3}", d in "[ab:/.%]{0,3}", v6: bool) {

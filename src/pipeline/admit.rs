@@ -297,7 +297,7 @@ async fn decide(
             Some(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, identity, now)),
             Some(Answer::Banned) => return Err(Refusal::Banned),
             None => {
-                let decision = shared.local.decide_without_store(&mut checks, now);
+                let decision = shared.decide_without_store(&mut checks, now);
                 blind = Violated::from_bits(u32::MAX);
                 verdict = Some((decision, LimitSource::Memory));
             }

@@ -57,10 +57,10 @@ fn seventy_requests_in_turn_give_sixty_and_a_restart_does_not_reset_them() {
     let clients = [first.client(), second.client()];
     let codes: Vec<u16> = (0..70).map(|n| clients[n % 2].get("/x").send().code()).collect();
     assert_eq!(codes, [vec![200; 60], vec![429; 10]].concat());
-    assert_eq!(
-        redis.keys(),
-        ["rate_limit:ip:127.0.0.1", "tollgate:probe"].map(str::to_owned)[..redis.keys().len()]
-    );
+    let of_the_gateways_own = ["rate_limit:gw", "tollgate:probe"];
+    let keys: Vec<_> =
+        redis.keys().into_iter().filter(|key| !of_the_gateways_own.contains(&key.as_str())).collect();
+    assert_eq!(keys, ["rate_limit:ip:127.0.0.1"]);
     assert!((1..=60).contains(&ttl(&redis, "rate_limit:ip:127.0.0.1")));
 
     first.terminate();

@@ -45,6 +45,7 @@ mod kit;
 mod limits;
 mod one_exchange;
 mod operations;
+mod outage_limits;
 mod paths;
 mod presets;
 mod proxy;

@@ -446,15 +446,14 @@ fn member(user: &str, plan: &str, permissions: &[&str]) -> Token {
         .claim("permissions", json!(permissions))
 }
 
-/// On a Redis and in memory alone.
+/// In memory alone and on a Redis.
 fn codepitamah(test: impl Fn(&Gateway, &Origin, Option<&Redis>)) {
+    let origin = Origin::start();
+    test(&preset("codepitamah", &origin, "").start(), &origin, None);
     let (redis, origin) = (Redis::start(), Origin::start());
     let gateway = preset("codepitamah", &origin, &redis.url()).start();
     wait_for_the_store(&gateway);
     test(&gateway, &origin, Some(&redis));
-    drop(gateway);
-    let origin = Origin::start();
-    test(&preset("codepitamah", &origin, "").start(), &origin, None);
 }
 
 #[test]

@@ -13,12 +13,12 @@ fn decisions(gateway: &Gateway, policy: &str, decision: &str) -> Option<f64> {
     gateway.metric("tollgate_limit_decisions_total", &[("policy", policy), ("decision", decision)])
 }
 
-/// The same on a Redis and in memory alone.
+/// The same in memory alone and on a Redis.
 fn everywhere(rest: &str, test: impl Fn(&Gateway, Option<&Redis>)) {
     let (redis, origin) = (Redis::start(), Origin::start());
     let text = config(&origin, PATIENT, rest);
-    test(&gateway(&text, &redis.url()), Some(&redis));
     test(&gateway(&text, ""), None);
+    test(&gateway(&text, &redis.url()), Some(&redis));
 }
 
 #[test]

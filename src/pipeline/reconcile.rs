@@ -1,0 +1,326 @@
+//! After an outage: tells the store what was admitted here meanwhile, in the background and only where the window is
+//! still the same. Requests neither wait for it nor hear of it.
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use ::redis::{Cmd, Value};
+use futures::StreamExt;
+
+use super::gateway::Shared;
+use crate::limits::Algorithm;
+use crate::limits::local::Owed;
+use crate::redis::{Lane, Script, Store, Unavailable};
+
+/// The script that adds to a counter of the same window.
+pub static RECONCILE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../redis/scripts/reconcile.lua")));
+
+/// How often is looked whether something can be told.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Instances that see the store again at the same time begin within this time.
+const SPREAD_MS: u64 = 1_000;
+/// Counters told at the same time, on one connection.
+const IN_FLIGHT: usize = 64;
+/// Lua counts in doubles.
+const MAX_EXACT: u64 = 1 << 53;
+/// No request waits for this work.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Runs until the process ends.
+///
+/// A counter whose answer is lost is told again while its window lives: it may then count the same admissions twice,
+/// at most up to its limit, but forgets none.
+pub async fn reconcile(shared: Arc<Shared>) {
+    let Some(store) = &shared.store else { return };
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        if !store.available() || !shared.local.owes() {
+            continue;
+        }
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..SPREAD_MS))).await;
+        if store.available() {
+            tell(&shared, store).await;
+        }
+    }
+}
+
+/// Tells everything that is owed; gives back what could not be told.
+async fn tell(shared: &Shared, store: &Store) {
+    let owed = shared.local.take_owed(shared.clock.now());
+    let (mut added, mut over, mut kept) = (0_usize, 0_usize, 0_usize);
+    let told = owed.into_iter().map(|owed| async move {
+        let told = write(store, &command(&owed)).await;
+        (owed, told)
+    });
+    let mut told = futures::stream::iter(told).buffer_unordered(IN_FLIGHT);
+    while let Some((owed, told)) = told.next().await {
+        match told {
+            Some(true) => added += 1,
+            Some(false) => over += 1,
+            None => {
+                kept += 1;
+                shared.local.give_back(owed);
+            }
+        }
+    }
+    let untold = shared.local.take_untold();
+    tracing::info!(added, over, kept, untold, "told Redis of what was admitted while it was away");
+}
+
+/// Whether the window was the same; `None` when nobody knows and it is to be told again.
+async fn write(store: &Store, command: &Cmd) -> Option<bool> {
+    let mut reply = store.call_within(PATIENCE, Lane::Bodies, command).await;
+    if matches!(reply, Err(Unavailable::ScriptUnknown)) {
+        store.call_within(PATIENCE, Lane::Bodies, &RECONCILE.load()).await.ok()?;
+        reply = store.call_within(PATIENCE, Lane::Bodies, command).await;
+    }
+    match reply {
+        Ok(Value::Int(same)) => Some(same == 1),
+        // A key of another type stays one.
+        Ok(_) | Err(Unavailable::Rejected) => Some(false),
+        Err(_) => None,
+    }
+}
+
+/// What tells the store of `owed`.
+fn command(owed: &Owed) -> Cmd {
+    let (rule, state) = (owed.rule, owed.state);
+    let mut command = RECONCILE.command();
+    let mut head = |kind: &str| {
+        command.arg(1).arg(&*owed.key).arg(kind);
+        command.arg(rule.capacity().min(MAX_EXACT)).arg(rule.period_ms.max(1));
+    };
+    match rule.algorithm {
+        Algorithm::FixedWindow => {
+            head("f");
+            command.arg(state.used.min(MAX_EXACT)).arg(state.anchor);
+        }
+        Algorithm::SlidingWindow => {
+            head("s");
+            command.arg(state.anchor).arg(state.used.min(MAX_EXACT)).arg(state.before.min(MAX_EXACT));
+        }
+        Algorithm::TokenBucket => {
+            head("b");
+            command.arg(state.anchor).arg(state.used);
+        }
+        Algorithm::CoolDown(cool_down) => {
+            head("c");
+            command.arg(state.anchor).arg(state.used.min(MAX_EXACT)).arg(state.before);
+            command.arg(cool_down.interval_ms).arg(cool_down.quiet_ms);
+        }
+        Algorithm::SlidingLog => {
+            head("l");
+            for (at, count) in owed.stamps() {
+                command.arg(at).arg(count);
+            }
+        }
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::process::{Child, Command, Stdio};
+    use std::time::Instant;
+
+    use super::*;
+    use crate::clock::{Clock, SystemClock, UnixMillis};
+    use crate::limits::local::{Outage, Settings};
+    use crate::limits::{
+        Caller, Checks, CoolDown, KeyPart, KeySpace, LimitSource, Local, Plans, Policy, Window,
+    };
+
+    const KEY: &str = "rate_limit:p:192.0.2.1";
+
+    struct Server {
+        child: Child,
+        connection: ::redis::Connection,
+    }
+
+    impl Server {
+        #[allow(clippy::disallowed_methods, reason = "waits for a real process")]
+        fn start() -> Self {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let child = Command::new("redis-server")
+                .args([
+                    "--port",
+                    &port.to_string(),
+                    "--bind",
+                    "127.0.0.1",
+                    "--save",
+                    "",
+                    "--appendonly",
+                    "no",
+                ])
+                .stdout(Stdio::null())
+                .spawn()
+                .expect("redis-server must be installed");
+            let client = ::redis::Client::open(format!("redis://127.0.0.1:{port}/")).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(10);
+            let connection = loop {
+                match client.get_connection() {
+                    Ok(connection) => break connection,
+                    Err(error) => assert!(Instant::now() < deadline, "{error}"),
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            };
+            let mut server = Self { child, connection };
+            let _: String = RECONCILE.load().query(&mut server.connection).unwrap();
+            server
+        }
+
+        fn run<T: ::redis::FromRedisValue>(&mut self, words: &[&str]) -> T {
+            ::redis::cmd(words[0]).arg(&words[1..]).query(&mut self.connection).unwrap()
+        }
+
+        fn tell(&mut self, owed: &Owed) -> bool {
+            let same: i64 = command(owed).query(&mut self.connection).unwrap();
+            let (ends, held): (i64, i64) = (self.run(&["PEXPIRETIME", KEY]), self.run(&["EXISTS", KEY]));
+            assert!(held == 0 || ends > 0 || same == 0, "{ends}");
+            same == 1
+        }
+    }
+
+    impl Drop for Server {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    /// What is owed after so many requests at once, at `now`.
+    fn owed(algorithm: Algorithm, limit: u64, requests: usize, now: UnixMillis) -> Owed {
+        let window = Window::new(limit, Duration::from_secs(60)).unwrap();
+        let policy = Policy::new("p", &[KeyPart::Ip], algorithm, LimitSource::Windows(vec![window])).unwrap();
+        let plans = Plans::standard().unwrap();
+        let caller = Caller {
+            ip: "192.0.2.1",
+            user: None,
+            token: None,
+            api_token: None,
+            route: "r",
+            plan: plans.anonymous(),
+            multiplier: 1.0,
+        };
+        let mut checks = Checks::new();
+        checks.begin(now);
+        checks.add(&KeySpace::default(), 0, &policy, &caller, 1).unwrap();
+        let local = Local::new(Settings::default());
+        for _ in 0..requests {
+            local.decide_without_store(&mut checks, now, Outage { instances: 1, may_have_counted: false });
+        }
+        local.take_owed(now).remove(0)
+    }
+
+    #[test]
+    fn a_fixed_window_is_added_to_only_where_it_is_the_same() {
+        let (mut server, now) = (Server::start(), SystemClock.now());
+        let owed = owed(Algorithm::FixedWindow, 10, 4, now);
+        let ends = now.0 + 60_000;
+        assert!(server.tell(&owed), "no window is known: this one is made known");
+        assert_eq!(server.run::<i64>(&["GET", KEY]), 4);
+        assert_eq!(server.run::<u64>(&["PEXPIRETIME", KEY]), ends);
+        assert!(server.tell(&owed));
+        assert!(server.tell(&owed), "within the limit");
+        assert_eq!(server.run::<i64>(&["GET", KEY]), 10);
+        assert_eq!(server.run::<u64>(&["PEXPIRETIME", KEY]), ends);
+
+        let _: i64 = server.run(&["PEXPIREAT", KEY, &(ends - 5).to_string()]);
+        let _: i64 = server.run(&["DECRBY", KEY, "7"]);
+        assert!(!server.tell(&owed), "another window");
+        assert_eq!(server.run::<i64>(&["GET", KEY]), 3);
+        let _: i64 = server.run(&["PERSIST", KEY]);
+        assert!(!server.tell(&owed), "no window at all");
+        let _: i64 = server.run(&["DEL", KEY]);
+        let _: i64 = server.run(&["RPUSH", KEY, "x"]);
+        assert!(!server.tell(&owed), "something else");
+
+        let over = self::owed(Algorithm::FixedWindow, 10, 4, UnixMillis(now.0 - 60_000));
+        let _: i64 = server.run(&["DEL", KEY]);
+        assert!(!server.tell(&over), "it is over");
+        let _: i64 = server.run(&["SET", KEY, "14", "PXAT", &ends.to_string()]);
+        assert!(server.tell(&owed));
+        assert_eq!(server.run::<i64>(&["GET", KEY]), 14, "what is over the limit stays");
+    }
+
+    #[test]
+    fn a_sliding_window_is_added_to_by_its_start() {
+        let mut server = Server::start();
+        // Not so close to the end of a period that it may pass meanwhile.
+        let now = loop {
+            let now = SystemClock.now();
+            if now.0 % 60_000 < 58_000 {
+                break now;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        };
+        let start = now.0 - now.0 % 60_000;
+        let owed = owed(Algorithm::SlidingWindow, 10, 4, now);
+        assert!(server.tell(&owed) && server.tell(&owed) && server.tell(&owed));
+        assert_eq!(server.run::<String>(&["GET", KEY]), format!("s{start} 10 0"));
+        let earlier = self::owed(Algorithm::SlidingWindow, 10, 3, UnixMillis(now.0 - 60_000));
+        assert!(server.tell(&earlier), "the period before");
+        assert_eq!(server.run::<String>(&["GET", KEY]), format!("s{start} 10 3"));
+        let _: () = server.run(&["SET", KEY, &format!("s{} 2 1", start - 60_000), "PX", "50000"]);
+        assert!(server.tell(&owed));
+        assert_eq!(server.run::<String>(&["GET", KEY]), format!("s{start} 4 2"));
+        assert!(!server.tell(&self::owed(Algorithm::SlidingWindow, 10, 3, UnixMillis(now.0 - 180_000))));
+    }
+
+    #[test]
+    fn a_buckets_debt_adds_up_and_drains_meanwhile() {
+        let (mut server, now) = (Server::start(), SystemClock.now());
+        let debt = |server: &mut Server| -> u64 {
+            let text: String = server.run(&["GET", KEY]);
+            text.split(' ').nth(1).unwrap().parse().unwrap()
+        };
+        assert!(server.tell(&owed(Algorithm::TokenBucket, 10, 4, UnixMillis(now.0 - 6_000))));
+        let first = debt(&mut server);
+        assert!((120_001..=180_000).contains(&first), "{first}");
+        for _ in 0..4 {
+            assert!(server.tell(&owed(Algorithm::TokenBucket, 10, 4, SystemClock.now())));
+        }
+        assert!((590_000..=600_000).contains(&debt(&mut server)), "no more than a whole bucket");
+        assert!(!server.tell(&owed(Algorithm::TokenBucket, 10, 4, UnixMillis(now.0 - 60_000))));
+    }
+
+    #[test]
+    fn a_log_gets_the_times_of_what_was_admitted() {
+        let (mut server, now) = (Server::start(), SystemClock.now());
+        assert!(server.tell(&owed(Algorithm::SlidingLog, 10, 4, UnixMillis(now.0 - 5_000))));
+        assert!(
+            server.tell(&owed(Algorithm::SlidingLog, 10, 4, UnixMillis(now.0 - 5_000))),
+            "of another instance"
+        );
+        assert_eq!(server.run::<i64>(&["ZCARD", KEY]), 8);
+        assert_eq!(server.run::<u64>(&["PEXPIRETIME", KEY]), now.0 + 55_000);
+        assert!(server.tell(&owed(Algorithm::SlidingLog, 10, 4, now)));
+        assert_eq!(server.run::<i64>(&["ZCARD", KEY]), 10, "the newest decide");
+        assert_eq!(server.run::<u64>(&["PEXPIRETIME", KEY]), now.0 + 60_000);
+        assert!(!server.tell(&owed(Algorithm::SlidingLog, 10, 4, UnixMillis(now.0 - 60_000))));
+        let _: () = server.run(&["SET", KEY, "x", "EX", "60"]);
+        assert!(!server.tell(&owed(Algorithm::SlidingLog, 10, 4, now)));
+    }
+
+    #[test]
+    fn a_cool_down_is_added_to_in_its_window_and_a_trip_holds_until_it_was_quiet() {
+        let (mut server, now) = (Server::start(), SystemClock.now());
+        let cool = Algorithm::CoolDown(CoolDown { interval_ms: 30_000, quiet_ms: 20_000 });
+        let ends = now.0 + 60_000;
+        let open = owed(cool, 10, 4, now);
+        assert!(server.tell(&open) && server.tell(&open) && server.tell(&open));
+        assert_eq!(server.run::<String>(&["GET", KEY]), format!("c{ends} 10"));
+        assert!(!server.tell(&owed(cool, 10, 4, UnixMillis(now.0 - 7))), "another window");
+        assert!(server.tell(&owed(cool, 3, 9, now)), "it tripped");
+        let tripped = format!("t{} {}", now.0 + 30_000, now.0);
+        assert_eq!(server.run::<String>(&["GET", KEY]), tripped);
+        assert_eq!(server.run::<u64>(&["PEXPIRETIME", KEY]), now.0 + 20_000);
+        assert!(!server.tell(&open), "a trip stays one");
+        assert!(server.tell(&owed(cool, 3, 9, UnixMillis(now.0 - 9_000))));
+        assert_eq!(server.run::<String>(&["GET", KEY]), tripped, "the later attempt holds");
+        let _: i64 = server.run(&["DEL", KEY]);
+        assert!(!server.tell(&owed(cool, 3, 9, UnixMillis(now.0 - 20_000))));
+    }
+}
