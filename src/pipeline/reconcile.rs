@@ -240,7 +240,7 @@ mod tests {
         let over = self::owed(Algorithm::FixedWindow, 10, 4, UnixMillis(now.0 - 60_000));
         let _: i64 = server.run(&["DEL", KEY]);
         assert!(!server.tell(&over), "it is over");
-        let _: i64 = server.run(&["SET", KEY, "14", "PXAT", &ends.to_string()]);
+        let _: () = server.run(&["SET", KEY, "14", "PXAT", &ends.to_string()]);
         assert!(server.tell(&owed));
         assert_eq!(server.run::<i64>(&["GET", KEY]), 14, "what is over the limit stays");
     }
