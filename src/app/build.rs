@@ -327,6 +327,7 @@ pub fn verifier(spec: &Spec) -> Result<Verifier, Unusable> {
     settings.max_token_bytes = usize::try_from(spec.identity.max_token_size).unwrap_or(usize::MAX);
     settings.cache_entries = usize::try_from(spec.identity.verified_cache).unwrap_or(usize::MAX);
     settings.key_prefix = spec.redis.key_prefix.clone();
+    settings.hash_tags = spec.redis.tagged();
     Ok(Verifier::new(settings))
 }
 

@@ -223,7 +223,7 @@ fn shared(
             ..limits::local::Settings::default()
         }),
         instances: AtomicU32::new(1),
-        keys: KeySpace::new(&spec.redis.key_prefix),
+        keys: KeySpace::new(&spec.redis.key_prefix, spec.redis.tagged()),
         known: Known::new(DEFAULT_KNOWN),
         pending: Pending::new(DEFAULT_PENDING),
         cache,

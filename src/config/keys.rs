@@ -74,8 +74,10 @@ pub static KEYS: &[Key] = &[
     unset("admin.token", "secret, best 16 bytes or more", "Bearer credential of the admin API; without one only `/metrics`, `/health`, `/live` and `/ready` are answered."),
     is("admin.health_detail", "boolean", "true", "Whether `/health` shows Redis, memory, cache and connections."),
 
-    is("redis.url", "redis://, rediss://, or empty", r#""${REDIS_URL:-redis://localhost:6379}""#,
-        "The store that instances share; empty: memory only."),
+    is("redis.url", "redis://, redis+sentinel://, redis+cluster://, the same with rediss, or empty", r#""${REDIS_URL:-redis://localhost:6379}""#,
+        "The store that instances share; empty: memory only. `redis://[user:password@]host[:port][/db]`; `redis+sentinel://[user:password@]host[:port][,…][/service[/db]][?sentinel_password=…]`: the master that these sentinels name, by default of `mymaster`, with the credentials of the master; `redis+cluster://[user:password@]host[:port][,…]`: the Cluster that any of these nodes belongs to. `rediss` for TLS."),
+    is("redis.hash_tags", "auto, on, off", r#""auto""#,
+        "Whether keys put whom they concern into braces, so that in Cluster one caller's keys live on one node: `rate_limit:ip:{203.0.113.7}`; auto: with Cluster. A change starts counters anew."),
     is("redis.key_prefix", "string of letters, digits, `:`, `-`, `_`, `.`", r#""""#, "Put in front of every key."),
     is("redis.connect_timeout", "duration, 10ms to 1m", r#""2s""#, "For opening a connection; no request waits for it."),
     is("redis.deadline", "duration, 1ms to 1s", r#""20ms""#, "Longest time a request waits for Redis."),

@@ -146,6 +146,7 @@ pub(super) fn redis(root: &Reader<'_>) -> Redis {
     Redis {
         url: reader.opt("url"),
         key_prefix: key_prefix.into(),
+        hash_tags: reader.get("hash_tags"),
         connect_timeout: reader.duration("connect_timeout", SECOND / 100..=MINUTE),
         deadline: reader.duration("deadline", Duration::from_millis(1)..=SECOND),
         health_check_interval: reader.duration("health_check_interval", SECOND / 10..=HOUR),

@@ -337,10 +337,7 @@ impl<'a> Reader<'a> {
         match T::decode(raw) {
             Ok(value) => Some(value),
             Err(refused) => {
-                let message = match refused.instead {
-                    Some(instead) => format!("{instead}; accepted: {}{}", T::accepted(), refused.hint),
-                    None => format!("{shown} is not accepted; accepted: {}{}", T::accepted(), refused.hint),
-                };
+                let message = format!("{shown} is not accepted; accepted: {}{}", T::accepted(), refused.hint);
                 self.push(at, path.to_owned(), message);
                 None
             }

@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use super::template::Template;
 use super::value::{HostPort, RedisUrl, Secret};
 pub use super::words::{
-    AccessField, Algorithm, Auth, Balance, ClientAddressHeader, Environment, KeyPart, LimitAlgorithm,
-    LogFormat, LogLevel, Logout, OnStoreFailure, ResetFormat, UpstreamProtocol,
+    AccessField, Algorithm, Auth, Balance, ClientAddressHeader, Environment, HashTags, KeyPart,
+    LimitAlgorithm, LogFormat, LogLevel, Logout, OnStoreFailure, ResetFormat, UpstreamProtocol,
 };
 
 /// The whole configuration; names used by routes and policies exist.
@@ -107,6 +107,8 @@ pub struct Redis {
     pub url: Option<RedisUrl>,
     /// In front of every key.
     pub key_prefix: Box<str>,
+    /// Whether keys put their subject into a hash tag.
+    pub hash_tags: HashTags,
     /// For opening a connection.
     pub connect_timeout: Duration,
     /// Longest wait of a request, at most 1 s.
@@ -115,6 +117,17 @@ pub struct Redis {
     pub health_check_interval: Duration,
     /// Failures in a row after which requests stop waiting.
     pub breaker_failures: u32,
+}
+
+impl Redis {
+    /// Whether keys put their subject into a hash tag.
+    pub fn tagged(&self) -> bool {
+        match self.hash_tags {
+            HashTags::Auto => self.url.as_ref().is_some_and(RedisUrl::is_cluster),
+            HashTags::On => true,
+            HashTags::Off => false,
+        }
+    }
 }
 
 /// `[log]`.

@@ -40,7 +40,7 @@ impl fmt::Display for Secret {
     }
 }
 
-/// A Redis address that the client library accepts: `redis://` or `rediss://`. Shown without its credentials.
+/// Where the store is: a Redis, a master under sentinels, or a Cluster. Shown without its credentials.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl(Box<str>);
 
@@ -52,7 +52,12 @@ impl RedisUrl {
 
     /// Whether the connection is TLS (`rediss://`).
     pub fn is_tls(&self) -> bool {
-        self.0.starts_with("rediss:")
+        self.0.starts_with("rediss:") || self.0.starts_with("rediss+")
+    }
+
+    /// Whether it is a Cluster.
+    pub fn is_cluster(&self) -> bool {
+        self.0.split_once("://").is_some_and(|(scheme, _)| scheme.ends_with("+cluster"))
     }
 }
 
@@ -106,22 +111,16 @@ pub(super) struct Raw {
     pub(super) text: String,
 }
 
-/// Why a scalar is refused, beyond what its type accepts: replaces the standard sentence.
+/// Why a scalar is refused, beyond what its type accepts.
 #[derive(Debug, Default)]
 pub(super) struct Refused {
     /// Appended to `… is not accepted; accepted: …`.
     pub(super) hint: String,
-    /// Said instead of `… is not accepted`.
-    pub(super) instead: Option<&'static str>,
 }
 
 impl Refused {
     pub(super) fn hint(hint: impl Into<String>) -> Self {
-        Self { hint: hint.into(), instead: None }
-    }
-
-    fn instead(text: &'static str) -> Self {
-        Self { hint: String::new(), instead: Some(text) }
+        Self { hint: hint.into() }
     }
 }
 
@@ -298,21 +297,14 @@ impl Leaf for RedisUrl {
     const SECRET: bool = true;
 
     fn accepted() -> Cow<'static, str> {
-        "\"redis://[user:password@]host[:port][/database]\", \"rediss://…\" for TLS, \"\" for memory only"
+        "\"redis://[user:password@]host[:port][/database]\", \"redis+sentinel://host[:port][,…][/service[/database]]\", \
+         \"redis+cluster://host[:port][,…]\", each with \"rediss\" for TLS, \"\" for memory only"
             .into()
     }
 
     fn decode(raw: &Raw) -> Result<Self, Refused> {
         let text = text_only(raw)?.trim();
-        for scheme in ["redis+sentinel:", "rediss+sentinel:", "redis+cluster:", "rediss+cluster:"] {
-            if text.starts_with(scheme) {
-                return Err(Refused::instead(
-                    "Sentinel and Cluster addresses are not supported by this version",
-                ));
-            }
-        }
-        let known = text.starts_with("redis://") || text.starts_with("rediss://");
-        if !known || redis::IntoConnectionInfo::into_connection_info(text).is_err() {
+        if crate::redis::Settings::new(text).is_err() {
             return Err(Refused::default());
         }
         Ok(Self(text.into()))

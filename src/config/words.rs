@@ -122,6 +122,16 @@ words! {
         TokenBucket = "token-bucket",
     }
 
+    /// Whether store keys put their subject into a hash tag.
+    pub enum HashTags {
+        /// Where the store is a Cluster.
+        Auto = "auto",
+        /// Always, for one that is to become a Cluster.
+        On = "on",
+        /// Never: on a Cluster one request then asks more nodes.
+        Off = "off",
+    }
+
     /// What a policy does while the shared store is away.
     pub enum OnStoreFailure {
         /// Count in this instance's memory.

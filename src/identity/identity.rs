@@ -61,6 +61,14 @@ pub struct Keys {
     pub cutoff: Arc<str>,
 }
 
+/// The store key `<prefix><family>:<account>`; with `tagged` the account stands in braces, so that in Cluster all that
+/// concerns it lives in one slot.
+#[must_use]
+pub fn subject_key(prefix: &str, family: &str, account: &str, tagged: bool) -> String {
+    let (open, close) = if tagged { ("{", "}") } else { ("", "") };
+    format!("{prefix}{family}:{open}{}{close}", encode_key_part(account))
+}
+
 /// Somebody whose token was verified.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -93,7 +101,8 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The identity of `person` by the token `token_id`; `key_prefix` begins every store key.
+    /// The identity of `person` by the token `token_id`; `key_prefix` begins every store key, and with `hash_tags`
+    /// those of the subject live in one slot of a cluster.
     ///
     /// `realm` is the name of the issuer where there are several: a subject and a `jti` are unique within one
     /// issuer only (RFC 7519 sections 4.1.2 and 4.1.7), so that `<realm>~` goes before both wherever they are
@@ -105,6 +114,7 @@ impl Identity {
         times: &Times,
         leeway: Duration,
         key_prefix: &str,
+        hash_tags: bool,
         realm: Option<&str>,
     ) -> Self {
         let (account, token_id) = match (realm, token_id) {
@@ -114,8 +124,7 @@ impl Identity {
             }
             (Some(realm), digest @ TokenId::Sha256(_)) => (within(realm, &person.subject), digest),
         };
-        let account_key_part = encode_key_part(&account);
-        let key = |family: &str| format!("{key_prefix}{family}:{account_key_part}").into();
+        let key = |family: &str| subject_key(key_prefix, family, &account, hash_tags).into();
         Self {
             keys: Keys {
                 blacklist: token_id.blacklist_key(key_prefix).into(),
@@ -183,6 +192,7 @@ mod tests {
             &times,
             Duration::from_secs(30),
             "tg:",
+            false,
             None,
         )
     }
@@ -194,13 +204,14 @@ mod tests {
         assert_eq!(&*identity.keys.session, "tg:session:42");
         assert_eq!(&*identity.keys.ban, "tg:ban:user:42");
         assert_eq!(&*identity.keys.cutoff, "tg:revoked_before:42");
+        assert_eq!(subject_key("tg:", "ban:user", "4}2", true), "tg:ban:user:{4%7D2}");
     }
 
     #[test]
     fn subjects_and_ids_of_two_issuers_are_never_the_same() {
         let of = |realm| {
             let (person, id) = (Person::named("42"), TokenId::Jti("abc".into()));
-            Identity::new(person, id, &Times::default(), Duration::ZERO, "", realm)
+            Identity::new(person, id, &Times::default(), Duration::ZERO, "", false, realm)
         };
         let (one, two, only) = (of(Some("one")), of(Some("two")), of(None));
         assert_eq!((&*one.account, &*one.keys.blacklist), ("one~42", "blacklist:one~abc"));

@@ -108,6 +108,8 @@ pub struct Settings {
     pub cache_entries: usize,
     /// What every store key begins with.
     pub key_prefix: Box<str>,
+    /// Whether store keys of one subject live in one slot of a cluster.
+    pub hash_tags: bool,
 }
 
 impl Settings {
@@ -136,6 +138,7 @@ impl Settings {
             max_token_bytes: DEFAULT_MAX_TOKEN_BYTES,
             cache_entries: DEFAULT_CACHE_ENTRIES,
             key_prefix: Box::default(),
+            hash_tags: false,
         })
     }
 }
@@ -145,6 +148,7 @@ pub struct Verifier {
     issuers: Box<[Trusted]>,
     max_token_bytes: usize,
     key_prefix: Box<str>,
+    hash_tags: bool,
     cache: Option<Cache<Box<str>, Arc<Verified>, ByLength>>,
     /// Raised whenever keys change; what was verified before counts no more.
     generation: AtomicU64,
@@ -186,6 +190,7 @@ impl Verifier {
             issuers: settings.issuers.into_iter().map(trusted).collect(),
             max_token_bytes: settings.max_token_bytes,
             key_prefix: settings.key_prefix,
+            hash_tags: settings.hash_tags,
             cache: (entries > 0).then(|| Cache::with_weighter(entries, entries as u64, ByLength)),
             generation: AtomicU64::new(0),
         }
@@ -266,7 +271,8 @@ impl Verifier {
         let person = trusted.issuer.mapping.apply(&parsed.claims)?;
         let id = token_id(token, parsed)?;
         let realm = (self.issuers.len() > 1).then_some(&*trusted.issuer.name);
-        Ok(Identity::new(person, id, times, trusted.issuer.rules.leeway, &self.key_prefix, realm))
+        let leeway = trusted.issuer.rules.leeway;
+        Ok(Identity::new(person, id, times, leeway, &self.key_prefix, self.hash_tags, realm))
     }
 
     fn verify_anew(&self, token: &str, generation: u64) -> Result<Verified, Refused> {

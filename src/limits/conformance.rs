@@ -670,7 +670,7 @@ fn more_checks_than_fit_are_an_error_and_repeated_policies_count_once() {
         plan: plans.anonymous(),
         multiplier: 1.0,
     };
-    let (space, mut checks) = (KeySpace::new("gw:"), Checks::new());
+    let (space, mut checks) = (KeySpace::new("gw:", false), Checks::new());
     let added: Vec<_> =
         policies.iter().map(|policy| checks.add(&space, 0, policy, &caller).is_ok()).collect();
     assert_eq!((added.iter().filter(|ok| **ok).count(), added[32]), (32, false));

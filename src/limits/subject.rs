@@ -28,13 +28,20 @@ pub struct Caller<'a> {
 #[derive(Clone, Debug)]
 pub struct KeySpace {
     stem: Box<str>,
+    tagged: bool,
     hasher: ahash::RandomState,
 }
 
 impl KeySpace {
-    /// Keys start with `prefix`, which may be empty, then `rate_limit:`.
-    pub fn new(prefix: &str) -> Self {
-        Self { stem: format!("{prefix}rate_limit:").into(), hasher: ahash::RandomState::new() }
+    /// Keys start with `prefix`, which may be empty, then `rate_limit:`. When `tagged`, the subject stands in braces,
+    /// a hash tag: in Cluster whatever concerns it then lives in one slot.
+    pub fn new(prefix: &str, tagged: bool) -> Self {
+        Self { stem: format!("{prefix}rate_limit:").into(), tagged, hasher: ahash::RandomState::new() }
+    }
+
+    /// Whether the subject stands in braces.
+    pub const fn is_tagged(&self) -> bool {
+        self.tagged
     }
 
     /// The keyed hash under which instances' memory files `key`.
@@ -42,12 +49,13 @@ impl KeySpace {
         self.hasher.hash_one(key)
     }
 
-    /// Appends `<prefix>rate_limit:<policy>:<subject>`; `false`, with `out` unchanged, when the caller lacks a
+    /// Appends `<prefix>rate_limit:<policy>:<subject>`, when tagged with the subject in braces; `false`, with `out` unchanged, when the caller lacks a
     /// part of the policy's key.
     pub fn write_key(&self, policy: &Policy, caller: &Caller<'_>, out: &mut Vec<u8>) -> bool {
         let start = out.len();
         out.extend_from_slice(self.stem.as_bytes());
         out.extend_from_slice(policy.name().as_bytes());
+        let subject = out.len() + 1;
         for part in policy.key() {
             out.push(b':');
             if !write_part(*part, caller, out) {
@@ -55,13 +63,23 @@ impl KeySpace {
                 return false;
             }
         }
+        if self.tagged && out.len() > subject {
+            // Whether a policy counts users or callers, a user is in the same slot.
+            let kind = match policy.key() {
+                [KeyPart::Caller] if caller.user.is_some() => "user:".len(),
+                [KeyPart::Caller] => "ip:".len(),
+                _ => 0,
+            };
+            out.insert(subject + kind, b'{');
+            out.push(b'}');
+        }
         true
     }
 }
 
 impl Default for KeySpace {
     fn default() -> Self {
-        Self::new("")
+        Self::new("", false)
     }
 }
 
@@ -101,6 +119,18 @@ mod tests {
     use super::super::policy::{Algorithm, LimitSource};
     use super::*;
 
+    fn caller<'a>(ip: &'a str, plans: &'a Plans) -> Caller<'a> {
+        Caller {
+            ip,
+            user: None,
+            token: Some("t-1"),
+            api_token: Some("t-1"),
+            route: "orders/list",
+            plan: plans.named(Some("pro")),
+            multiplier: 1.0,
+        }
+    }
+
     fn key(
         name: &str,
         parts: &[KeyPart],
@@ -138,6 +168,25 @@ mod tests {
         assert_eq!(golden("plan", &[Caller], v6), "rate_limit:plan:user:42");
         assert_eq!(golden("x", &[Plan, Route, Ip], "192.0.2.1"), "rate_limit:x:pro:orders%2Flist:192.0.2.1");
         assert_eq!(key("plan", &[Caller], None, None, v6).unwrap(), "rate_limit:plan:ip:2001:db8:1:2::/64");
+    }
+
+    #[test]
+    fn the_hash_tag_is_the_subject() {
+        use KeyPart::{ApiToken, Caller, Ip, User};
+        let plans = Plans::standard().unwrap();
+        let key = |name, parts: &[KeyPart], user| {
+            let policy = Policy::new(name, parts, Algorithm::FixedWindow, LimitSource::Plan).unwrap();
+            let caller = super::Caller { user, ..caller("203.0.113.7", &plans) };
+            let mut out = Vec::new();
+            assert!(KeySpace::new("gw:", true).write_key(&policy, &caller, &mut out));
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(key("ip", &[Ip], None), "gw:rate_limit:ip:{203.0.113.7}");
+        assert_eq!(key("api_token", &[ApiToken], None), "gw:rate_limit:api_token:{t-1}");
+        assert_eq!(key("user", &[User], Some("42")), "gw:rate_limit:user:{42}");
+        assert_eq!(key("plan", &[Caller], Some("42")), "gw:rate_limit:plan:user:{42}");
+        assert_eq!(key("plan", &[Caller], None), "gw:rate_limit:plan:ip:{203.0.113.7}");
+        assert_eq!(key("login", &[Ip, User], Some("x}")), "gw:rate_limit:login:{203.0.113.7:x%7D}");
     }
 
     #[test]

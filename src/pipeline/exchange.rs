@@ -49,9 +49,6 @@ pub(super) async fn ask(
     checks: &mut Checks,
     now: UnixMillis,
 ) -> Option<Answer> {
-    if !store.available() {
-        return None;
-    }
     let guards: [&[u8]; 3] = identity.map_or([b""; 3], |identity| {
         [identity.keys.blacklist.as_bytes(), identity.keys.ban.as_bytes(), identity.keys.cutoff.as_bytes()]
     });
@@ -66,9 +63,16 @@ pub(super) async fn ask(
         cutoff: identity.map(|_| CUTOFF),
         issued_at: identity.and_then(|identity| identity.issued_at).unwrap_or(0),
     };
+    // In a cluster one call reaches the keys of one shard only.
+    let first = question.guards.iter().chain(question.tags).next().copied();
+    let first = first.or_else(|| checks.iter().next().map(|check| checks.key(check)));
+    let shard = store.shard(first.unwrap_or_default());
+    if !store.available(shard) {
+        return None;
+    }
     let mut command = shared.gate.command();
     gate::encode(&question, checks, &mut command);
-    let value = store.eval(Lane::Decisions, shared.gate, &command).await.ok()?;
+    let value = store.eval(Lane::Decisions, shard, shared.gate, &command).await.ok()?;
     let reply = match gate::decode(value, &question, checks) {
         Ok(reply) => reply,
         Err(malformed) => {

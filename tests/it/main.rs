@@ -52,4 +52,5 @@ mod revocation;
 mod setup;
 mod shutdown;
 mod strangers;
+mod topology;
 mod upstreams;

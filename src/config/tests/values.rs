@@ -88,11 +88,17 @@ fn methods_are_capitals() {
 
 #[test]
 fn redis_addresses_of_other_kinds_are_refused() {
-    for fine in ["redis://localhost", "rediss://u:p@h:6380/3", "redis://:p%40ss@[::1]:6379"] {
-        assert!(text::<RedisUrl>(fine).is_some(), "{fine}");
+    for (fine, is_cluster) in [
+        ("redis://localhost", false),
+        ("rediss://u:p@h:6380/3", false),
+        ("redis://:p%40ss@[::1]:6379", false),
+        ("redis+sentinel://:p@one,two:26380/main/2", false),
+        ("rediss+cluster://u:p@one:7000,two", true),
+    ] {
+        assert_eq!(text::<RedisUrl>(fine).map(|url| url.is_cluster()), Some(is_cluster), "{fine}");
     }
     for wrong in
-        ["localhost:6379", "http://h", "redis+cluster://h", "redis://h/notadb", "unix:///x", "redis://"]
+        ["localhost:6379", "http://h", "redis+cluster://h/1", "redis://h/notadb", "unix:///x", "redis://"]
     {
         assert!(text::<RedisUrl>(wrong).is_none(), "{wrong}");
     }
@@ -105,6 +111,8 @@ fn a_redis_address_is_shown_without_credentials() {
         "redis://:hunter2@h",
         "redis://h?password=hunter2",
         "redis://a:b@hunter2@h",
+        "redis+sentinel://u:hunter2@one,two/main?sentinel_password=hunter2",
+        "redis+cluster://u:hunter2@one,two",
     ] {
         if let Some(url) = text::<RedisUrl>(url) {
             assert!(!format!("{url} {url:?}").contains("hunter2"), "{}", url.expose());
