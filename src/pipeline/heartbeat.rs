@@ -26,14 +26,14 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub async fn beat(shared: Arc<Shared>) {
     let Some(store) = &shared.store else { return };
     let key = format!("{}{KEY}", store.settings().key_prefix);
-    let shard = store.shard(key.as_bytes());
+    let slot = store.shard(key.as_bytes());
     let instance = format!("{:032x}", fastrand::u128(..));
     let gauge = &shared.metrics.families().instances;
     loop {
         let mut command = HEARTBEAT.command();
         command.arg(1).arg(&key).arg(&instance).arg(ALIVE_MS);
-        let reply = if store.available(shard) {
-            store.eval(Lane::Bodies, shard, &HEARTBEAT, &command).await.ok()
+        let reply = if store.available(slot) {
+            store.eval(Lane::Bodies, slot, &HEARTBEAT, &command).await.ok()
         } else {
             None
         };
