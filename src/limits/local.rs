@@ -151,15 +151,15 @@ impl Local {
     /// away at most 2 L + G − 1, and L + G − 1 if every instance had heard of its count. For requests of a higher cost
     /// read G · cost for G. What is admitted is owed to the store ([`Local::take_owed`]) unless it may know.
     pub fn decide_without_store(&self, checks: &mut Checks, now: UnixMillis, outage: Outage) -> Decision {
-        let share = Share::among(outage.instances);
-        self.settle(checks, now, share, !outage.may_have_counted, |check| check.on_store_failure)
+        let portion = Share::among(outage.instances);
+        self.settle(checks, now, portion, !outage.may_have_counted, |check| check.on_store_failure)
     }
 
     fn settle(
         &self,
         checks: &mut Checks,
         now: UnixMillis,
-        share: Share,
+        portion: Share,
         owes: bool,
         on_failure: impl Fn(&Check) -> OnStoreFailure,
     ) -> Decision {
@@ -169,11 +169,11 @@ impl Local {
         let mut denied = false;
         for (index, (check, answer)) in checks.pairs().enumerate() {
             answer.state = match shards.of(check.hash) {
-                Some(shard) => current(shard, check, share, at),
+                Some(shard) => current(shard, check, portion, at),
                 None => State::default(),
             };
             let fits = match on_failure(check) {
-                OnStoreFailure::Local => share.rule(check.rule).admits(answer.state, at),
+                OnStoreFailure::Local => portion.rule(check.rule).admits(answer.state, at),
                 OnStoreFailure::Allow => true,
                 OnStoreFailure::Deny => {
                     denied |= !check.shadow;
@@ -202,10 +202,10 @@ impl Local {
         };
         for (index, (check, answer)) in checks.pairs().enumerate() {
             if consumes(index, check) {
-                let rule = share.rule(check.rule);
+                let rule = portion.rule(check.rule);
                 answer.state = match shards.of(check.hash) {
                     Some(shard) if rule.algorithm == Algorithm::SlidingLog => {
-                        let mut log = log_of(shard, check, share, at);
+                        let mut log = log_of(shard, check, portion, at);
                         log.push(&rule, at.0);
                         let state = log.state(&rule);
                         shard.put_log(check.hash, log);
@@ -214,18 +214,18 @@ impl Local {
                     _ => rule.consume(answer.state, at),
                 };
             } else if remembers_refusal(check) {
-                answer.state = share.rule(check.rule).refuse(answer.state, at);
+                answer.state = portion.rule(check.rule).refuse(answer.state, at);
             }
         }
-        let decision = checks.conclude_by(violated, at, |rule| share.rule(rule));
+        let decision = checks.conclude_by(violated, at, |rule| portion.rule(rule));
         for (index, (check, answer)) in checks.iter().zip(checks.states()).enumerate() {
-            let consumed = consumes(index, check);
+            let counted = consumes(index, check);
             // An open window that was refused elsewhere has nothing to remember.
             let renewed = remembers_refusal(check) && answer.state.before > 0;
-            if (consumed || renewed)
+            if (counted || renewed)
                 && let Some(shard) = shards.of(check.hash)
             {
-                let mine = share.rule(check.rule);
+                let mine = portion.rule(check.rule);
                 shard.put(entry(check, mine, answer, at, false), at.0);
                 if owes {
                     self.owe(shard, check, checks.key(check), mine, answer.state, at);
@@ -409,33 +409,33 @@ const fn must_hear(algorithm: Algorithm, state: State, at: UnixMillis) -> bool {
 }
 
 /// The counter of a check as this instance counts it, rolled.
-fn current(shard: &mut Shard, check: &Check, share: Share, at: UnixMillis) -> State {
+fn current(shard: &mut Shard, check: &Check, portion: Share, at: UnixMillis) -> State {
     if check.rule.algorithm == Algorithm::SlidingLog {
-        let log = log_of(shard, check, share, at);
-        let state = log.state(&share.rule(check.rule));
+        let log = log_of(shard, check, portion, at);
+        let state = log.state(&portion.rule(check.rule));
         if shard.find(check.hash).is_some_and(|entry| !entry.remote) {
             shard.put_log(check.hash, log);
         }
         return state;
     }
     let Some(entry) = shard.find(check.hash) else {
-        return share.rule(check.rule).roll(State::default(), at);
+        return portion.rule(check.rule).roll(State::default(), at);
     };
     if entry.remote {
         // Written back even when refused: a state cut down after a clock jump must stay so.
         entry.state = check.rule.roll(entry.state, at);
-        share.of(check.rule, entry.state, at)
+        portion.of(check.rule, entry.state, at)
     } else {
-        entry.state = share.rule(check.rule).roll(entry.state, at);
+        entry.state = portion.rule(check.rule).roll(entry.state, at);
         entry.state
     }
 }
 
 /// The log of a check as this instance counts it, rolled: out of the shard, or made of what is known.
-fn log_of(shard: &mut Shard, check: &Check, share: Share, at: UnixMillis) -> Log {
-    let mine = share.rule(check.rule);
+fn log_of(shard: &mut Shard, check: &Check, portion: Share, at: UnixMillis) -> Log {
+    let mine = portion.rule(check.rule);
     let mut log = shard.take_log(check.hash).unwrap_or_else(|| match shard.find(check.hash) {
-        Some(entry) if entry.remote => Log::of(&check.rule, share.of(check.rule, entry.state, at)),
+        Some(entry) if entry.remote => Log::of(&check.rule, portion.of(check.rule, entry.state, at)),
         Some(entry) => Log::of(&mine, entry.state),
         None => Log::default(),
     });

@@ -26,13 +26,17 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub async fn beat(shared: Arc<Shared>) {
     let Some(store) = &shared.store else { return };
     let key = format!("{}{KEY}", store.settings().key_prefix);
+    let slot = store.shard(key.as_bytes());
     let instance = format!("{:032x}", fastrand::u128(..));
     let gauge = &shared.metrics.families().instances;
     loop {
         let mut command = HEARTBEAT.command();
         command.arg(1).arg(&key).arg(&instance).arg(ALIVE_MS);
-        let reply =
-            if store.available() { store.eval(Lane::Bodies, &HEARTBEAT, &command).await.ok() } else { None };
+        let reply = if store.available(slot) {
+            store.eval(Lane::Bodies, slot, &HEARTBEAT, &command).await.ok()
+        } else {
+            None
+        };
         let heard = reply.is_some();
         if let Some(Value::Int(alive)) = reply
             && let Ok(alive @ 1..) = u32::try_from(alive)

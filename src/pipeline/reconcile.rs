@@ -35,11 +35,13 @@ pub async fn reconcile(shared: Arc<Shared>) {
     let Some(store) = &shared.store else { return };
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        if !store.available() || !shared.local.owes() {
+        // In Cluster a part of the keys may be reached while another is not.
+        let reachable = || store.is_cluster() || store.available_everywhere();
+        if !shared.local.owes() || !reachable() {
             continue;
         }
         tokio::time::sleep(Duration::from_millis(fastrand::u64(0..SPREAD_MS))).await;
-        if store.available() {
+        if reachable() {
             tell(&shared, store).await;
         }
     }
@@ -50,7 +52,7 @@ async fn tell(shared: &Shared, store: &Store) {
     let owed = shared.local.take_owed(shared.clock.now());
     let (mut added, mut over, mut kept) = (0_usize, 0_usize, 0_usize);
     let told = owed.into_iter().map(|owed| async move {
-        let told = write(store, &command(&owed)).await;
+        let told = write(store, &owed).await;
         (owed, told)
     });
     let mut told = futures::stream::iter(told).buffer_unordered(IN_FLIGHT);
@@ -64,16 +66,24 @@ async fn tell(shared: &Shared, store: &Store) {
             }
         }
     }
+    if added + over == 0 {
+        return;
+    }
     let untold = shared.local.take_untold();
     tracing::info!(added, over, kept, untold, "told Redis of what was admitted while it was away");
 }
 
 /// Whether the window was the same; `None` when nobody knows and it is to be told again.
-async fn write(store: &Store, command: &Cmd) -> Option<bool> {
-    let mut reply = store.call_within(PATIENCE, Lane::Bodies, command).await;
+async fn write(store: &Store, owed: &Owed) -> Option<bool> {
+    let shard = store.shard(&owed.key);
+    if !store.available(shard) {
+        return None;
+    }
+    let command = command(owed);
+    let mut reply = store.call_within(PATIENCE, Lane::Bodies, shard, &command).await;
     if matches!(reply, Err(Unavailable::ScriptUnknown)) {
-        store.call_within(PATIENCE, Lane::Bodies, &RECONCILE.load()).await.ok()?;
-        reply = store.call_within(PATIENCE, Lane::Bodies, command).await;
+        store.call_within(PATIENCE, Lane::Bodies, shard, &RECONCILE.load()).await.ok()?;
+        reply = store.call_within(PATIENCE, Lane::Bodies, shard, &command).await;
     }
     match reply {
         Ok(Value::Int(same)) => Some(same == 1),
@@ -240,7 +250,7 @@ mod tests {
         let over = self::owed(Algorithm::FixedWindow, 10, 4, UnixMillis(now.0 - 60_000));
         let _: i64 = server.run(&["DEL", KEY]);
         assert!(!server.tell(&over), "it is over");
-        let _: i64 = server.run(&["SET", KEY, "14", "PXAT", &ends.to_string()]);
+        let _: () = server.run(&["SET", KEY, "14", "PXAT", &ends.to_string()]);
         assert!(server.tell(&owed));
         assert_eq!(server.run::<i64>(&["GET", KEY]), 14, "what is over the limit stays");
     }

@@ -54,12 +54,9 @@ impl Owed {
         let (mine, theirs) = (self.state, earlier.state);
         match self.rule.algorithm {
             _ if self.rule.algorithm != earlier.rule.algorithm => {}
-            Algorithm::CoolDown(_) if mine.before > 0 || theirs.before > 0 => {
-                // The last one that tripped.
-                if (theirs.before, theirs.used) > (mine.before, mine.used) {
-                    return earlier;
-                }
-            }
+            // The last one that tripped.
+            Algorithm::CoolDown(_) if mine.before > 0 && mine.used >= theirs.used => {}
+            Algorithm::CoolDown(_) if theirs.before > 0 => return earlier,
             Algorithm::SlidingLog => {
                 self.log.prepend(earlier.log);
                 self.state = self.log.state(&self.rule);
