@@ -50,6 +50,7 @@ mod redis_faults;
 mod revocation;
 mod setup;
 mod shutdown;
+mod store_in_cluster;
 mod strangers;
 mod topology;
 mod upstreams;
