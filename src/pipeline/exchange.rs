@@ -66,13 +66,13 @@ pub(super) async fn ask(
     // In a cluster one call reaches the keys of one shard only.
     let first = question.guards.iter().chain(question.tags).next().copied();
     let first = first.or_else(|| checks.iter().next().map(|check| checks.key(check)));
-    let shard = store.shard(first.unwrap_or_default());
-    if !store.available(shard) {
+    let home = store.shard(first.unwrap_or_default());
+    if !store.available(home) {
         return None;
     }
     let mut command = shared.gate.command();
     gate::encode(&question, checks, &mut command);
-    let value = store.eval(Lane::Decisions, shard, shared.gate, &command).await.ok()?;
+    let value = store.eval(Lane::Decisions, home, shared.gate, &command).await.ok()?;
     let reply = match gate::decode(value, &question, checks) {
         Ok(reply) => reply,
         Err(malformed) => {
