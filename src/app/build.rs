@@ -101,6 +101,7 @@ pub fn gateway(spec: &Spec, shared: Arc<Shared>) -> Result<Gateway, Vec<Unusable
             body: spec.server.body_timeout,
             write: spec.server.write_timeout,
         },
+        body_peek: spec.limits.body_peek,
         expose_cache_key: spec.cache.expose_key,
         shared,
     })
@@ -433,16 +434,6 @@ fn plans(spec: &Spec) -> Result<Plans, Unusable> {
 }
 
 fn policy(policy: &spec::Policy) -> Result<Policy, PolicyError> {
-    let part = |part: &spec::KeyPart| match part {
-        spec::KeyPart::Ip => limits::KeyPart::Ip,
-        spec::KeyPart::User => limits::KeyPart::User,
-        spec::KeyPart::Token => limits::KeyPart::Token,
-        spec::KeyPart::ApiToken => limits::KeyPart::ApiToken,
-        spec::KeyPart::Route => limits::KeyPart::Route,
-        spec::KeyPart::Plan => limits::KeyPart::Plan,
-        spec::KeyPart::Caller => limits::KeyPart::Caller,
-    };
-    let key: Vec<_> = policy.key.iter().map(part).collect();
     let algorithm = match policy.algorithm {
         spec::LimitAlgorithm::FixedWindow => limits::Algorithm::FixedWindow,
         spec::LimitAlgorithm::SlidingWindow => limits::Algorithm::SlidingWindow,
@@ -457,8 +448,12 @@ fn policy(policy: &spec::Policy) -> Result<Policy, PolicyError> {
         spec::OnStoreFailure::Allow => limits::OnStoreFailure::Allow,
         spec::OnStoreFailure::Deny => limits::OnStoreFailure::Deny,
     };
-    Ok(Policy::new(&policy.name, &key, algorithm, quota)?
+    let built = Policy::new(&policy.name, &policy.key, algorithm, quota)?
         .with_cost(policy.cost)?
         .with_on_store_failure(on_store_failure)
-        .with_penalise(policy.penalise))
+        .with_penalise(policy.penalise);
+    Ok(match &policy.failures {
+        Some(statuses) => built.with_failures(statuses),
+        None => built,
+    })
 }

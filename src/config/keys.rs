@@ -128,6 +128,7 @@ pub static KEYS: &[Key] = &[
     is("limits.reset", "epoch, delta", r#""epoch""#, "`X-RateLimit-Reset` as seconds since 1970, or from now."),
     is("limits.x_ratelimit_headers", "boolean", "true", "Whether `X-RateLimit-Limit`, `-Remaining` and `-Reset` are sent."),
     is("limits.ietf_headers", "boolean", "true", "Whether `RateLimit-Policy` and `RateLimit` are sent."),
+    is("limits.body_peek", "size, 1 KiB to 48 KiB", r#""16KiB""#, "Longest request body that is read for a policy with `body:FIELD`; longer ones pass unread and count as unreadable."),
     is("limits.local_keys", "1000 to 10000000", "100000", "Most counters and refusals an instance holds in its memory."),
 
     unset("plans.<name>.windows[].limit", "1 to 1000000000", "Requests in this window; required there."),
@@ -138,8 +139,8 @@ pub static KEYS: &[Key] = &[
     unset("plans.<name>.hour", "1 to 1000000000", "Short for a window of 3600 s."),
     unset("plans.<name>.day", "1 to 1000000000", "Short for a window of 86400 s."),
 
-    required("policies.<name>.key", "list of ip, user, token, api_token, route, plan, caller",
-        "What is counted by; `caller` is the user when identified, else the address."),
+    required("policies.<name>.key", "list of ip, user, token, api_token, route, plan, caller, header:NAME, cookie:NAME, body:FIELD",
+        "What is counted by; `caller` is the user when identified, else the address. `body:email` is a field of a JSON or form body, `body:user.email` one of a nested object; case, white space and Unicode form make no difference. What comes from the request stands in Redis only as a digest, and all who leave it out, repeat it or make it unreadable share one counter."),
     is("policies.<name>.algorithm", "fixed-window, sliding-window, token-bucket", r#""fixed-window""#, "How requests are counted."),
     unset("policies.<name>.windows[].limit", "1 to 1000000000", "Requests in this window; required there."),
     unset("policies.<name>.windows[].window", "duration of whole seconds, 1s to 31 days", "Length of this window; required there."),
@@ -149,6 +150,8 @@ pub static KEYS: &[Key] = &[
     is("policies.<name>.plan", "boolean", "false", "Take the windows of the caller's plan."),
     is("policies.<name>.cost", "1 to 1000000", "1", "What one request costs."),
     is("policies.<name>.on_store_failure", "local, allow, deny", r#""local""#, "While Redis is away: count in memory, let all pass, or refuse all."),
+    is("policies.<name>.count", "requests, failures", r#""requests""#, "Whether every request counts, or only those whose answer is a failure; the others are given back when they are answered."),
+    is("policies.<name>.failure_statuses", "list of 200 to 599", "[401, 403]", "Answers that count as failures."),
     is("policies.<name>.penalise", "boolean", "false", "Whether refused requests count too."),
 
     required("upstreams.<name>.members", "list of host:port", "The backends."),

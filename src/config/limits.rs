@@ -1,12 +1,16 @@
 //! Reads `[limits]`, `[plans.*]` and `[policies.*]`: who may do how much. Counting is the limits floor's.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
+
+use http::HeaderName;
 
 use super::error::did_you_mean;
 use super::reader::Reader;
-use super::spec::{KeyPart, Limits, Plan, Policy, Quota, Window};
-use super::value::is_name;
+use super::spec::{Count, KeyPart, Limits, Plan, Policy, Quota, Window};
+use super::value::{Leaf, Raw, Refused, Size, is_name};
+use crate::limits::FieldPath;
 
 const MOST: u64 = 1_000_000_000;
 const LONGEST: Duration = Duration::from_secs(31 * 86_400);
@@ -57,6 +61,7 @@ pub(super) fn limits(root: &Reader<'_>, plans: &[Plan]) -> Limits {
         x_ratelimit_headers: reader.get("x_ratelimit_headers"),
         ietf_headers: reader.get("ietf_headers"),
         local_keys: reader.within("local_keys", 1_000..=10_000_000),
+        body_peek: body_peek(&reader),
     }
 }
 
@@ -81,7 +86,7 @@ pub(super) fn policies(root: &Reader<'_>) -> Vec<Policy> {
 
 fn policy(name: Box<str>, reader: &Reader<'_>) -> Policy {
     let key: Vec<KeyPart> = reader.required_list("key");
-    if key.iter().collect::<BTreeSet<_>>().len() < key.len() {
+    if key.iter().collect::<HashSet<_>>().len() < key.len() {
         reader.refuse("key", "names a part twice; accepted: each part once");
     }
     if key.contains(&KeyPart::ApiToken) {
@@ -95,7 +100,74 @@ fn policy(name: Box<str>, reader: &Reader<'_>) -> Policy {
         cost: reader.within("cost", 1..=1_000_000),
         on_store_failure: reader.get("on_store_failure"),
         penalise: reader.get("penalise"),
+        failures: failures(reader),
     }
+}
+
+impl Leaf for KeyPart {
+    fn accepted() -> Cow<'static, str> {
+        "ip, user, token, api_token, route, plan, caller, header:NAME, cookie:NAME, body:FIELD".into()
+    }
+
+    fn decode(raw: &Raw) -> Result<Self, Refused> {
+        const WORDS: [(&str, KeyPart); 7] = [
+            ("ip", KeyPart::Ip),
+            ("user", KeyPart::User),
+            ("token", KeyPart::Token),
+            ("api_token", KeyPart::ApiToken),
+            ("route", KeyPart::Route),
+            ("plan", KeyPart::Plan),
+            ("caller", KeyPart::Caller),
+        ];
+        let text = raw.text.trim();
+        if let Some((_, part)) = WORDS.into_iter().find(|(word, _)| *word == text) {
+            return Ok(part);
+        }
+        let names = WORDS.iter().map(|(word, _)| *word);
+        let unknown = || Refused::hint(did_you_mean(text, names));
+        let Some((place, name)) = text.split_once(':') else { return Err(unknown()) };
+        let token = HeaderName::from_bytes(name.as_bytes());
+        match (place, token) {
+            ("header", Ok(header)) => Ok(Self::Header(header)),
+            ("cookie", Ok(_)) => Ok(Self::Cookie(name.into())),
+            ("body", _) => FieldPath::parse(name).map(Self::Body).ok_or_else(Refused::default),
+            _ => Err(Refused::default()),
+        }
+    }
+}
+
+/// The statuses that count where only failures do.
+fn failures(reader: &Reader<'_>) -> Option<Vec<u16>> {
+    let statuses: Vec<u16> = reader.list("failure_statuses");
+    for (index, status) in statuses.iter().enumerate() {
+        if !(200..=599).contains(status) {
+            reader.refuse_item("failure_statuses", index, "is no status of an answer; accepted: 200 to 599");
+        }
+    }
+    match reader.get("count") {
+        Count::Requests => {
+            if reader.has("failure_statuses") {
+                reader.refuse("failure_statuses", "has no effect; accepted: beside count = \"failures\"");
+            }
+            None
+        }
+        Count::Failures => {
+            if statuses.is_empty() && !reader.reported("failure_statuses") {
+                reader.refuse("failure_statuses", "is empty; accepted: a list of 200 to 599");
+            }
+            Some(statuses)
+        }
+    }
+}
+
+/// Longest body that is read for a policy; what pingora repeats of a body is bounded by 64 KiB, and the last piece
+/// read may be as large as an HTTP/2 frame.
+fn body_peek(reader: &Reader<'_>) -> usize {
+    let Size(size) = reader.get("body_peek");
+    if !reader.reported("body_peek") && !(1_024..=49_152).contains(&size) {
+        reader.refuse("body_peek", "is out of range; accepted: 1 KiB to 48 KiB");
+    }
+    usize::try_from(size).unwrap_or(49_152)
 }
 
 fn quota(reader: &Reader<'_>) -> Quota {

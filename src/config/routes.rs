@@ -186,7 +186,7 @@ fn check(reader: &Reader<'_>, known: &Known<'_>, route: &Route) {
 fn caller_part(known: &Known<'_>, policy: &str) -> Option<KeyPart> {
     let policy = known.policies.iter().find(|candidate| &*candidate.name == policy)?;
     let needs_caller = |part: &&KeyPart| matches!(part, KeyPart::User | KeyPart::Token | KeyPart::ApiToken);
-    policy.key.iter().find(needs_caller).copied()
+    policy.key.iter().find(needs_caller).cloned()
 }
 
 fn known_upstream(reader: &Reader<'_>, known: &Known<'_>) -> Option<Box<str>> {

@@ -10,9 +10,10 @@ use ipnet::IpNet;
 use super::template::Template;
 use super::value::{HostPort, RedisUrl, Secret};
 pub use super::words::{
-    AccessField, Algorithm, Auth, Balance, ClientAddressHeader, Environment, KeyPart, LimitAlgorithm,
+    AccessField, Algorithm, Auth, Balance, ClientAddressHeader, Count, Environment, LimitAlgorithm,
     LogFormat, LogLevel, Logout, OnStoreFailure, ResetFormat, UpstreamProtocol,
 };
+pub use crate::limits::KeyPart;
 
 /// The whole configuration; names used by routes and policies exist.
 #[derive(Clone, Debug)]
@@ -239,6 +240,8 @@ pub struct Limits {
     pub ietf_headers: bool,
     /// Most subjects counted or remembered in memory.
     pub local_keys: u32,
+    /// Longest body that is read for a policy, in bytes.
+    pub body_peek: usize,
 }
 
 /// One window of a policy or plan.
@@ -287,6 +290,8 @@ pub struct Policy {
     pub on_store_failure: OnStoreFailure,
     /// Whether refused requests count too.
     pub penalise: bool,
+    /// Statuses of answers that count, never empty; `None`: every request counts.
+    pub failures: Option<Vec<u16>>,
 }
 
 /// `[upstreams.<name>]`.

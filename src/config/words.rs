@@ -94,24 +94,6 @@ words! {
         Delta = "delta",
     }
 
-    /// One part of what a policy counts by.
-    pub enum KeyPart {
-        /// The client address (IPv6: its network).
-        Ip = "ip",
-        /// The subject of the token.
-        User = "user",
-        /// The token itself.
-        Token = "token",
-        /// The API token.
-        ApiToken = "api_token",
-        /// The route.
-        Route = "route",
-        /// The plan of the caller.
-        Plan = "plan",
-        /// The user when identified, else the client address.
-        Caller = "caller",
-    }
-
     /// How a policy counts.
     pub enum LimitAlgorithm {
         /// One counter that expires.
@@ -120,6 +102,14 @@ words! {
         SlidingWindow = "sliding-window",
         /// GCRA: a burst of `limit`, refilled over `window`.
         TokenBucket = "token-bucket",
+    }
+
+    /// Which requests a policy counts.
+    pub enum Count {
+        /// All of them.
+        Requests = "requests",
+        /// Those whose answer is a failure.
+        Failures = "failures",
     }
 
     /// What a policy does while the shared store is away.

@@ -187,6 +187,7 @@ fn checks_in(space: &KeySpace, policies: &[&Policy], user: &str, now: UnixMillis
         route: "r",
         plan: plans.anonymous(),
         multiplier: 1.0,
+        request: crate::limits::Parts::default(),
     };
     let mut checks = Checks::new();
     checks.begin(now);
@@ -666,6 +667,7 @@ fn more_checks_than_fit_are_an_error_and_repeated_policies_count_once() {
         route: "r",
         plan: plans.anonymous(),
         multiplier: 1.0,
+        request: crate::limits::Parts::default(),
     };
     let (space, mut checks) = (KeySpace::new("gw:"), Checks::new());
     let added: Vec<_> =

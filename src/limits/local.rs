@@ -10,7 +10,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 
 use self::table::{Entry, Shard};
-use super::algorithm::State;
+use super::algorithm::{Rule, State};
 use super::check::{Check, Checks, CounterState, Decision, Refused, Violated};
 use super::policy::{Algorithm, OnStoreFailure};
 use crate::clock::{UnixMillis, millis};
@@ -189,6 +189,16 @@ impl Local {
             } else {
                 shard.remove(check.hash);
             }
+        }
+    }
+
+    /// Takes one request off the counter of a key (its [`super::KeySpace::hash`]), which was `counted` after it.
+    pub fn give_back(&self, hash: u64, rule: Rule, counted: State, now: UnixMillis) {
+        let at = self.store_time(now);
+        if let Some(shard) = self.shards.get(shard_of(hash))
+            && let Some(entry) = shard.lock().find(hash)
+        {
+            entry.state = rule.give_back(rule.roll(entry.state, at), counted);
         }
     }
 

@@ -8,6 +8,7 @@
 
 pub mod algorithm;
 pub mod batch;
+pub mod body;
 pub mod check;
 pub mod fields;
 pub mod gate;
@@ -19,8 +20,9 @@ pub mod subject;
 #[cfg(test)]
 mod conformance;
 
+pub use body::{Body, FieldPath};
 pub use check::{Check, Checks, CounterState, Decision, Refused, Violated};
 pub use local::Local;
 pub use plan::{Plan, Plans};
 pub use policy::{Algorithm, CoolDown, KeyPart, LimitSource, OnStoreFailure, Policy, Window};
-pub use subject::{Caller, KeySpace};
+pub use subject::{Caller, KeySpace, Parts};

@@ -6,11 +6,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use http::{HeaderMap, Method};
 
 use super::context::{Admission, Admitted, Context, Target};
 use super::exchange::{self, Answer};
 use super::gateway::Gateway;
+use super::give_back::provisional;
 use super::head::{self, Framing, Head, HeadInput, Upgrade};
 use super::refusal::{Limited, Refusal};
 use crate::cache::key::{Target as CacheTarget, Unstamped};
@@ -22,7 +24,7 @@ use crate::clock::UnixMillis;
 use crate::identity::resolve::{authenticate, permit};
 use crate::identity::revocation::{Effect, Revocation};
 use crate::identity::{Identity, IdentityRefusal, Refused, Requirement, credentials};
-use crate::limits::{self, Caller, Checks, Decision, OnStoreFailure, Plan, fields};
+use crate::limits::{self, Body, Caller, Checks, Decision, OnStoreFailure, Parts, Plan, fields};
 use crate::metrics::{LimitOutcome, LimitSource};
 use crate::route::table::Found;
 use crate::route::{Route, normalise};
@@ -52,17 +54,56 @@ pub enum CacheUse {
     Used(Box<Transaction>),
 }
 
+/// A request as it is judged.
+pub trait Request: Send {
+    /// Its head.
+    fn head(&self) -> HeadInput<'_>;
+
+    /// The whole body, `None` when there is none or it is longer than `limit` bytes. Whatever was read still
+    /// reaches the upstream, byte for byte. Called at most once.
+    ///
+    /// # Errors
+    /// [`Refusal::SlowBody`] and [`Refusal::ClientBroke`].
+    fn peek(&mut self, limit: usize) -> impl Future<Output = Result<Option<Bytes>, Refusal>> + Send;
+}
+
 /// Judges a request. What was learned is in `context`, whether it is admitted or not.
 ///
 /// # Errors
 /// The first stage's refusal.
 pub async fn admit(
     gateway: &Gateway,
-    input: &HeadInput<'_>,
+    request: &mut impl Request,
     peer: IpAddr,
     origin: Origin,
     context: &mut Context,
 ) -> Result<(), Refusal> {
+    let Judged { route, params, identity, client, pending, overwrites, target } =
+        judge(gateway, &request.head(), peer, context)?;
+    let cache = decide(gateway, request, &route, client, identity.as_ref(), pending, origin, context).await?;
+    context.admission =
+        Admission::Admitted(Box::new(Admitted { route, params, identity, cache, overwrites, target }));
+    Ok(())
+}
+
+/// What the head alone tells.
+struct Judged {
+    route: Arc<Route>,
+    params: Params,
+    identity: Option<Arc<Identity>>,
+    client: ClientAddr,
+    pending: PendingCache,
+    overwrites: Option<Box<str>>,
+    target: Target,
+}
+
+/// Everything that can be said of the head, here and now.
+fn judge(
+    gateway: &Gateway,
+    input: &HeadInput<'_>,
+    peer: IpAddr,
+    context: &mut Context,
+) -> Result<Judged, Refusal> {
     let now = context.received_at;
 
     // Is this one well-formed request?
@@ -104,7 +145,7 @@ pub async fn admit(
     }
     permit(&route.access, identity.as_deref())?;
 
-    // May it, at this rate? And what may the cache do?
+    // What may the cache do?
     let cache_host = if context.host == context.authority {
         Cow::Borrowed(&*context.authority)
     } else {
@@ -127,18 +168,10 @@ pub async fn admit(
         .as_ref()
         .map(|settings| cache::Pending::new(settings, input.method, input.headers, target, param))
         .map(|pending| pending.and_then(|pending| personal(gateway, &route, &head, input.headers, pending)));
-    let cache = decide(gateway, &route, client, identity.as_ref(), pending, origin, context).await?;
 
     let rewritten = rewritten(&head, &path, query.as_deref());
-    context.admission = Admission::Admitted(Box::new(Admitted {
-        route,
-        params,
-        identity,
-        cache,
-        overwrites,
-        target: Target { rewritten, websocket: head.upgrade == Upgrade::WebSocket },
-    }));
-    Ok(())
+    let target = Target { rewritten, websocket: head.upgrade == Upgrade::WebSocket };
+    Ok(Judged { route, params, identity, client, pending, overwrites, target })
 }
 
 /// On a route that does not look at tokens a request may still carry one, wherever the configuration says tokens
@@ -229,9 +262,12 @@ fn identify<'a>(
 
 type PendingCache = Option<Result<cache::Pending, Bypass>>;
 
-/// Limits, revocation and cache generations: locally where the answer is known, else in one exchange.
+/// May it, at this rate? Limits, revocation and cache generations: locally where the answer is known, else in one
+/// exchange. The body is read only for a policy that needs it, and only when nothing else refuses the request.
+#[allow(clippy::too_many_arguments, reason = "all of them are of one request")]
 async fn decide(
     gateway: &Gateway,
+    request: &mut impl Request,
     route: &Route,
     client: ClientAddr,
     identity: Option<&Arc<Identity>>,
@@ -246,9 +282,24 @@ async fn decide(
     let mut checks = Checks::new();
     checks.begin(now);
     if origin == Origin::Client {
-        collect(gateway, route, client, identity, plan, &mut checks);
-        if let Some(refused) = shared.local.refused(&mut checks, now) {
+        let caller = Who { route, client, identity, plan };
+        let peeks = gateway.policies_of(route).any(|(_, policy)| policy.needs_body());
+        collect(gateway, caller, Parts { headers: Some(request.head().headers), body: None }, &mut checks);
+        // A policy that counts refused requests too must see this one; it may be one that needs the body.
+        let penalises = || gateway.policies_of(route).any(|(_, policy)| policy.penalise());
+        if !(peeks && penalises())
+            && let Some(refused) = shared.local.refused(&mut checks, now)
+        {
             return Err(refuse(gateway, &checks, plan, refused, LimitSource::Known, context));
+        }
+        if peeks {
+            let body = read_body(gateway, request).await?;
+            checks.begin(now);
+            let parts = Parts { headers: Some(request.head().headers), body: Some(&body) };
+            collect(gateway, caller, parts, &mut checks);
+            if let Some(refused) = shared.local.refused(&mut checks, now) {
+                return Err(refuse(gateway, &checks, plan, refused, LimitSource::Known, context));
+            }
         }
     }
 
@@ -295,6 +346,8 @@ async fn decide(
         Decision::Refused(refused) => return Err(refuse(gateway, &checks, plan, refused, source, context)),
         Decision::Admitted { .. } => {
             let unseen = |index| blind && says(&checks, index, OnStoreFailure::Allow);
+            let in_store = matches!(source, LimitSource::Redis);
+            context.provisional = provisional(gateway, &checks, in_store, |index| !unseen(index));
             count(gateway, &checks, LimitOutcome::Admitted, source, |index| !unseen(index));
             if blind {
                 count(gateway, &checks, LimitOutcome::AllowedBlind, source, unseen);
@@ -327,14 +380,27 @@ fn says(checks: &Checks, index: usize, wanted: OnStoreFailure) -> bool {
     checks.get(index).is_some_and(|check| check.on_store_failure == wanted)
 }
 
-fn collect(
-    gateway: &Gateway,
-    route: &Route,
+/// The body as far as it tells who is asking.
+async fn read_body(gateway: &Gateway, request: &mut impl Request) -> Result<Body, Refusal> {
+    if !Body::may_be_read(request.head().headers) {
+        return Ok(Body::UNREADABLE);
+    }
+    let bytes = request.peek(gateway.body_peek).await?;
+    Ok(bytes.map_or(Body::UNREADABLE, |bytes| Body::parse(request.head().headers, &bytes)))
+}
+
+/// Who makes a request, where to.
+#[derive(Clone, Copy)]
+struct Who<'a> {
+    route: &'a Route,
     client: ClientAddr,
-    identity: Option<&Arc<Identity>>,
-    plan: &Plan,
-    checks: &mut Checks,
-) {
+    identity: Option<&'a Arc<Identity>>,
+    plan: &'a Plan,
+}
+
+/// Adds the counters of the route's policies; without a body, of those that need none.
+fn collect(gateway: &Gateway, who: Who<'_>, request: Parts<'_>, checks: &mut Checks) {
+    let Who { route, client, identity, plan } = who;
     if route.policies.is_empty() {
         return;
     }
@@ -347,9 +413,12 @@ fn collect(
         route: &route.name,
         plan,
         multiplier: identity.map_or(1.0, |identity| gateway.plans.multiplier(identity.multiplier)),
+        request,
     };
-    for &index in &route.policies {
-        let Some(policy) = gateway.policies.get(usize::from(index)) else { continue };
+    for (index, policy) in gateway.policies_of(route) {
+        if request.body.is_none() && policy.needs_body() {
+            continue;
+        }
         if let Err(problem) = checks.add(&gateway.shared.keys, index, policy, &caller) {
             // Refused when the configuration is loaded; the policies that fit still hold.
             tracing::error!(route = %route.name, %problem, "a policy is not applied");

@@ -3,6 +3,7 @@
 pub mod admit;
 pub mod context;
 mod exchange;
+pub mod give_back;
 pub mod gateway;
 pub mod head;
 mod invalidate;
@@ -12,7 +13,7 @@ pub mod refusal;
 pub mod reply;
 mod revoke;
 
-pub use self::admit::{CacheUse, Origin, admit, find_param};
+pub use self::admit::{CacheUse, Origin, Request, admit, find_param};
 pub use self::context::{Admission, Admitted, Context};
 pub use self::exchange::GATE;
 pub use self::gateway::{Gateway, Shared, Timeouts};

@@ -41,6 +41,7 @@ mod identity;
 mod jwt_attacks;
 mod kit;
 mod limits;
+mod login_limits;
 mod one_exchange;
 mod operations;
 mod paths;

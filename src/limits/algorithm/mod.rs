@@ -99,6 +99,24 @@ impl Rule {
         }
     }
 
+    /// The `rolled` state without one request that was counted when the state was `counted`. A request of another
+    /// window, or one that a bucket has forgotten, has nothing to take off.
+    #[must_use]
+    pub fn give_back(&self, rolled: State, counted: State) -> State {
+        let less = |used: u64| used.saturating_sub(self.price());
+        match self.algorithm {
+            Algorithm::TokenBucket => {
+                let used = rolled.used.saturating_sub(self.price().saturating_mul(self.period()));
+                State { used, ..rolled }
+            }
+            Algorithm::SlidingWindow if rolled.anchor == counted.anchor.saturating_add(self.period()) => {
+                State { before: less(rolled.before), ..rolled }
+            }
+            _ if rolled.anchor == counted.anchor => State { used: less(rolled.used), ..rolled },
+            _ => rolled,
+        }
+    }
+
     /// Whole requests of cost 1 that fit a `rolled` state.
     pub fn remaining(&self, rolled: State, now: UnixMillis) -> u64 {
         match self.algorithm {
