@@ -1,19 +1,23 @@
 //! Reads `[limits]`, `[plans.*]` and `[policies.*]`: who may do how much. Counting is the limits floor's.
 
-use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
-use http::HeaderName;
-
 use super::error::did_you_mean;
 use super::reader::Reader;
-use super::spec::{Count, KeyPart, Limits, Plan, Policy, Quota, Window};
-use super::value::{Leaf, Raw, Refused, Size, is_name};
-use crate::limits::FieldPath;
+use super::request_keys::{body_peek, failures};
+use super::spec::{AppliesTo, CoolDown, KeyPart, LimitAlgorithm, Limits, Plan, Policy, Quota, Window};
+use super::value::is_name;
+use crate::limits::policy::MAX_LOG_LIMIT;
 
 const MOST: u64 = 1_000_000_000;
 const LONGEST: Duration = Duration::from_secs(31 * 86_400);
+const MOST_IN_FLIGHT: u64 = 1_000_000;
+/// A lease takes a part of what is left: of less there is nothing to gain.
+const LEAST_LEASED: u64 = 100;
+/// As the limits floor has it; what its keys and header fields can hold.
+const MAX_POLICY_NAME: usize = 32;
+const MAX_CANDIDATE_STEM: usize = 22;
 
 /// Plans that exist unless the file declares them otherwise, per minute.
 const BUILT_IN: [(&str, u64); 4] = [("anonymous", 10), ("free", 50), ("pro", 200), ("enterprise", 1_000)];
@@ -57,6 +61,9 @@ pub(super) fn limits(root: &Reader<'_>, plans: &[Plan]) -> Limits {
         default_plan: known_plan(&reader, "default_plan", plans),
         anonymous_plan: known_plan(&reader, "anonymous_plan", plans),
         multiplier_cap: reader.within("multiplier_cap", 1.0..=1_000_000.0),
+        user_limits: reader.get("user_limits"),
+        user_limits_refresh: reader
+            .duration("user_limits_refresh", Duration::from_millis(100)..=Duration::from_secs(3_600)),
         reset: reader.get("reset"),
         x_ratelimit_headers: reader.get("x_ratelimit_headers"),
         ietf_headers: reader.get("ietf_headers"),
@@ -80,11 +87,13 @@ pub(super) fn dangling<'a>(what: &str, name: &str, known: impl Iterator<Item = &
     format!("no {what} is named {name:?}; accepted: {accepted}{}", did_you_mean(name, known))
 }
 
-pub(super) fn policies(root: &Reader<'_>) -> Vec<Policy> {
-    root.named("policies", "<name>").into_iter().map(|(name, reader)| policy(name, &reader)).collect()
+pub(super) fn policies(root: &Reader<'_>, plans: &[Plan]) -> Vec<Policy> {
+    let names = root.names("policies");
+    let policies = root.named("policies", "<name>").into_iter();
+    policies.map(|(name, reader)| policy(name, &reader, plans, &names)).collect()
 }
 
-fn policy(name: Box<str>, reader: &Reader<'_>) -> Policy {
+fn policy(name: Box<str>, reader: &Reader<'_>, plans: &[Plan], names: &[&str]) -> Policy {
     let key: Vec<KeyPart> = reader.required_list("key");
     if key.iter().collect::<HashSet<_>>().len() < key.len() {
         reader.refuse("key", "names a part twice; accepted: each part once");
@@ -92,117 +101,212 @@ fn policy(name: Box<str>, reader: &Reader<'_>) -> Policy {
     if key.contains(&KeyPart::ApiToken) {
         reader.warn("key", "api_token: this version issues no API tokens, so the policy counts nothing");
     }
-    Policy {
-        name,
+    let applies_to = reader.get("applies_to");
+    if applies_to == AppliesTo::Anonymous
+        && let Some(part) = key.iter().find(|part| part.needs_caller())
+    {
+        reader.refuse("applies_to", format!("anonymous callers have no {part}; accepted: a key without it"));
+    }
+    let algorithm = reader.get("algorithm");
+    let quota = quota(reader);
+    let policy = Policy {
         key,
-        algorithm: reader.get("algorithm"),
-        quota: quota(reader),
+        applies_to,
+        algorithm,
+        cooldown: cooldown(reader, algorithm),
         cost: reader.within("cost", 1..=1_000_000),
         on_store_failure: reader.get("on_store_failure"),
         penalise: reader.get("penalise"),
         failures: failures(reader),
+        shadow: reader.get("shadow"),
+        candidate: candidate(&name, reader, algorithm, names),
+        lease: reader.get("lease"),
+        quota,
+        name,
+    };
+    if matches!(policy.quota, Quota::Concurrency(_)) {
+        alone(reader);
+    } else {
+        suits(reader, &policy, plans);
+    }
+    policy
+}
+
+/// What else a policy may not say that only counts requests in flight.
+fn alone(reader: &Reader<'_>) {
+    for key in [
+        "algorithm",
+        "cooldown",
+        "cost",
+        "on_store_failure",
+        "penalise",
+        "count",
+        "failure_statuses",
+        "candidate",
+        "lease",
+    ] {
+        if reader.has(key) {
+            reader.refuse(key, "says nothing about requests in flight; accepted: a policy of its own");
+        }
     }
 }
 
-impl Leaf for KeyPart {
-    fn accepted() -> Cow<'static, str> {
-        "ip, user, token, api_token, route, plan, caller, header:NAME, cookie:NAME, body:FIELD".into()
-    }
-
-    fn decode(raw: &Raw) -> Result<Self, Refused> {
-        const WORDS: [(&str, KeyPart); 7] = [
-            ("ip", KeyPart::Ip),
-            ("user", KeyPart::User),
-            ("token", KeyPart::Token),
-            ("api_token", KeyPart::ApiToken),
-            ("route", KeyPart::Route),
-            ("plan", KeyPart::Plan),
-            ("caller", KeyPart::Caller),
-        ];
-        let text = raw.text.trim();
-        if let Some((_, part)) = WORDS.into_iter().find(|(word, _)| *word == text) {
-            return Ok(part);
+/// Whether algorithm and lease suit the windows.
+fn suits(reader: &Reader<'_>, policy: &Policy, plans: &[Plan]) {
+    match &policy.quota {
+        Quota::Windows(windows) => fits(reader, policy.algorithm, windows),
+        Quota::Plan if policy.algorithm == LimitAlgorithm::CoolDown => {
+            reader.refuse("plan", "is not for cool-down; accepted: limit with window");
         }
-        let names = WORDS.iter().map(|(word, _)| *word);
-        let unknown = || Refused::hint(did_you_mean(text, names));
-        let Some((place, name)) = text.split_once(':') else { return Err(unknown()) };
-        let token = HeaderName::from_bytes(name.as_bytes());
-        match (place, token) {
-            ("header", Ok(header)) => Ok(Self::Header(header)),
-            ("cookie", Ok(_)) => Ok(Self::Cookie(name.into())),
-            ("body", _) => FieldPath::parse(name).map(Self::Body).ok_or_else(Refused::default),
-            _ => Err(Refused::default()),
-        }
-    }
-}
-
-/// The statuses that count where only failures do.
-fn failures(reader: &Reader<'_>) -> Option<Vec<u16>> {
-    let statuses: Vec<u16> = reader.list("failure_statuses");
-    for (index, status) in statuses.iter().enumerate() {
-        if !(200..=599).contains(status) {
-            reader.refuse_item("failure_statuses", index, "is no status of an answer; accepted: 200 to 599");
-        }
-    }
-    match reader.get("count") {
-        Count::Requests => {
-            if reader.has("failure_statuses") {
-                reader.refuse("failure_statuses", "has no effect; accepted: beside count = \"failures\"");
+        Quota::Plan if policy.algorithm == LimitAlgorithm::SlidingLog => {
+            let mut windows = plans.iter().flat_map(|plan| &plan.windows);
+            if windows.any(|window| window.limit > MAX_LOG_LIMIT) {
+                reader.refuse("algorithm", format!("a plan's limit {}", log_too_long()));
             }
-            None
         }
-        Count::Failures => {
-            if statuses.is_empty() && !reader.reported("failure_statuses") {
-                reader.refuse("failure_statuses", "is empty; accepted: a list of 200 to 599");
-            }
-            Some(statuses)
-        }
+        Quota::Plan | Quota::Concurrency(_) => {}
+    }
+    if !policy.lease {
+        return;
+    }
+    let large = |window: &Window| window.limit >= LEAST_LEASED;
+    let suited = policy.algorithm == LimitAlgorithm::FixedWindow
+        && matches!(&policy.quota, Quota::Windows(windows) if windows.iter().all(large));
+    if !suited {
+        reader.refuse(
+            "lease",
+            format!(
+                "needs fixed windows of {LEAST_LEASED} requests or more; accepted: false for other policies"
+            ),
+        );
     }
 }
 
-/// Longest body that is read for a policy; what pingora repeats of a body is bounded by 64 KiB, and the last piece
-/// read may be as large as an HTTP/2 frame.
-fn body_peek(reader: &Reader<'_>) -> usize {
-    let Size(size) = reader.get("body_peek");
-    if !reader.reported("body_peek") && !(1_024..=49_152).contains(&size) {
-        reader.refuse("body_peek", "is out of range; accepted: 1 KiB to 48 KiB");
+/// Whether `algorithm` can count in `windows`, those of the policy or of its candidate.
+fn fits(reader: &Reader<'_>, algorithm: LimitAlgorithm, windows: &[Window]) {
+    let key = if reader.has("windows") { "windows" } else { "limit" };
+    if algorithm == LimitAlgorithm::SlidingLog
+        && windows.iter().any(|window| window.limit > MAX_LOG_LIMIT)
+        && !reader.reported(key)
+    {
+        reader.refuse(key, log_too_long());
     }
-    usize::try_from(size).unwrap_or(49_152)
+    if algorithm == LimitAlgorithm::CoolDown && windows.len() > 1 {
+        reader.refuse(key, "has several windows; accepted: one for cool-down");
+    }
+}
+
+fn log_too_long() -> String {
+    format!(
+        "is too large for sliding-log, which keeps each admitted request; accepted: up to {MAX_LOG_LIMIT}"
+    )
+}
+
+fn cooldown(reader: &Reader<'_>, algorithm: LimitAlgorithm) -> Option<CoolDown> {
+    let wanted = algorithm == LimitAlgorithm::CoolDown;
+    if wanted != reader.has("cooldown") && !reader.reported("algorithm") {
+        if wanted {
+            reader.refuse("cooldown", "is missing; accepted: { limit, window, quiet } for cool-down");
+        } else {
+            reader
+                .refuse("cooldown", "is for algorithm = \"cool-down\"; accepted: nothing beside another one");
+        }
+    }
+    let section = reader.opt_section("cooldown")?;
+    let (limit, window) = required_window(&section);
+    let quiet = length(&section, "quiet");
+    let (limit, window) = (limit?, window?);
+    let limit = u32::try_from(limit).unwrap_or(u32::MAX);
+    let interval = (window / limit).max(Duration::from_millis(1));
+    Some(CoolDown { interval, quiet: quiet.unwrap_or(window) })
+}
+
+fn candidate(
+    name: &str,
+    reader: &Reader<'_>,
+    algorithm: LimitAlgorithm,
+    names: &[&str],
+) -> Option<Vec<Window>> {
+    let section = reader.opt_section("candidate")?;
+    let windows = own_windows(&section);
+    let full = Policy::candidate_name(name);
+    if full.len() > MAX_POLICY_NAME {
+        reader.refuse(
+            "candidate",
+            format!(
+                "would be called {full:?}; accepted: a policy's name of up to {MAX_CANDIDATE_STEM} characters"
+            ),
+        );
+    } else if names.contains(&full.as_str()) {
+        reader.refuse("candidate", format!("would be called {full:?}; accepted: no policy of that name"));
+    }
+    let once = "accepted: windows = [{ limit, window }], or limit with window";
+    if section.has("windows") && is_short(&section) {
+        section.refuse("", format!("has its limits twice; {once}"));
+    } else if windows.is_empty() && !section.reported("") {
+        section.refuse("", format!("has no limit; {once}"));
+    }
+    fits(&section, algorithm, &windows);
+    Some(windows)
 }
 
 fn quota(reader: &Reader<'_>) -> Quota {
-    let mut windows = window_list(reader);
-    let short = (limit(reader, "limit"), length(reader, "window"));
+    let windows = own_windows(reader);
     let by_plan: bool = reader.get("plan");
-    let forms = [reader.has("windows"), reader.has("limit") || reader.has("window"), by_plan];
+    let concurrency: Option<u64> = reader.opt("concurrency");
+    let forms = [reader.has("windows"), is_short(reader), by_plan, reader.has("concurrency")];
     if forms.into_iter().filter(|form| *form).count() > 1 {
-        reader
-            .refuse("", "has its limits twice; accepted: one of windows, limit with window, or plan = true");
+        reader.refuse(
+            "",
+            "has its limits twice; accepted: one of windows, limit with window, plan = true, or concurrency",
+        );
         return Quota::Plan;
-    }
-    match short {
-        (Some(limit), Some(window)) => windows.push(Window { name: window_name(window), limit, window }),
-        (Some(_), None) if !reader.has("window") => {
-            reader.refuse("window", "is missing beside limit; accepted: a duration such as \"60s\"");
-        }
-        (None, Some(_)) if !reader.has("limit") => {
-            reader.refuse("limit", format!("is missing beside window; accepted: 1 to {MOST}"));
-        }
-        _ => {}
     }
     if by_plan {
         return Quota::Plan;
     }
-    unique(reader, &windows);
-    if windows.is_empty()
-        && !["", "windows", "limit", "window", "plan"].into_iter().any(|key| reader.reported(key))
-    {
+    if let Some(most) = concurrency {
+        if !(1..=MOST_IN_FLIGHT).contains(&most) {
+            reader.refuse("concurrency", format!("is out of range; accepted: 1 to {MOST_IN_FLIGHT}"));
+        }
+        return Quota::Concurrency(most);
+    }
+    let keys = ["", "windows", "limit", "window", "plan", "concurrency"];
+    if windows.is_empty() && !keys.into_iter().any(|key| reader.reported(key)) {
         reader.refuse(
             "",
-            "has no limit; accepted: windows = [{ limit, window }], limit with window, or plan = true",
+            "has no limit; accepted: windows = [{ limit, window }], limit with window, plan = true, or concurrency",
         );
     }
     Quota::Windows(windows)
+}
+
+fn is_short(reader: &Reader<'_>) -> bool {
+    reader.has("limit") || reader.has("window")
+}
+
+/// What `windows`, or `limit` with `window`, say.
+fn own_windows(reader: &Reader<'_>) -> Vec<Window> {
+    let mut windows = window_list(reader);
+    if is_short(reader)
+        && let (Some(limit), Some(window)) = required_window(reader)
+    {
+        windows.push(Window { name: window_name(window), limit, window });
+    }
+    unique(reader, &windows);
+    windows
+}
+
+/// `limit` and `window`, of which none goes without the other.
+fn required_window(reader: &Reader<'_>) -> (Option<u64>, Option<Duration>) {
+    let found = (limit(reader, "limit"), length(reader, "window"));
+    if !reader.has("limit") {
+        reader.refuse("limit", format!("is missing beside window; accepted: 1 to {MOST}"));
+    }
+    if !reader.has("window") {
+        reader.refuse("window", "is missing beside limit; accepted: a duration such as \"60s\"");
+    }
+    found
 }
 
 fn window_list(reader: &Reader<'_>) -> Vec<Window> {

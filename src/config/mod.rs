@@ -7,6 +7,7 @@ pub mod keys;
 mod limits;
 mod listeners;
 mod reader;
+mod request_keys;
 mod routes;
 pub mod spec;
 mod template;
@@ -166,7 +167,7 @@ fn sections(root: &Reader<'_>, environment: Environment) -> Spec {
     let issuers = identity::issuers(root);
     let plans = limits::plans(root);
     let limits = limits::limits(root, &plans);
-    let policies = limits::policies(root);
+    let policies = limits::policies(root, &plans);
     let upstreams = routes::upstreams(root);
     let routes = routes::routes(
         root,
@@ -174,6 +175,8 @@ fn sections(root: &Reader<'_>, environment: Environment) -> Spec {
             server: &server,
             cache: &cache,
             policies: &policies,
+            plans: &plans,
+            limits: &limits,
             upstreams: root.names("upstreams"),
             has_issuers: !root.names("issuers").is_empty(),
         },

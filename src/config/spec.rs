@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use super::template::Template;
 use super::value::{HostPort, RedisUrl, Secret};
 pub use super::words::{
-    AccessField, Algorithm, Auth, Balance, ClientAddressHeader, Count, Environment, LimitAlgorithm,
-    LogFormat, LogLevel, Logout, OnStoreFailure, ResetFormat, UpstreamProtocol,
+    AccessField, Algorithm, AppliesTo, Auth, Balance, ClientAddressHeader, Count, Environment,
+    LimitAlgorithm, LogFormat, LogLevel, Logout, OnStoreFailure, ResetFormat, UpstreamProtocol,
 };
 pub use crate::limits::KeyPart;
 
@@ -230,8 +230,12 @@ pub struct Limits {
     pub default_plan: Box<str>,
     /// Plan of callers without a token; it exists.
     pub anonymous_plan: Box<str>,
-    /// Largest multiplier a token may bring.
+    /// Largest product of a token's multiplier and that of `user_limits:<user>`.
     pub multiplier_cap: f64,
+    /// Whether `user_limits:<user>` in Redis changes the plan limits of that user.
+    pub user_limits: bool,
+    /// How old what is known of it may be before it is read again.
+    pub user_limits_refresh: Duration,
     /// How `X-RateLimit-Reset` is told.
     pub reset: ResetFormat,
     /// Whether `X-RateLimit-*` is sent.
@@ -271,6 +275,17 @@ pub enum Quota {
     Windows(Vec<Window>),
     /// The windows of the caller's plan.
     Plan,
+    /// This many requests of one subject in flight on one instance, at least 1.
+    Concurrency(u64),
+}
+
+/// `[policies.<name>.cooldown]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CoolDown {
+    /// One request is admitted per interval; at least 1 ms.
+    pub interval: Duration,
+    /// The window opens again after this long without any request.
+    pub quiet: Duration,
 }
 
 /// `[policies.<name>]`.
@@ -280,8 +295,12 @@ pub struct Policy {
     pub name: Box<str>,
     /// What it counts by; never empty.
     pub key: Vec<KeyPart>,
+    /// Whose requests it counts.
+    pub applies_to: AppliesTo,
     /// How it counts.
     pub algorithm: LimitAlgorithm,
+    /// What holds once the window has tripped; given exactly where `algorithm` is [`LimitAlgorithm::CoolDown`].
+    pub cooldown: Option<CoolDown>,
     /// How much it allows.
     pub quota: Quota,
     /// What one request costs, at least 1.
@@ -292,6 +311,19 @@ pub struct Policy {
     pub penalise: bool,
     /// Statuses of answers that count, never empty; `None`: every request counts.
     pub failures: Option<Vec<u16>>,
+    /// Whether it only watches.
+    pub shadow: bool,
+    /// Windows that are watched beside the enforced ones, under the name [`Policy::candidate_name`]; never empty.
+    pub candidate: Option<Vec<Window>>,
+    /// Whether an instance may take several requests' worth at once.
+    pub lease: bool,
+}
+
+impl Policy {
+    /// What a candidate of the policy called `name` is called, in keys and metrics.
+    pub fn candidate_name(name: &str) -> String {
+        format!("{name}-candidate")
+    }
 }
 
 /// `[upstreams.<name>]`.
@@ -355,6 +387,8 @@ pub struct Route {
     pub permissions: Vec<Box<str>>,
     /// Declared policies, no duplicates.
     pub limits: Vec<Box<str>>,
+    /// Times the cost of each policy, at least 1.
+    pub cost: u32,
     /// Whether and how this route logs out.
     pub logout: Option<Logout>,
     /// Most bytes of a request body.

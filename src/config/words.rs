@@ -102,6 +102,20 @@ words! {
         SlidingWindow = "sliding-window",
         /// GCRA: a burst of `limit`, refilled over `window`.
         TokenBucket = "token-bucket",
+        /// The time of every admitted request: never more than `limit` in any window.
+        SlidingLog = "sliding-log",
+        /// A fixed window that trips; then one request per interval until it has been quiet.
+        CoolDown = "cool-down",
+    }
+
+    /// Whose requests a policy counts.
+    pub enum AppliesTo {
+        /// Everyone's.
+        All = "all",
+        /// Those of callers without a token.
+        Anonymous = "anonymous",
+        /// Those of callers with a token.
+        Identified = "identified",
     }
 
     /// Which requests a policy counts.

@@ -3,7 +3,7 @@
 
 use super::algorithm::{Rule, State};
 use super::plan::effective_limit;
-use super::policy::{OnStoreFailure, Policy, Window};
+use super::policy::{Algorithm, MAX_LOG_LIMIT, OnStoreFailure, Policy, Window};
 use super::subject::{Caller, KeySpace};
 use crate::clock::UnixMillis;
 
@@ -154,14 +154,16 @@ impl Checks {
         self.at = now;
     }
 
-    /// Adds the counters of `policy` for `caller`, under the caller's number `index`. Adds nothing when the
-    /// policy does not apply, or when its counters are there already.
+    /// Adds the counters of `policy` for `caller`, under the caller's number `index`; a request costs `factor`
+    /// times what the policy says. Adds nothing when the policy does not apply, has no windows, or when its
+    /// counters are there already.
     pub fn add(
         &mut self,
         space: &KeySpace,
         index: u16,
         policy: &Policy,
         caller: &Caller<'_>,
+        factor: u32,
     ) -> Result<(), TooManyChecks> {
         let (windows, multiplier) = match policy.windows() {
             Some(windows) => (windows, 1.0),
@@ -191,11 +193,15 @@ impl Checks {
                 continue;
             }
             let name = self.write_name(policy, window, several);
+            let effective = effective_limit(window.limit(), multiplier);
             let rule = Rule {
                 algorithm: policy.algorithm(),
-                limit: effective_limit(window.limit(), multiplier),
+                limit: match policy.algorithm() {
+                    Algorithm::SlidingLog => effective.min(MAX_LOG_LIMIT),
+                    _ => effective,
+                },
                 period_ms: window.period_ms(),
-                cost: u64::from(policy.cost()),
+                cost: u64::from(policy.cost()) * u64::from(factor.max(1)),
             };
             self.items.push(Check {
                 policy: index,

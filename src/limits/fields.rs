@@ -239,7 +239,7 @@ mod tests {
         let (local, mut checks) = (Local::new(local::Settings::default()), Checks::new());
         checks.begin(NOW);
         for (index, policy) in (0..).zip(policies) {
-            checks.add(&KeySpace::default(), index, policy, &caller).unwrap();
+            checks.add(&KeySpace::default(), index, policy, &caller, 1).unwrap();
         }
         let mut decision = local.decide(&mut checks, NOW);
         for _ in 1..hits {

@@ -24,5 +24,7 @@ pub use body::{Body, FieldPath};
 pub use check::{Check, Checks, CounterState, Decision, Refused, Violated};
 pub use local::Local;
 pub use plan::{Plan, Plans};
-pub use policy::{Algorithm, CoolDown, KeyPart, LimitSource, OnStoreFailure, Policy, Window};
+pub use policy::{
+    Algorithm, AppliesTo, Concurrency, CoolDown, KeyPart, LimitSource, OnStoreFailure, Policy, Window,
+};
 pub use subject::{Caller, KeySpace, Parts};

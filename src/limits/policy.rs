@@ -12,6 +12,9 @@ use crate::clock::millis;
 /// The longest window: a leap year. Bounds keep every computation on times far from overflow.
 pub const MAX_PERIOD: Duration = Duration::from_secs(366 * 86_400);
 
+/// The largest limit of a sliding log, which keeps each admitted request.
+pub const MAX_LOG_LIMIT: u64 = 10_000;
+
 /// Why a policy, window or plan cannot be built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
@@ -69,6 +72,13 @@ pub enum KeyPart {
     Body(FieldPath),
 }
 
+impl KeyPart {
+    /// Whether only an identified caller has it.
+    pub const fn needs_caller(&self) -> bool {
+        matches!(self, Self::User | Self::Token | Self::ApiToken)
+    }
+}
+
 impl fmt::Display for KeyPart {
     /// As in the configuration file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -121,6 +131,29 @@ impl Algorithm {
             Self::TokenBucket => "token-bucket",
             Self::SlidingLog => "sliding-log",
             Self::CoolDown(_) => "cool-down",
+        }
+    }
+}
+
+/// Whose requests a policy counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum AppliesTo {
+    /// Everyone's.
+    #[default]
+    All,
+    /// Those of callers who are not identified.
+    Anonymous,
+    /// Those of callers who are.
+    Identified,
+}
+
+impl AppliesTo {
+    /// Whether the policy counts requests of a caller who is `identified` or not.
+    pub const fn covers(self, identified: bool) -> bool {
+        match self {
+            Self::All => true,
+            Self::Anonymous => !identified,
+            Self::Identified => identified,
         }
     }
 }
@@ -248,6 +281,32 @@ pub enum LimitSource {
     Windows(Vec<Window>),
     /// The windows of the caller's plan, times the caller's multiplier.
     Plan,
+    /// No windows: at most this many requests of one subject in flight on this instance, at least 1.
+    Concurrency(u64),
+}
+
+/// A limit on requests in flight, with its text prepared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Concurrency {
+    most: u64,
+    detail: Box<str>,
+}
+
+impl Concurrency {
+    fn new(most: u64) -> Self {
+        let most = most.max(1);
+        Self { most, detail: format!("Too many requests at once. Max {most}.").into() }
+    }
+
+    /// Requests of one subject in flight on this instance, at least 1.
+    pub const fn most(&self) -> u64 {
+        self.most
+    }
+
+    /// The public text of a refusal.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
 }
 
 /// A named limit.
@@ -255,8 +314,10 @@ pub enum LimitSource {
 pub struct Policy {
     name: Box<str>,
     key: Box<[KeyPart]>,
+    applies_to: AppliesTo,
     algorithm: Algorithm,
     windows: Option<Box<[Window]>>,
+    concurrency: Option<Concurrency>,
     cost: u32,
     on_store_failure: OnStoreFailure,
     penalise: bool,
@@ -279,15 +340,18 @@ impl Policy {
         if key.is_empty() {
             return Err(PolicyError::EmptyKey);
         }
-        let windows = match limit {
-            LimitSource::Windows(windows) => Some(distinct(windows)?),
-            LimitSource::Plan => None,
+        let (windows, concurrency) = match limit {
+            LimitSource::Windows(windows) => (Some(distinct(windows)?), None),
+            LimitSource::Plan => (None, None),
+            LimitSource::Concurrency(most) => (Some(Box::default()), Some(Concurrency::new(most))),
         };
         Ok(Self {
             name: name.into(),
             key: key.into(),
+            applies_to: AppliesTo::default(),
             algorithm,
             windows,
+            concurrency,
             cost: 1,
             on_store_failure: OnStoreFailure::default(),
             penalise: false,
@@ -300,6 +364,12 @@ impl Policy {
     /// The same policy where a request consumes `cost`, at least 1.
     pub fn with_cost(self, cost: u32) -> Result<Self, PolicyError> {
         if cost == 0 { Err(PolicyError::ZeroCost) } else { Ok(Self { cost, ..self }) }
+    }
+
+    /// The same policy for some callers only.
+    #[must_use]
+    pub fn with_applies_to(self, applies_to: AppliesTo) -> Self {
+        Self { applies_to, ..self }
     }
 
     /// The same policy with another behaviour while the store cannot be asked.
@@ -343,12 +413,22 @@ impl Policy {
         &self.key
     }
 
+    /// Whose requests are counted.
+    pub const fn applies_to(&self) -> AppliesTo {
+        self.applies_to
+    }
+
+    /// What holds for requests in flight, where the policy counts those and has no windows.
+    pub const fn concurrency(&self) -> Option<&Concurrency> {
+        self.concurrency.as_ref()
+    }
+
     /// How requests are counted.
     pub const fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// The policy's own windows, `None` when they come from the caller's plan.
+    /// The policy's own windows, `None` when they come from the caller's plan; empty for requests in flight.
     pub fn windows(&self) -> Option<&[Window]> {
         self.windows.as_deref()
     }

@@ -419,7 +419,7 @@ fn collect(gateway: &Gateway, who: Who<'_>, request: Parts<'_>, checks: &mut Che
         if request.body.is_none() && policy.needs_body() {
             continue;
         }
-        if let Err(problem) = checks.add(&gateway.shared.keys, index, policy, &caller) {
+        if let Err(problem) = checks.add(&gateway.shared.keys, index, policy, &caller, route.cost) {
             // Refused when the configuration is loaded; the policies that fit still hold.
             tracing::error!(route = %route.name, %problem, "a policy is not applied");
         }

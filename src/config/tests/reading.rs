@@ -142,7 +142,7 @@ fn overlays_are_merged_and_mistakes_keep_their_place() {
     );
     let limit = |pairs| match &spec(&text, pairs).policies[0].quota {
         Quota::Windows(windows) => windows[0].limit,
-        Quota::Plan => 0,
+        Quota::Plan | Quota::Concurrency(_) => 0,
     };
     assert_eq!(limit(&[]), 1);
     assert_eq!(limit(&[("TOLLGATE_ENV", "development")]), 2);
@@ -176,7 +176,7 @@ fn policies_take_every_form() {
     assert_eq!(spec.policies[0].on_store_failure, OnStoreFailure::Deny);
     let names = |quota: &Quota| match quota {
         Quota::Windows(windows) => windows.iter().map(|window| window.name.to_string()).collect(),
-        Quota::Plan => Vec::new(),
+        Quota::Plan | Quota::Concurrency(_) => Vec::new(),
     };
     assert_eq!(names(&spec.policies[1].quota), ["90s"]);
     assert_eq!(names(&spec.policies[2].quota), ["day", "x"]);

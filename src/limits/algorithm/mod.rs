@@ -74,7 +74,9 @@ impl Rule {
     #[must_use]
     pub fn roll(&self, state: State, now: UnixMillis) -> State {
         match self.algorithm {
-            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => fixed::roll(self, state, now.0),
+            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => {
+                fixed::roll(self, state, now.0)
+            }
             Algorithm::SlidingWindow => sliding::roll(self, state, now.0),
             Algorithm::TokenBucket => bucket::roll(self, state, now.0),
         }
@@ -83,7 +85,9 @@ impl Rule {
     /// Whether the request fits a `rolled` state.
     pub fn admits(&self, rolled: State, now: UnixMillis) -> bool {
         match self.algorithm {
-            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => fixed::admits(self, rolled),
+            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => {
+                fixed::admits(self, rolled)
+            }
             Algorithm::SlidingWindow => sliding::admits(self, rolled, now.0),
             Algorithm::TokenBucket => bucket::admits(self, rolled),
         }
@@ -93,7 +97,9 @@ impl Rule {
     #[must_use]
     pub fn consume(&self, rolled: State, now: UnixMillis) -> State {
         match self.algorithm {
-            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => fixed::consume(self, rolled, now.0),
+            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => {
+                fixed::consume(self, rolled, now.0)
+            }
             Algorithm::SlidingWindow => sliding::consume(self, rolled),
             Algorithm::TokenBucket => bucket::consume(self, rolled),
         }
@@ -120,7 +126,9 @@ impl Rule {
     /// Whole requests of cost 1 that fit a `rolled` state.
     pub fn remaining(&self, rolled: State, now: UnixMillis) -> u64 {
         match self.algorithm {
-            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => self.limit.saturating_sub(rolled.used),
+            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => {
+                self.limit.saturating_sub(rolled.used)
+            }
             Algorithm::SlidingWindow => sliding::remaining(self, rolled, now.0),
             Algorithm::TokenBucket => bucket::remaining(self, rolled),
         }
@@ -146,7 +154,9 @@ impl Rule {
             return UnixMillis(now.0.saturating_add(self.period()));
         }
         UnixMillis(match self.algorithm {
-            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => rolled.anchor.max(now.0),
+            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => {
+                rolled.anchor.max(now.0)
+            }
             Algorithm::SlidingWindow => sliding::retry_at(self, rolled).max(now.0),
             Algorithm::TokenBucket => bucket::retry_at(self, rolled, now.0),
         })
