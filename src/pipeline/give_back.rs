@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use super::gateway::{Gateway, Shared};
 use crate::limits::algorithm::{Rule, State};
-use crate::limits::{Algorithm, Checks};
+use crate::limits::{self, Algorithm, Checks};
 use crate::redis::{Lane, Script};
 
 /// Takes a request off one counter, if that is still the one it was counted in.
@@ -32,7 +32,7 @@ pub(super) fn provisional(
     counted: impl Fn(usize) -> bool,
 ) -> Vec<Provisional> {
     let depends = |policy: u16| {
-        gateway.policies.get(usize::from(policy)).is_some_and(|policy| policy.counts_failures_only())
+        gateway.policies.get(usize::from(policy)).is_some_and(limits::Policy::counts_failures_only)
     };
     let counters = checks.iter().zip(checks.states()).enumerate();
     let open = counters.filter(|(index, (check, _))| depends(check.policy) && counted(*index));

@@ -91,7 +91,7 @@ fn a_refused_body_leaves_its_connection_usable() {
     let mut connection = RawConnection::open(gateway.addr());
     for expected in [200, 429, 429] {
         connection.send(&request);
-        let answer = connection.read_until(|bytes| whole(bytes));
+        let answer = connection.read_until(whole);
         assert_eq!(raw_status(&answer), Some(expected), "{}", String::from_utf8_lossy(&answer));
     }
     assert_eq!(origin.hits(), 1);
@@ -214,6 +214,19 @@ fn a_client_that_waits_for_100_is_asked_for_its_body_once() {
     }
     assert_eq!(origin.hits(), 2);
     assert_eq!(origin.last().body.len(), 17_000);
+    let mut connection = RawConnection::open(gateway.addr());
+    for (email, code) in [("bob", 200), ("bob", 429), ("carol", 200)] {
+        let body = padded(email, 60);
+        connection.send(format!(
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Type: {JSON}\r\nExpect: 100-continue\r\n\
+             Content-Length: {}\r\n\r\n",
+            body.len()
+        ));
+        assert_eq!(raw_status(&connection.read_head()), Some(100), "{email}");
+        connection.send(&body);
+        let answer = connection.read_until(whole);
+        assert_eq!(raw_status(&answer), Some(code), "{}", String::from_utf8_lossy(&answer));
+    }
 }
 
 #[test]
