@@ -796,6 +796,7 @@ impl Model {
                 let tokens = (tokens + (now - last) * rule.limit).min(rule.limit * period);
                 tokens >= rule.cost * period
             }
+            Algorithm::SlidingLog | Algorithm::CoolDown(_) => true,
         }
     }
 }

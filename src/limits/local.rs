@@ -193,12 +193,16 @@ impl Local {
     }
 
     /// Takes one request off the counter of a key (its [`super::KeySpace::hash`]), which was `counted` after it.
-    pub fn give_back(&self, hash: u64, rule: Rule, counted: State, now: UnixMillis) {
+    pub fn refund(&self, hash: u64, rule: Rule, counted: State, now: UnixMillis) {
         let at = self.store_time(now);
-        if let Some(shard) = self.shards.get(shard_of(hash))
-            && let Some(entry) = shard.lock().find(hash)
-        {
-            entry.state = rule.give_back(rule.roll(entry.state, at), counted);
+        let Some(shard) = self.shards.get(shard_of(hash)) else { return };
+        let mut shard = shard.lock();
+        let Some(entry) = shard.find(hash) else { return };
+        if entry.remote && rule.algorithm == Algorithm::SlidingLog {
+            // What is known of a log cannot be counted back: the store is asked again.
+            shard.remove(hash);
+        } else {
+            entry.state = rule.refund(rule.roll(entry.state, at), counted);
         }
     }
 

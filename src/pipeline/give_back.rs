@@ -63,7 +63,7 @@ pub async fn settle_counts(gateway: &Gateway, provisional: Vec<Provisional>, sta
 async fn give_back(shared: &Shared, returned: &[Provisional]) {
     let now = shared.clock.now();
     for count in returned {
-        shared.local.give_back(count.hash, count.rule, count.state, now);
+        shared.local.refund(count.hash, count.rule, count.state, now);
     }
     let Some(store) = &shared.store else { return };
     let script = &*GIVE_BACK;
