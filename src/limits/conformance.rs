@@ -766,7 +766,7 @@ impl Model {
     fn fits(&self, key: usize, rule: &algorithm::Rule, now: u64) -> bool {
         let (period, hits) = (rule.period_ms, self.hits.get(&key).map_or(&[][..], Vec::as_slice));
         match rule.algorithm {
-            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => {
+            Algorithm::FixedWindow => {
                 let (mut end, mut count) = (0, 0);
                 for &(at, cost) in hits {
                     if at >= end {
