@@ -60,6 +60,8 @@ families! {
         store_degraded: IntGauge = "tollgate_store_degraded" [],
         /// Changes between shared counting (healthy) and counting in memory (degraded).
         store_transitions: IntCounterVec = "tollgate_store_transitions_total" ["to"],
+        /// Instances that count in the shared store, this one included, when it was last asked.
+        instances: IntGauge = "tollgate_instances" [],
         /// Revocations made by this instance, by kind.
         revocations: IntCounterVec = "tollgate_revocations_total" ["kind"],
         /// Revocations this instance remembers and enforces without the store.
@@ -107,6 +109,7 @@ impl Metrics {
         // Sets whose values live on this floor exist from the start; the others when their owners ask for them.
         metrics.store();
         metrics.revocations();
+        metrics.families.instances.set(1);
         Ok(metrics)
     }
 

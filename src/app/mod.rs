@@ -10,7 +10,7 @@ mod shutdown;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -25,9 +25,11 @@ use crate::cache::{self, Cache};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Errors, Loaded, Spec, spec};
 use crate::identity::revocation::{DEFAULT_KNOWN, DEFAULT_PENDING, Known, Pending};
-use crate::limits::{self, KeySpace, Local};
+use crate::limits::{self, InFlight, KeySpace, Local, UserLimits};
 use crate::logging::{self, AccessLog, Logging};
 use crate::metrics::Metrics;
+use crate::pipeline::heartbeat::{self, HEARTBEAT};
+use crate::pipeline::reconcile::{self, RECONCILE};
 use crate::pipeline::{GATE, Recoverer, Shared};
 use crate::proxy::{self, Proxy};
 use crate::redis::{self, Store};
@@ -194,6 +196,7 @@ fn shared(
     let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
     let largest =
         spec.routes.iter().filter_map(|route| route.cache.as_ref()).map(|cache| cache.max_object).max();
+    let memory_only = store.is_none();
     let cache = Cache::leak(
         &cache::Settings {
             memory_bytes: spec.cache.memory,
@@ -207,7 +210,7 @@ fn shared(
         },
         bytes(largest.unwrap_or(spec.cache.max_object)),
         store.as_ref().filter(|_| spec.cache.redis).map(|store| Arc::new(RedisTier(Arc::clone(store))) as _),
-        store.is_some(),
+        !memory_only,
         Arc::clone(&clock),
     );
     Ok(Arc::new(Shared {
@@ -220,6 +223,12 @@ fn shared(
             capacity: usize::try_from(spec.limits.local_keys).unwrap_or(usize::MAX),
             ..limits::local::Settings::default()
         }),
+        in_flight: InFlight::new(),
+        user_limits: (spec.limits.user_limits && !memory_only).then(|| {
+            let capacity = usize::try_from(spec.limits.local_keys).unwrap_or(usize::MAX);
+            UserLimits::new(capacity, spec.limits.user_limits_refresh)
+        }),
+        instances: AtomicU32::new(1),
         keys: KeySpace::new(&spec.redis.key_prefix),
         known: Known::new(DEFAULT_KNOWN),
         pending: Pending::new(DEFAULT_PENDING),
@@ -296,7 +305,9 @@ fn background(
         let news = Arc::new(Reached::new(Recoverer(Arc::clone(shared))));
         runtime.spawn(Arc::clone(store).subscribe(news));
         let recovery = Arc::new(Recoverer(Arc::clone(shared)));
-        runtime.spawn(Arc::clone(store).supervise(vec![shared.gate], recovery));
+        runtime.spawn(Arc::clone(store).supervise(vec![shared.gate, &HEARTBEAT, &RECONCILE], recovery));
+        runtime.spawn(heartbeat::beat(Arc::clone(shared)));
+        runtime.spawn(reconcile::reconcile(Arc::clone(shared)));
     }
     runtime.spawn(forget_ended_revocations(Arc::clone(shared)));
     let named: Vec<_> = upstreams.into_iter().filter(|upstream| upstream.needs_resolving()).collect();
@@ -431,6 +442,24 @@ mod tests {
             "{shown:#?}"
         );
         assert!(shown[1].starts_with("t.toml:13:8: routes[2].path: "), "{shown:#?}");
+    }
+
+    #[test]
+    fn candidates_count_among_the_counters_of_a_route() {
+        let text = |candidates: usize| {
+            let list: Vec<String> =
+                (1..=candidates).map(|length| format!("{{ limit = 5, window = \"{length}s\" }}")).collect();
+            format!(
+                "{GROUND}[[routes]]\nname = \"a\"\npath = \"/a\"\nlimits = [\"ip\", \"busy\"]\n\
+                 [policies.busy]\nkey = \"ip\"\nconcurrency = 3\n\
+                 [policies.ip]\nkey = \"ip\"\nlimit = 5\nwindow = \"1m\"\ncandidate.windows = [{}]\n",
+                list.join(", ")
+            )
+        };
+        assert_eq!(mistakes(&text(31)), Vec::<String>::new());
+        let shown = mistakes(&text(32));
+        assert_eq!(shown.len(), 1, "{shown:#?}");
+        assert!(shown[0].contains("up to 33 windows together"), "{shown:#?}");
     }
 
     #[test]

@@ -214,23 +214,20 @@ fn affordable(reader: &Reader<'_>, known: &Known<'_>, route: &Route, index: usiz
     let (most, of) = match &policy.quota {
         Quota::Windows(windows) => (least(windows), format!("{name:?}")),
         Quota::Plan => {
-            let poor: Vec<&str> = known
-                .plans
-                .iter()
-                .filter(|plan| least(&plan.windows) < cost)
-                .map(|plan| &*plan.name)
-                .collect();
-            if !poor.is_empty() && poor.len() < known.plans.len() {
-                let poor = poor.join(", ");
-                reader.warn("cost", format!("a request costs {cost}, more than a window of {poor} holds"));
-            }
             // Multipliers apply to all plans but the anonymous one.
             let best = |plan: &Plan| {
                 let raised = *plan.name != *known.limits.anonymous_plan;
                 let factor = if raised { known.limits.multiplier_cap } else { 1.0 };
                 effective_limit(least(&plan.windows), factor)
             };
-            (known.plans.iter().map(best).max().unwrap_or(u64::MAX), "every plan".to_owned())
+            let most = known.plans.iter().map(best).max().unwrap_or(u64::MAX);
+            let poor = known.plans.iter().filter(|plan| least(&plan.windows) < cost);
+            let poor: Vec<&str> = poor.map(|plan| &*plan.name).collect();
+            if cost <= most && !poor.is_empty() {
+                let poor = poor.join(", ");
+                reader.warn("cost", format!("a request costs {cost}, more than a window of {poor} holds"));
+            }
+            (most, "every plan".to_owned())
         }
         Quota::Concurrency(_) => return,
     };

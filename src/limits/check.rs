@@ -133,6 +133,18 @@ pub struct Checks {
     states: Vec<CounterState>,
     bytes: Vec<u8>,
     at: UnixMillis,
+    shadow_violated: Violated,
+    in_flight: Vec<Seats>,
+}
+
+/// What a policy on requests in flight says of the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seats {
+    /// Requests of the subject that may be in flight.
+    pub most: u64,
+    /// How many more would be let in.
+    pub left: u64,
+    name: (usize, usize),
 }
 
 impl Checks {
@@ -143,6 +155,8 @@ impl Checks {
             states: Vec::with_capacity(4),
             bytes: Vec::with_capacity(256),
             at: UnixMillis(0),
+            shadow_violated: Violated::default(),
+            in_flight: Vec::new(),
         }
     }
 
@@ -152,6 +166,29 @@ impl Checks {
         self.states.clear();
         self.bytes.clear();
         self.at = now;
+        self.shadow_violated = Violated::default();
+        self.in_flight.clear();
+    }
+
+    /// The keyed hash of what `policy` counts `caller` by; `None` when it does not apply.
+    pub fn subject(&mut self, space: &KeySpace, policy: &Policy, caller: &Caller<'_>) -> Option<u64> {
+        let start = self.bytes.len();
+        let applies = space.write_key(policy, caller, &mut self.bytes);
+        let hash = applies.then(|| space.hash(self.bytes.get(start..).unwrap_or_default()));
+        self.bytes.truncate(start);
+        hash
+    }
+
+    /// Notes what `policy`, which counts requests in flight, is to tell the client.
+    pub fn note_in_flight(&mut self, policy: &Policy, most: u64, left: u64) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(policy.name().as_bytes());
+        self.in_flight.push(Seats { most, left, name: (start, self.bytes.len()) });
+    }
+
+    /// What was noted of requests in flight, each with the policy's name.
+    pub fn in_flight(&self) -> impl Iterator<Item = (&str, &Seats)> {
+        self.in_flight.iter().map(|seats| (self.text(seats.name), seats))
     }
 
     /// Adds the counters of `policy` for `caller`, under the caller's number `index`; a request costs `factor`
@@ -260,10 +297,11 @@ impl Checks {
 
     /// The name of a check of this set in header fields: `<policy>` or `<policy>-<window>`, `[a-z0-9_-]+`.
     pub fn name(&self, check: &Check) -> &str {
-        self.bytes
-            .get(check.name.0..check.name.1)
-            .and_then(|name| std::str::from_utf8(name).ok())
-            .unwrap_or("")
+        self.text(check.name)
+    }
+
+    fn text(&self, (start, end): (usize, usize)) -> &str {
+        self.bytes.get(start..end).and_then(|name| std::str::from_utf8(name).ok()).unwrap_or("")
     }
 
     /// What the counters said, in the order of the checks. Before a decision: untouched counters.
@@ -276,6 +314,20 @@ impl Checks {
         self.at
     }
 
+    /// The shadow checks that would have refused the request; known once it is decided.
+    pub const fn shadow_violated(&self) -> Violated {
+        self.shadow_violated
+    }
+
+    /// Those of `violated` that refuse, because they do not only watch.
+    pub(super) fn enforced(&self, violated: Violated) -> Violated {
+        let mut enforced = Violated::default();
+        for index in violated.iter().filter(|&index| self.get(index).is_some_and(|check| !check.shadow)) {
+            enforced.insert(index);
+        }
+        enforced
+    }
+
     pub(super) fn set_at(&mut self, at: UnixMillis) {
         self.at = at;
     }
@@ -284,23 +336,37 @@ impl Checks {
         self.items.iter_mut().zip(&mut self.states)
     }
 
-    /// Turns raw states, as they are after the request, into the decision.
+    /// Turns raw states, as they are after the request, into the decision. `violated` are all checks that did not
+    /// fit; those that only watch are set aside as [`Self::shadow_violated`].
     pub(super) fn conclude(&mut self, violated: Violated, at: UnixMillis) -> Decision {
+        self.conclude_by(violated, at, |rule| rule)
+    }
+
+    /// As [`Self::conclude`], where each check was judged by another rule than its own: the answers tell the limit of
+    /// its own, and what is left and when by the other.
+    pub(super) fn conclude_by(
+        &mut self,
+        violated: Violated,
+        at: UnixMillis,
+        judged_by: impl Fn(Rule) -> Rule,
+    ) -> Decision {
         self.at = at;
+        let enforced = self.enforced(violated);
+        self.shadow_violated = Violated(violated.0 & !enforced.0);
         let mut retry_at = at;
         for (index, (check, answer)) in self.pairs().enumerate() {
-            let rule = check.rule;
-            answer.limit = rule.limit;
+            let rule = judged_by(check.rule);
+            answer.limit = check.rule.limit;
             answer.remaining = rule.remaining(answer.state, at);
             answer.reset_at = rule.reset_at(answer.state, at);
-            if violated.contains(index) {
+            if enforced.contains(index) {
                 retry_at = retry_at.max(rule.retry_at(answer.state, at));
             }
         }
-        if violated.is_empty() {
+        if enforced.is_empty() {
             Decision::Admitted { at }
         } else {
-            Decision::Refused(Refused { violated, retry_at, at })
+            Decision::Refused(Refused { violated: enforced, retry_at, at })
         }
     }
 }

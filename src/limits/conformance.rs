@@ -11,11 +11,14 @@ use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use super::gate::{self, GuardVerdict, MalformedReply, Question};
-use super::local::Settings;
+use super::local::{Outage, Settings};
 use super::*;
 use crate::clock::{Clock, ManualClock, SystemClock, UnixMillis};
 
 const ALL: [Algorithm; 3] = [Algorithm::FixedWindow, Algorithm::SlidingWindow, Algorithm::TokenBucket];
+
+/// An outage of the store where there is no other instance.
+const ALONE: Outage = Outage { instances: 1, may_have_counted: false };
 
 /// A Redis of one test.
 struct TestRedis {
@@ -622,11 +625,14 @@ fn without_the_store_each_policy_does_as_it_says() {
         |name, on_failure| one(name, Algorithm::FixedWindow, 2, 60_000).with_on_store_failure(on_failure);
     let count = named("count", OnStoreFailure::Local);
     let (allow, deny) = (named("allow", OnStoreFailure::Allow), named("deny", OnStoreFailure::Deny));
-    let outcome =
-        |policies: &[&Policy]| match local.decide_without_store(&mut checks(policies), UnixMillis(7)) {
-            Decision::Admitted { .. } => 0,
-            Decision::Refused(refused) => refused.violated.bits(),
-        };
+    let outcome = |policies: &[&Policy]| match local.decide_without_store(
+        &mut checks(policies),
+        UnixMillis(7),
+        ALONE,
+    ) {
+        Decision::Admitted { .. } => 0,
+        Decision::Refused(refused) => refused.violated.bits(),
+    };
     assert_eq!(outcome(&[&count, &allow, &deny]), 4);
     assert_eq!([(); 4].map(|()| outcome(&[&allow, &count])), [0, 0, 2, 2]);
     assert_eq!([(); 4].map(|()| outcome(&[&allow])), [0; 4]);

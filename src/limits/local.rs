@@ -1,14 +1,30 @@
 //! This instance's bounded memory of counters: the store where there is no Redis, the stand-in while Redis is
-//! away, and the knowledge that a key is over its limit. One entry per key serves all three; it never holds a
-//! key's text and never grows past its capacity.
+//! away, and the knowledge that a key is over its limit. One entry per key serves all three; it never grows past its
+//! capacity, and holds a key's text only for what the store is still to be told.
+//!
+//! A key is known by a 64-bit hash under a random secret of this process. Two of n keys share a counter with a
+//! probability of about n² / 2⁶⁵: 2 · 10⁻⁹ for a full table of the default size, 3 · 10⁻⁶ for ten million keys. Nobody
+//! can look for such pairs without the secret.
+//!
+//! When the table is full a new key takes the place of the one of eight that has used least of its limit. A key at or
+//! over its limit goes only for another one of those: however many new addresses a flood has, who is locked out
+//! stays locked out.
 
+mod log;
+mod owed;
+mod share;
 mod table;
+#[cfg(test)]
+mod tests;
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
+use self::log::Log;
+pub use self::owed::Owed;
+use self::share::Share;
 use self::table::{Entry, Shard};
 use super::algorithm::{Rule, State};
 use super::check::{Check, Checks, CounterState, Decision, Refused, Violated};
@@ -26,7 +42,9 @@ const OVERTAKING_MS: u64 = 1_000;
 /// How much is remembered, and for how long a refusal is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Counters held at most, about 56 bytes each; rounded down to a power of two, at least 512.
+    /// Counters held at most, about 56 bytes each; rounded down to a power of two, at least 512. It also bounds the
+    /// times of sliding logs (four per counter, 16 bytes each, at least 524,288), which get coarser when there are
+    /// more, and the keys with admissions the store is still to be told (a quarter, at least 4,096).
     pub capacity: usize,
     /// How long a refusal learned from the store is believed without asking again, so that a counter which
     /// somebody reset admits again; `None`: until the counter would admit by itself.
@@ -47,6 +65,20 @@ pub struct Local {
     /// Store's clock minus this instance's, in ms.
     offset: AtomicI64,
     refusal_life_ms: u64,
+    /// Entries of what the store is owed.
+    owed: AtomicUsize,
+    /// Admissions that could not be noted as owed.
+    untold: AtomicUsize,
+}
+
+/// What is known of a store that did not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outage {
+    /// How many instances counted in the store when it was last asked, this one included; 0 is read as 1. Each goes
+    /// on with its part of every limit: see [`Local::decide_without_store`].
+    pub instances: u32,
+    /// Whether the store may have counted the request all the same. If not, the store is owed the admission.
+    pub may_have_counted: bool,
 }
 
 impl Local {
@@ -57,6 +89,8 @@ impl Local {
             shards: (0..SHARDS).map(|_| Mutex::new(Shard::new(shard_capacity))).collect(),
             offset: AtomicI64::new(0),
             refusal_life_ms: settings.refusal_life.map_or(u64::MAX, millis),
+            owed: AtomicUsize::new(0),
+            untold: AtomicUsize::new(0),
         }
     }
 
@@ -64,8 +98,10 @@ impl Local {
     /// is known written into `checks`, and the request must be decided by the store (or here, by [`Self::decide_without_store`]).
     ///
     /// Exact: a counter that was over its limit admits nothing before the time this table computes from the
-    /// state the store reported, whatever others do meanwhile. A request with a penalising policy is always
-    /// passed on, since the store must count it.
+    /// state the store reported, whatever others do meanwhile. A request with a penalising policy, or with a
+    /// cool-down that has yet to trip, is always passed on, since the store must hear of it; attempts on a tripped one
+    /// as often as it takes to be off by at most a quarter of the quiet time. Policies that only
+    /// watch refuse nobody.
     pub fn refused(&self, checks: &mut Checks, now: UnixMillis) -> Option<Refused> {
         let at = self.store_time(now);
         checks.set_at(at);
@@ -88,9 +124,10 @@ impl Local {
             }
             if !check.rule.admits(answer.state, at) {
                 violated.insert(index);
+                must_count |= must_hear(check.rule.algorithm, answer.state, at);
             }
         }
-        if must_count || violated.is_empty() {
+        if must_count || checks.enforced(violated).is_empty() {
             return None;
         }
         match checks.conclude(violated, at) {
@@ -100,62 +137,150 @@ impl Local {
     }
 
     /// Decides here and consumes: all checks or none, exact under concurrency. For an instance that has no
-    /// store at all: every policy counts.
+    /// store at all: every policy counts, and every limit is this instance's alone.
     pub fn decide(&self, checks: &mut Checks, now: UnixMillis) -> Decision {
-        self.settle(checks, now, |_| OnStoreFailure::Local)
+        self.settle(checks, now, Share::WHOLE, false, |_| OnStoreFailure::Local)
     }
 
     /// Decides here while the store cannot be asked, as each policy wants it: `Local` goes on counting from the
     /// last state the store reported, `Allow` admits uncounted, `Deny` refuses.
-    pub fn decide_without_store(&self, checks: &mut Checks, now: UnixMillis) -> Decision {
-        self.settle(checks, now, |check| check.on_store_failure)
+    ///
+    /// # Bounds
+    /// Of G instances each admits by `Local` its part of what was left, ceil((L − c) / G), and ceil(L / G) in windows
+    /// that begin meanwhile. Those windows admit together at most L + G − 1; the one that was open when the store went
+    /// away at most 2 L + G − 1, and L + G − 1 if every instance had heard of its count. For requests of a higher cost
+    /// read G · cost for G. What is admitted is owed to the store ([`Local::take_owed`]) unless it may know.
+    pub fn decide_without_store(&self, checks: &mut Checks, now: UnixMillis, outage: Outage) -> Decision {
+        let share = Share::among(outage.instances);
+        self.settle(checks, now, share, !outage.may_have_counted, |check| check.on_store_failure)
     }
 
     fn settle(
         &self,
         checks: &mut Checks,
         now: UnixMillis,
+        share: Share,
+        owes: bool,
         on_failure: impl Fn(&Check) -> OnStoreFailure,
     ) -> Decision {
         let at = self.store_time(now);
         let mut shards = self.lock(checks);
         let mut violated = Violated::default();
+        let mut denied = false;
         for (index, (check, answer)) in checks.pairs().enumerate() {
-            let entry = shards.of(check.hash).and_then(|shard| shard.find(check.hash));
-            answer.state = match entry {
-                Some(entry) => {
-                    // Written back even when refused: a state cut down after a clock jump must stay so.
-                    entry.state = check.rule.roll(entry.state, at);
-                    entry.state
-                }
-                None => check.rule.roll(State::default(), at),
+            answer.state = match shards.of(check.hash) {
+                Some(shard) => current(shard, check, share, at),
+                None => State::default(),
             };
             let fits = match on_failure(check) {
-                OnStoreFailure::Local => check.rule.admits(answer.state, at),
+                OnStoreFailure::Local => share.rule(check.rule).admits(answer.state, at),
                 OnStoreFailure::Allow => true,
-                OnStoreFailure::Deny => false,
+                OnStoreFailure::Deny => {
+                    denied |= !check.shadow;
+                    false
+                }
             };
             if !fits {
                 violated.insert(index);
             }
         }
-        let consumes = |check: &Check| {
-            on_failure(check) == OnStoreFailure::Local && (violated.is_empty() || check.penalise)
+        let refused = !checks.enforced(violated).is_empty();
+        let consumes = |index: usize, check: &Check| {
+            let counts = if refused {
+                // Where the store must be asked, it is not the client's doing.
+                check.penalise && !denied
+            } else {
+                check.penalise || !violated.contains(index)
+            };
+            counts && on_failure(check) == OnStoreFailure::Local
         };
-        for (check, answer) in checks.pairs() {
-            if consumes(check) {
-                answer.state = check.rule.consume(answer.state, at);
+        // Only a cool-down remembers refusals, whoever refused; one that only watches, its own.
+        let remembers_refusal = |check: &Check| {
+            matches!(check.rule.algorithm, Algorithm::CoolDown(_))
+                && on_failure(check) == OnStoreFailure::Local
+                && !denied
+        };
+        for (index, (check, answer)) in checks.pairs().enumerate() {
+            if consumes(index, check) {
+                let rule = share.rule(check.rule);
+                answer.state = match shards.of(check.hash) {
+                    Some(shard) if rule.algorithm == Algorithm::SlidingLog => {
+                        let mut log = log_of(shard, check, share, at);
+                        log.push(&rule, at.0);
+                        let state = log.state(&rule);
+                        shard.put_log(check.hash, log);
+                        state
+                    }
+                    _ => rule.consume(answer.state, at),
+                };
+            } else if remembers_refusal(check) {
+                answer.state = share.rule(check.rule).refuse(answer.state, at);
             }
         }
-        let decision = checks.conclude(violated, at);
-        for (check, answer) in checks.pairs() {
-            if consumes(check)
+        let decision = checks.conclude_by(violated, at, |rule| share.rule(rule));
+        for (index, (check, answer)) in checks.iter().zip(checks.states()).enumerate() {
+            let consumed = consumes(index, check);
+            // An open window that was refused elsewhere has nothing to remember.
+            let renewed = remembers_refusal(check) && answer.state.before > 0;
+            if (consumed || renewed)
                 && let Some(shard) = shards.of(check.hash)
             {
-                shard.put(entry(check, answer, at, false), at.0);
+                let mine = share.rule(check.rule);
+                shard.put(entry(check, mine, answer, at, false), at.0);
+                if owes {
+                    self.owe(shard, check, checks.key(check), mine, answer.state, at);
+                }
             }
         }
         decision
+    }
+
+    fn owe(&self, shard: &mut Shard, check: &Check, key: &[u8], mine: Rule, counted: State, at: UnixMillis) {
+        let mut owed = shard.take_owed(check.hash).unwrap_or_else(|| {
+            self.owed.fetch_add(1, Ordering::Relaxed);
+            Owed::new(check.hash, key, check.rule)
+        });
+        owed.add(check.rule, mine, counted, at);
+        if !shard.put_owed(owed) {
+            self.owed.fetch_sub(1, Ordering::Relaxed);
+            self.untold.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the store is to be told of admissions.
+    pub fn owes(&self) -> bool {
+        self.owed.load(Ordering::Relaxed) > 0
+    }
+
+    /// Takes out what the store is owed, without what is over. What cannot be written is to be given back.
+    pub fn take_owed(&self, now: UnixMillis) -> Vec<Owed> {
+        let at = self.store_time(now);
+        let mut taken = Vec::new();
+        for shard in &self.shards {
+            for owed in shard.lock().drain_owed() {
+                self.owed.fetch_sub(1, Ordering::Relaxed);
+                if !owed.is_over(at) {
+                    taken.push(owed);
+                }
+            }
+        }
+        taken
+    }
+
+    /// Gives back what could not be written. What came up since for the same key stays, and this is dropped.
+    pub fn give_back(&self, owed: Owed) {
+        let Some(shard) = self.shards.get(shard_of(owed.hash)) else { return };
+        let mut shard = shard.lock();
+        if let Some(newer) = shard.take_owed(owed.hash) {
+            shard.put_owed(newer.with(owed));
+        } else if shard.put_owed(owed) {
+            self.owed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many admissions since the last call could not be noted as owed, for lack of room.
+    pub fn take_untold(&self) -> usize {
+        self.untold.swap(0, Ordering::Relaxed)
     }
 
     /// Remembers what the store said about `checks`, which were sent at `sent_at` by this instance's clock;
@@ -168,7 +293,7 @@ impl Local {
         }
         let at = clock.unwrap_or_else(|| self.store_time(sent_at));
         for (check, answer) in checks.iter().zip(checks.states()) {
-            let mut new = entry(check, answer, at, true);
+            let mut new = entry(check, check.rule, answer, at, true);
             let Some(shard) = self.shards.get(shard_of(check.hash)) else { continue };
             let mut shard = shard.lock();
             if let Some(old) = shard.find(check.hash)
@@ -184,6 +309,8 @@ impl Local {
                 new.learned = old.learned;
                 new.share = new.share.max(old.share);
             }
+            // The store knows better than a log that was kept here.
+            shard.forget_log(check.hash);
             if new.state.used > 0 || new.state.before > 0 {
                 shard.put(new, at.0);
             } else {
@@ -192,32 +319,58 @@ impl Local {
         }
     }
 
-    /// Takes one request off the counter of a key (its [`super::KeySpace::hash`]), which was `counted` after it.
-    pub fn refund(&self, hash: u64, rule: Rule, counted: State, now: UnixMillis) {
-        let at = self.store_time(now);
+    /// Takes one request off the counter of a key (its [`super::KeySpace::hash`]), which was `counted` after it; and
+    /// off what the store is owed, unless it was counted `in_store`.
+    pub fn refund(&self, hash: u64, rule: Rule, counted: State, in_store: bool) {
         let Some(shard) = self.shards.get(shard_of(hash)) else { return };
         let mut shard = shard.lock();
-        let Some(entry) = shard.find(hash) else { return };
-        if entry.remote && rule.algorithm == Algorithm::SlidingLog {
-            // What is known of a log cannot be counted back: the store is asked again.
-            shard.remove(hash);
-        } else {
-            entry.state = rule.refund(rule.roll(entry.state, at), counted);
+        if !in_store && let Some(mut owed) = shard.take_owed(hash) {
+            owed.refund(counted);
+            shard.put_owed(owed);
+        }
+        if rule.algorithm == Algorithm::SlidingLog {
+            let log = shard.take_log(hash).map(|mut log| {
+                log.take_back(&rule, counted);
+                log
+            });
+            match (log, shard.find(hash)) {
+                (Some(log), Some(entry)) => {
+                    entry.state = log.state(&rule);
+                    shard.put_log(hash, log);
+                }
+                // What is known of the store's log cannot be counted back: it is asked again.
+                (None, Some(entry)) if entry.remote => shard.remove(hash),
+                _ => {}
+            }
+        } else if let Some(entry) = shard.find(hash) {
+            entry.state = rule.refund(entry.state, counted);
         }
     }
 
     /// Forgets the counter of a key (its [`super::KeySpace::hash`]), after somebody reset it.
     pub fn forget(&self, hash: u64) {
         if let Some(shard) = self.shards.get(shard_of(hash)) {
-            shard.lock().remove(hash);
+            let mut shard = shard.lock();
+            shard.remove(hash);
+            if shard.take_owed(hash).is_some() {
+                self.owed.fetch_sub(1, Ordering::Relaxed);
+            }
         }
     }
 
     /// Forgets every counter.
     pub fn clear(&self) {
         for shard in &self.shards {
-            shard.lock().clear();
+            let mut shard = shard.lock();
+            let owed = shard.drain_owed().count();
+            self.owed.fetch_sub(owed, Ordering::Relaxed);
+            shard.clear();
         }
+    }
+
+    /// Bytes of memory taken by all that is remembered, but for the keys of what is owed.
+    pub fn bytes(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().bytes()).sum()
     }
 
     /// Counters held now, expired ones that were not yet reused included.
@@ -272,9 +425,55 @@ const fn shard_of(hash: u64) -> usize {
     (hash >> 58) as usize
 }
 
-fn entry(check: &Check, answer: &CounterState, at: UnixMillis, remote: bool) -> Entry {
-    let share = if check.rule.admits(answer.state, at) {
-        let left = u128::from(answer.remaining) * 255 / u128::from(answer.limit.max(1));
+/// Whether the store must be told of an attempt that the counter refuses.
+const fn must_hear(algorithm: Algorithm, state: State, at: UnixMillis) -> bool {
+    match algorithm {
+        // Once tripped, `used` is the last attempt the store heard of.
+        Algorithm::CoolDown(cool_down) => {
+            state.before == 0 || at.0.saturating_sub(state.used) >= cool_down.quiet_ms / 4
+        }
+        _ => false,
+    }
+}
+
+/// The counter of a check as this instance counts it, rolled.
+fn current(shard: &mut Shard, check: &Check, share: Share, at: UnixMillis) -> State {
+    if check.rule.algorithm == Algorithm::SlidingLog {
+        let log = log_of(shard, check, share, at);
+        let state = log.state(&share.rule(check.rule));
+        if shard.find(check.hash).is_some_and(|entry| !entry.remote) {
+            shard.put_log(check.hash, log);
+        }
+        return state;
+    }
+    let Some(entry) = shard.find(check.hash) else {
+        return share.rule(check.rule).roll(State::default(), at);
+    };
+    if entry.remote {
+        // Written back even when refused: a state cut down after a clock jump must stay so.
+        entry.state = check.rule.roll(entry.state, at);
+        share.of(check.rule, entry.state, at)
+    } else {
+        entry.state = share.rule(check.rule).roll(entry.state, at);
+        entry.state
+    }
+}
+
+/// The log of a check as this instance counts it, rolled: out of the shard, or made of what is known.
+fn log_of(shard: &mut Shard, check: &Check, share: Share, at: UnixMillis) -> Log {
+    let mine = share.rule(check.rule);
+    let mut log = shard.take_log(check.hash).unwrap_or_else(|| match shard.find(check.hash) {
+        Some(entry) if entry.remote => Log::of(&check.rule, share.of(check.rule, entry.state, at)),
+        Some(entry) => Log::of(&mine, entry.state),
+        None => Log::default(),
+    });
+    log.roll(&mine, at.0);
+    log
+}
+
+fn entry(check: &Check, rule: Rule, answer: &CounterState, at: UnixMillis, remote: bool) -> Entry {
+    let share = if rule.admits(answer.state, at) {
+        let left = u128::from(answer.remaining) * 255 / u128::from(rule.limit.max(1));
         254_u8.saturating_sub(u8::try_from(left).unwrap_or(u8::MAX))
     } else {
         u8::MAX

@@ -218,9 +218,18 @@ impl Window {
         if !is_name(name) {
             return Err(PolicyError::Name(name.into()));
         }
+        Ok(Self { limit, period_ms, name: name.into(), detail: Self::text(limit, period_ms) })
+    }
+
+    /// The same window with another limit.
+    #[must_use]
+    pub fn with_limit(&self, limit: u64) -> Self {
+        Self { limit, detail: Self::text(limit, self.period_ms), ..self.clone() }
+    }
+
+    fn text(limit: u64, period_ms: u64) -> Box<str> {
         let (requests, span) = (plural(limit, "request"), span_text(period_ms));
-        let detail = format!("Rate limit exceeded. Max {requests} per {span}.");
-        Ok(Self { limit, period_ms, name: name.into(), detail: detail.into() })
+        format!("Rate limit exceeded. Max {requests} per {span}.").into()
     }
 
     /// Requests per period; 0 refuses everything.

@@ -41,7 +41,7 @@ pub struct Caller<'a> {
     pub route: &'a str,
     /// The caller's plan, the anonymous one included.
     pub plan: &'a Plan,
-    /// Multiplies the plan's limits; already sanitised by [`super::plan::Plans::multiplier`].
+    /// Multiplies the plan's limits; already sanitised by [`super::plan::Plans::combined`].
     pub multiplier: f64,
     /// What the request itself says.
     pub request: Parts<'a>,

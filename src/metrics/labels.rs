@@ -125,7 +125,7 @@ label! {
         /// Over the limit, answered with 429.
         Refused = "refused",
         /// Over the limit of a policy that only watches.
-        Shadow = "shadow",
+        Shadow = "shadow_refused",
         /// Let through because the store is away and the policy says so.
         AllowedBlind = "allowed_blind",
         /// Refused because the store is away and the policy says so.

@@ -15,6 +15,7 @@ use super::gateway::Gateway;
 use super::give_back::provisional;
 use super::head::{self, Framing, Head, HeadInput, Upgrade};
 use super::refusal::{Limited, Refusal};
+use super::user_limits;
 use crate::cache::key::{Target as CacheTarget, Unstamped};
 use crate::cache::request::{Bypass, Caller as CacheCaller, is_safe};
 use crate::cache::tag::key_tag;
@@ -24,7 +25,10 @@ use crate::clock::UnixMillis;
 use crate::identity::resolve::{authenticate, permit};
 use crate::identity::revocation::{Effect, Revocation};
 use crate::identity::{Identity, IdentityRefusal, Refused, Requirement, credentials};
-use crate::limits::{self, Body, Caller, Checks, Decision, OnStoreFailure, Parts, Plan, fields};
+use crate::limits::user_limits::Adjustment;
+use crate::limits::{
+    self, Body, Caller, Checks, Decision, OnStoreFailure, Parts, Permit, Plan, Policy, fields,
+};
 use crate::metrics::{LimitOutcome, LimitSource};
 use crate::route::table::Found;
 use crate::route::{Route, normalise};
@@ -279,12 +283,31 @@ async fn decide(
     let now = context.received_at;
     let plan =
         identity.map_or(gateway.plans.anonymous(), |identity| gateway.plans.named(identity.plan.as_deref()));
+    let adjustment = adjustment(gateway, route, identity, now);
+    let adjusted = adjustment.plan(plan);
+    let plan = adjusted.as_ref().unwrap_or(plan);
     let mut checks = Checks::new();
     checks.begin(now);
-    if origin == Origin::Client {
-        let caller = Who { route, client, identity, plan };
+    // Dropped, and so given back, wherever the request is refused.
+    let mut permits = Vec::new();
+    if origin == Origin::Client && !route.policies.is_empty() {
+        let address = client.subject().text();
+        let caller = Caller {
+            ip: address.as_str(),
+            user: identity.map(|identity| &*identity.account),
+            token: identity.map(|identity| identity.token_id.as_str()),
+            api_token: None,
+            route: &route.name,
+            plan,
+            multiplier: identity
+                .map_or(1.0, |identity| gateway.plans.combined(identity.multiplier, adjustment.multiplier)),
+            request: Parts::default(),
+        };
         let peeks = gateway.policies_of(route).any(|(_, policy)| policy.needs_body());
-        collect(gateway, caller, Parts { headers: Some(request.head().headers), body: None }, &mut checks);
+        let parts = Parts { headers: Some(request.head().headers), body: None };
+        let first = Caller { request: parts, ..caller };
+        enter(gateway, route, &first, &mut checks, &mut permits, context)?;
+        collect(gateway, route, &first, &mut checks);
         // A policy that counts refused requests too must see this one; it may be one that needs the body.
         let penalises = || gateway.policies_of(route).any(|(_, policy)| policy.penalise());
         if !(peeks && penalises())
@@ -294,9 +317,10 @@ async fn decide(
         }
         if peeks {
             let body = read_body(gateway, request).await?;
-            checks.begin(now);
             let parts = Parts { headers: Some(request.head().headers), body: Some(&body) };
-            collect(gateway, caller, parts, &mut checks);
+            let second = Caller { request: parts, ..caller };
+            enter(gateway, route, &second, &mut checks, &mut permits, context)?;
+            collect(gateway, route, &second, &mut checks);
             if let Some(refused) = shared.local.refused(&mut checks, now) {
                 return Err(refuse(gateway, &checks, plan, refused, LimitSource::Known, context));
             }
@@ -325,7 +349,7 @@ async fn decide(
             Some(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, identity, now)),
             Some(Answer::Banned) => return Err(Refusal::Banned),
             None => {
-                let decision = shared.local.decide_without_store(&mut checks, now);
+                let decision = shared.decide_without_store(&mut checks, now);
                 if let Decision::Refused(refused) = &decision
                     && refused.violated.iter().any(|index| says(&checks, index, OnStoreFailure::Deny))
                 {
@@ -346,13 +370,18 @@ async fn decide(
         Decision::Refused(refused) => return Err(refuse(gateway, &checks, plan, refused, source, context)),
         Decision::Admitted { .. } => {
             let unseen = |index| blind && says(&checks, index, OnStoreFailure::Allow);
+            let over = |index| over_in_shadow(&checks, index);
             let in_store = matches!(source, LimitSource::Redis);
-            context.provisional = provisional(gateway, &checks, in_store, |index| !unseen(index));
-            count(gateway, &checks, LimitOutcome::Admitted, source, |index| !unseen(index));
+            context.provisional =
+                provisional(gateway, &checks, in_store, |index| !unseen(index) && !over(index));
+            count(gateway, &checks, LimitOutcome::Admitted, source, |index| !unseen(index) && !over(index));
             if blind {
                 count(gateway, &checks, LimitOutcome::AllowedBlind, source, unseen);
             }
-            context.limit = (!checks.is_empty()).then_some(LimitOutcome::Admitted.as_str());
+            count_shadow(gateway, &checks, source);
+            context.permits = permits;
+            let limited = !checks.is_empty() || !context.permits.is_empty();
+            context.limit = limited.then_some(LimitOutcome::Admitted.as_str());
             fields::write(&gateway.fields, &checks, &decision, |name, value| {
                 context.quota.push((name, value));
             });
@@ -389,37 +418,79 @@ async fn read_body(gateway: &Gateway, request: &mut impl Request) -> Result<Body
     Ok(bytes.map_or(Body::UNREADABLE, |bytes| Body::parse(request.head().headers, &bytes)))
 }
 
-/// Who makes a request, where to.
-#[derive(Clone, Copy)]
-struct Who<'a> {
-    route: &'a Route,
-    client: ClientAddr,
-    identity: Option<&'a Arc<Identity>>,
-    plan: &'a Plan,
+/// How the caller's limits differ from the plan's; looks it up in the background when that is due.
+fn adjustment(
+    gateway: &Gateway,
+    route: &Route,
+    identity: Option<&Arc<Identity>>,
+    now: UnixMillis,
+) -> Adjustment {
+    let policy = |index: &u16| gateway.policies.get(usize::from(*index));
+    let by_plan = || route.policies.iter().filter_map(policy).any(|policy| policy.windows().is_none());
+    let shared = &gateway.shared;
+    let (Some(known), Some(identity)) = (&shared.user_limits, identity) else { return Adjustment::default() };
+    if !by_plan() {
+        return Adjustment::default();
+    }
+    let (adjustment, due) = known.of(&identity.account, now);
+    if let Some(due) = due {
+        user_limits::refresh(shared, &identity.account, due);
+    }
+    adjustment
 }
 
-/// Adds the counters of the route's policies; without a body, of those that need none.
-fn collect(gateway: &Gateway, who: Who<'_>, request: Parts<'_>, checks: &mut Checks) {
-    let Who { route, client, identity, plan } = who;
-    if route.policies.is_empty() {
-        return;
-    }
-    let address = client.subject().text();
-    let caller = Caller {
-        ip: address.as_str(),
-        user: identity.map(|identity| &*identity.account),
-        token: identity.map(|identity| identity.token_id.as_str()),
-        api_token: None,
-        route: &route.name,
-        plan,
-        multiplier: identity.map_or(1.0, |identity| gateway.plans.multiplier(identity.multiplier)),
-        request,
-    };
-    for (index, policy) in gateway.policies_of(route) {
-        if request.body.is_none() && policy.needs_body() {
-            continue;
+/// The policies whose turn it is: without a body those that need none, and with it those that do.
+fn in_turn<'a>(
+    gateway: &'a Gateway,
+    route: &'a Route,
+    caller: &Caller<'_>,
+) -> impl Iterator<Item = (u16, &'a Policy)> + use<'a> {
+    let body = caller.request.body.is_some();
+    gateway.policies_of(route).filter(move |(_, policy)| policy.needs_body() == body)
+}
+
+/// Lets the request in where policies limit how many are in flight; local, so it comes first.
+fn enter(
+    gateway: &Gateway,
+    route: &Route,
+    caller: &Caller<'_>,
+    checks: &mut Checks,
+    permits: &mut Vec<Permit>,
+    context: &mut Context,
+) -> Result<(), Refusal> {
+    for (index, policy) in in_turn(gateway, route, caller) {
+        let Some(limit) = policy.concurrency() else { continue };
+        let Some(subject) = checks.subject(&gateway.shared.keys, policy, caller) else { continue };
+        let entered = gateway.shared.in_flight.enter(subject, limit.most());
+        let outcome = match (&entered, policy.shadow()) {
+            (Some(_), _) => LimitOutcome::Admitted,
+            (None, true) => LimitOutcome::Shadow,
+            (None, false) => LimitOutcome::Refused,
+        };
+        if let Some(metrics) = gateway.policy_metrics.get(usize::from(index)) {
+            metrics.decisions.count(outcome, LimitSource::Memory);
         }
-        if let Err(problem) = checks.add(&gateway.shared.keys, index, policy, &caller, route.cost) {
+        if !policy.shadow() {
+            let left = entered.as_ref().map_or(0, |(_, left)| *left);
+            checks.note_in_flight(policy, limit.most(), left);
+        }
+        match entered {
+            Some((permit, _)) => permits.push(permit),
+            None if policy.shadow() => {}
+            None => {
+                context.limit = Some(LimitOutcome::Refused.as_str());
+                fields::write_busy(&gateway.fields, checks, |name, value| context.quota.push((name, value)));
+                let violated = vec![policy.name().into()];
+                return Err(Refusal::Limited(Limited { detail: limit.detail().into(), violated }));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn collect(gateway: &Gateway, route: &Route, caller: &Caller<'_>, checks: &mut Checks) {
+    for (index, policy) in in_turn(gateway, route, caller) {
+        if let Err(problem) = checks.add(&gateway.shared.keys, index, policy, caller, route.cost) {
             // Refused when the configuration is loaded; the policies that fit still hold.
             tracing::error!(route = %route.name, %problem, "a policy is not applied");
         }
@@ -445,6 +516,7 @@ fn refuse(
     context: &mut Context,
 ) -> Refusal {
     count(gateway, checks, LimitOutcome::Refused, source, |index| refused.violated.contains(index));
+    count_shadow(gateway, checks, source);
     context.limit = Some(LimitOutcome::Refused.as_str());
     let decision = Decision::Refused(refused);
     fields::write(&gateway.fields, checks, &decision, |name, value| context.quota.push((name, value)));
@@ -452,6 +524,20 @@ fn refuse(
         detail: fields::detail(&refused, checks, &gateway.policies, plan).into(),
         violated: fields::violated_policies(&refused, checks).map(Into::into).collect(),
     })
+}
+
+/// Whether another window of the policy of check `index`, or this one, would have refused, although it only watches.
+fn over_in_shadow(checks: &Checks, index: usize) -> bool {
+    let policy = checks.get(index).map(|check| check.policy);
+    let mut violated = checks.shadow_violated().iter().filter_map(|violated| checks.get(violated));
+    violated.any(|check| Some(check.policy) == policy)
+}
+
+/// Counts, once each, the policies that would have refused if they did not only watch.
+fn count_shadow(gateway: &Gateway, checks: &Checks, source: LimitSource) {
+    if !checks.shadow_violated().is_empty() {
+        count(gateway, checks, LimitOutcome::Shadow, source, |index| over_in_shadow(checks, index));
+    }
 }
 
 fn count(

@@ -2,16 +2,18 @@
 //! both and decides nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::head::HeadLimits;
 use super::outcome::Outcomes;
 use crate::cache::Cache;
 use crate::client_addr;
-use crate::clock::Clock;
+use crate::clock::{Clock, UnixMillis};
 use crate::identity::revocation::{Known, Pending};
 use crate::identity::{Sources, Verifier};
-use crate::limits::{self, KeySpace, Local, Plans, Policy};
+use crate::limits::local::Outage;
+use crate::limits::{self, Checks, Decision, InFlight, KeySpace, Local, Plans, Policy, UserLimits};
 use crate::logging::AccessLog;
 use crate::metrics::{Metrics, PolicyMetrics, RouteMetrics};
 use crate::redis::{Script, Store};
@@ -93,6 +95,12 @@ pub struct Shared {
     pub gate: &'static Script,
     /// Counters of this instance.
     pub local: Local,
+    /// Requests in flight, for the policies that limit them.
+    pub in_flight: Arc<InFlight>,
+    /// What is known of single users' limits, where the configuration looks at them.
+    pub user_limits: Option<UserLimits>,
+    /// Instances that count in the store, this one included, when it was last asked; at least 1.
+    pub instances: AtomicU32,
     /// Makes counter keys and their hashes.
     pub keys: KeySpace,
     /// Revocations of this instance.
@@ -101,4 +109,14 @@ pub struct Shared {
     pub pending: Pending,
     /// The response cache.
     pub cache: &'static Cache,
+}
+
+impl Shared {
+    /// Decides from memory, after the store gave no usable answer.
+    pub fn decide_without_store(&self, checks: &mut Checks, now: UnixMillis) -> Decision {
+        // A store that is asked all the same is slow rather than away: a late call is executed too.
+        let may_have_counted = self.store.as_ref().is_some_and(|store| store.available());
+        let instances = self.instances.load(Ordering::Relaxed);
+        self.local.decide_without_store(checks, now, Outage { instances, may_have_counted })
+    }
 }

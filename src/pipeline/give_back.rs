@@ -61,9 +61,8 @@ pub async fn settle_counts(gateway: &Gateway, provisional: Vec<Provisional>, sta
 /// Takes `returned` off their counters, here and in the store. What the store does not learn expires with the
 /// counter.
 async fn give_back(shared: &Shared, returned: &[Provisional]) {
-    let now = shared.clock.now();
     for count in returned {
-        shared.local.refund(count.hash, count.rule, count.state, now);
+        shared.local.refund(count.hash, count.rule, count.state, count.in_store);
     }
     let Some(store) = &shared.store else { return };
     let script = &*GIVE_BACK;

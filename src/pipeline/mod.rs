@@ -6,12 +6,15 @@ mod exchange;
 pub mod give_back;
 pub mod gateway;
 pub mod head;
+pub mod heartbeat;
 mod invalidate;
 pub mod outcome;
+pub mod reconcile;
 mod recovery;
 pub mod refusal;
 pub mod reply;
 mod revoke;
+mod user_limits;
 
 pub use self::admit::{CacheUse, Origin, Request, admit, find_param};
 pub use self::context::{Admission, Admitted, Context};

@@ -4,7 +4,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use crate::config::keys::KEYS;
-use crate::config::spec::{Algorithm, KeyMaterial, KeyPart, OnStoreFailure, QueryKey, Quota, TokenSource};
+use crate::config::spec::{
+    Algorithm, AppliesTo, CoolDown, KeyMaterial, KeyPart, OnStoreFailure, QueryKey, Quota, TokenSource,
+};
 
 use super::*;
 
@@ -396,4 +398,43 @@ proptest! {
         let text = String::from_utf8_lossy(&bytes);
         let _ = from_str(&text, "t.toml", &variables(&[("JWT_SECRET", SECRET)]));
     }
+}
+
+#[test]
+fn policies_say_what_they_do_beyond_counting() {
+    let text = with(
+        "limits = [\"a\", \"b\", \"c\"]\ncost = 3\n\
+         [policies.a]\nkey = \"ip\"\nalgorithm = \"cool-down\"\nlimit = 5\nwindow = \"10s\"\n\
+         cooldown = { limit = 4, window = \"2s\" }\nshadow = true\napplies_to = \"anonymous\"\n\
+         [policies.b]\nkey = \"ip\"\nconcurrency = 7\nshadow = true\n\
+         [policies.c]\nkey = \"ip\"\nlimit = 100\nwindow = \"60s\"\nlease = true\ncost = 2\n\
+         [policies.c.candidate]\nwindows = [{ limit = 50, window = \"60s\" }, { limit = 9, window = \"1s\" }]\n",
+    );
+    let spec = spec(&text, &[]);
+    assert_eq!(spec.routes[0].cost, 3);
+    let [a, b, c] = &spec.policies[..] else { panic!() };
+    let (interval, quiet) = (Duration::from_millis(500), Duration::from_secs(2));
+    assert_eq!(a.cooldown, Some(CoolDown { interval, quiet }), "quiet is as long as the window");
+    assert!(a.shadow && a.applies_to == AppliesTo::Anonymous && a.candidate.is_none());
+    assert_eq!(b.quota, Quota::Concurrency(7));
+    let windows: Vec<_> = c.candidate.iter().flatten().map(|window| (&*window.name, window.limit)).collect();
+    assert_eq!(windows, [("minute", 50), ("second", 9)]);
+    assert!(c.lease && !c.shadow && c.cost == 2);
+}
+
+#[test]
+fn a_request_that_some_plans_cannot_afford_is_remarked_on() {
+    let text = |cost: u32| {
+        with(&format!("limits = [\"p\"]\ncost = {cost}\n[policies.p]\nkey = \"ip\"\nplan = true\n"))
+    };
+    assert_eq!(warnings(&text(10), &[]), Vec::<String>::new());
+    let shown = warnings(&text(60), &[]);
+    assert_eq!(shown.len(), 1, "{shown:?}");
+    assert!(
+        shown[0].ends_with("a request costs 60, more than a window of anonymous, free holds"),
+        "{shown:?}"
+    );
+    // Multipliers may raise the largest plan that far.
+    assert_eq!(warnings(&text(20_000), &[]).len(), 1);
+    assert_eq!(messages(&text(20_001), &[]).len(), 1);
 }

@@ -109,24 +109,24 @@ impl Rule {
         }
     }
 
-    /// The `rolled` state without one request that was counted when the state was `counted`. A request of another
+    /// `state`, rolled or not, without one request that was counted when it was `counted`. A request of another
     /// window, one that a bucket has forgotten, and one in a window that has tripped since, have nothing to take off.
     #[must_use]
-    pub fn refund(&self, rolled: State, counted: State) -> State {
+    pub fn refund(&self, state: State, counted: State) -> State {
         let less = |used: u64| used.saturating_sub(self.price());
-        let same = rolled.anchor == counted.anchor;
+        let same = state.anchor == counted.anchor;
         match self.algorithm {
             Algorithm::TokenBucket => {
-                let used = rolled.used.saturating_sub(self.price().saturating_mul(self.period()));
-                State { used, ..rolled }
+                let used = state.used.saturating_sub(self.price().saturating_mul(self.period()));
+                State { used, ..state }
             }
-            Algorithm::SlidingWindow if rolled.anchor == counted.anchor.saturating_add(self.period()) => {
-                State { before: less(rolled.before), ..rolled }
+            Algorithm::SlidingWindow if state.anchor == counted.anchor.saturating_add(self.period()) => {
+                State { before: less(state.before), ..state }
             }
-            Algorithm::CoolDown(_) if rolled.before != 0 || counted.before != 0 => rolled,
-            Algorithm::SlidingLog => State { used: less(rolled.used), ..rolled },
-            _ if same => State { used: less(rolled.used), ..rolled },
-            _ => rolled,
+            Algorithm::CoolDown(_) if state.before != 0 || counted.before != 0 => state,
+            Algorithm::SlidingLog => State { used: less(state.used), ..state },
+            _ if same => State { used: less(state.used), ..state },
+            _ => state,
         }
     }
 

@@ -1,9 +1,44 @@
-//! One shard of the table: sets of eight entries, found by hash, growing by doubling up to a cap.
-//! It judges nothing; it only knows which entry is the least loss.
+//! One shard of the table: sets of eight entries, found by hash, growing by doubling up to a cap, and what belongs to
+//! some of them. It judges nothing; it only knows which entry is the least loss.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use super::super::algorithm::State;
+use super::log::Log;
+use super::owed::Owed;
 
 const WAYS: usize = 8;
+/// Places for logs per entry, all logs together: most have few.
+const PLACES_PER_ENTRY: usize = 4;
+/// Room for one log of the largest size, whatever the capacity.
+const FEWEST_PLACES: usize = 8_192;
+/// Of this many entries one may be owed to the store: keys with admissions during an outage, their text included.
+const ENTRIES_PER_OWED: usize = 4;
+const FEWEST_OWED: usize = 64;
+
+/// Maps by key hashes, which are hashes already.
+type ByHash<T> = HashMap<u64, T, BuildHasherDefault<AsIs>>;
+
+#[derive(Default)]
+pub(super) struct AsIs(u64);
+
+impl Hasher for AsIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // The shard took the top bits, which are the ones a map's groups are told apart by.
+        self.0 = number.rotate_left(8);
+    }
+}
 
 /// A counter in memory.
 #[derive(Clone, Copy, Debug, Default)]
@@ -26,19 +61,39 @@ pub(super) struct Shard {
     /// A power of two of sets.
     entries: Vec<Entry>,
     max: usize,
+    /// Logs of entries; never without its entry.
+    logs: ByHash<Log>,
+    /// What the store has not been told, by the hash of the key.
+    owed: ByHash<Owed>,
+    /// Places of all logs, those of `owed` included.
+    places: usize,
 }
 
 impl Shard {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { entries: vec![Entry::default(); WAYS], max: capacity.max(WAYS) }
+        Self {
+            entries: vec![Entry::default(); WAYS],
+            max: capacity.max(WAYS),
+            logs: ByHash::default(),
+            owed: ByHash::default(),
+            places: 0,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
         self.entries.iter().filter(|entry| entry.hash != 0).count()
     }
 
+    /// Bytes taken, keys of what is owed left out.
+    pub(super) fn bytes(&self) -> usize {
+        self.entries.capacity() * size_of::<Entry>()
+            + self.logs.capacity() * size_of::<(u64, Log)>()
+            + self.owed.capacity() * size_of::<(u64, Owed)>()
+            + self.places * 2 * size_of::<u64>()
+    }
+
     pub(super) fn clear(&mut self) {
-        self.entries = vec![Entry::default(); WAYS];
+        *self = Self::new(self.max);
     }
 
     pub(super) fn find(&mut self, hash: u64) -> Option<&mut Entry> {
@@ -50,6 +105,67 @@ impl Shard {
         if let Some(entry) = self.find(hash) {
             *entry = Entry::default();
         }
+        self.forget_log(hash);
+    }
+
+    /// Stores the log of a key whose entry is put next.
+    pub(super) fn put_log(&mut self, hash: u64, log: Log) {
+        self.places += log.len();
+        if let Some(old) = self.logs.insert(mark(hash), log) {
+            self.places = self.places.saturating_sub(old.len());
+        }
+        self.make_room();
+    }
+
+    /// Takes a log out, to be changed and stored again.
+    pub(super) fn take_log(&mut self, hash: u64) -> Option<Log> {
+        let log = self.logs.remove(&mark(hash))?;
+        self.places = self.places.saturating_sub(log.len());
+        Some(log)
+    }
+
+    pub(super) fn forget_log(&mut self, hash: u64) {
+        // Most shards have none.
+        if !self.logs.is_empty() {
+            self.take_log(hash);
+        }
+    }
+
+    /// What is owed for a key, to be changed and stored again.
+    pub(super) fn take_owed(&mut self, hash: u64) -> Option<Owed> {
+        let owed = self.owed.remove(&hash)?;
+        self.places = self.places.saturating_sub(owed.log.len());
+        Some(owed)
+    }
+
+    /// Remembers what is owed, `false` when there is no room.
+    pub(super) fn put_owed(&mut self, owed: Owed) -> bool {
+        if self.owed.len() >= (self.max / ENTRIES_PER_OWED).max(FEWEST_OWED) {
+            return false;
+        }
+        self.places += owed.log.len();
+        self.owed.insert(owed.hash, owed);
+        self.make_room();
+        true
+    }
+
+    /// Takes out all that is owed.
+    pub(super) fn drain_owed(&mut self) -> impl Iterator<Item = Owed> {
+        let owed = std::mem::take(&mut self.owed);
+        let places: usize = owed.values().map(|owed| owed.log.len()).sum();
+        self.places = self.places.saturating_sub(places);
+        owed.into_values()
+    }
+
+    // Logs never outnumber entries, so that halving them makes room.
+    fn make_room(&mut self) {
+        if self.places <= (self.max * PLACES_PER_ENTRY).max(FEWEST_PLACES) {
+            return;
+        }
+        self.logs.values_mut().for_each(Log::halve);
+        self.owed.values_mut().for_each(|owed| owed.log.halve());
+        self.places = self.logs.values().map(Log::len).sum::<usize>()
+            + self.owed.values().map(|owed| owed.log.len()).sum::<usize>();
     }
 
     /// Stores `entry`, over the old one of its key, a free or expired one, else in grown room, else over the
@@ -72,7 +188,10 @@ impl Shard {
             if let Some(least) = set.iter_mut().min_by_key(|old| loss(old))
                 && (!may_grow || loss(least).0 < 2)
             {
-                *least = entry;
+                let gone = std::mem::replace(least, entry).hash;
+                if gone != 0 {
+                    self.forget_log(gone);
+                }
                 return;
             }
             if !may_grow {
