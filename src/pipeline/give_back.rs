@@ -5,12 +5,12 @@ use std::sync::LazyLock;
 
 use super::gateway::{Gateway, Shared};
 use crate::limits::algorithm::{Rule, State};
-use crate::limits::{self, Algorithm, Checks};
+use crate::limits::batch::Refund;
+use crate::limits::{self, Checks, gate};
 use crate::redis::{Lane, Script};
 
-/// Takes a request off one counter, if that is still the one it was counted in.
-static GIVE_BACK: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../redis/scripts/give_back.lua")));
+/// Takes requests off counters, where these are still what the requests were counted in.
+static REFUND: LazyLock<Script> = LazyLock::new(|| Script::new(gate::REFUND));
 
 /// One request in one counter, to be taken off again unless its answer is a failure.
 #[derive(Clone, Debug)]
@@ -65,19 +65,13 @@ async fn give_back(shared: &Shared, returned: &[Provisional]) {
         shared.local.refund(count.hash, count.rule, count.state, count.in_store);
     }
     let Some(store) = &shared.store else { return };
-    let script = &*GIVE_BACK;
     let in_store = returned.iter().filter(|count| count.in_store);
+    // Each by itself: their keys may lie on several nodes.
     futures::future::join_all(in_store.map(async |count| {
-        let mut command = script.command();
-        let rule = count.rule;
-        let kind = match rule.algorithm {
-            Algorithm::SlidingWindow => "s",
-            Algorithm::TokenBucket => "b",
-            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => "f",
-        };
-        command.arg(1).arg(&*count.key).arg(kind).arg(rule.cost.max(1)).arg(rule.period_ms.max(1));
-        command.arg(count.state.anchor);
-        if let Err(cause) = store.eval(Lane::Decisions, script, &command).await {
+        let refund = Refund { key: &count.key, rule: count.rule, state: count.state, count: 1 };
+        let mut command = REFUND.command();
+        gate::encode_refunds(&[refund], &mut command);
+        if let Err(cause) = store.eval(Lane::Decisions, &REFUND, &command).await {
             tracing::debug!(%cause, "a request that was no failure stays counted");
         }
     }))
