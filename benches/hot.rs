@@ -161,6 +161,7 @@ fn limits(criterion: &mut Criterion) {
         route: "todo",
         plan: plans.named(None),
         multiplier: 1.0,
+        request: tollgate::limits::Parts::default(),
     };
     let mut checks = Checks::new();
     criterion.bench_function("limits: build 3 checks", |b| {

@@ -29,10 +29,17 @@ pub fn encode_key_part(part: &str) -> Cow<'_, str> {
             return encoded;
         }
     }
+    Cow::Owned(digest_key_part(part.as_bytes()))
+}
+
+/// `part` as it stands in a store key where it must not be readable: `sha256-` and the first 32 hex digits of its
+/// SHA-256.
+#[must_use]
+pub fn digest_key_part(part: &[u8]) -> String {
     let mut text = String::with_capacity(DIGEST_PREFIX.len() + 32);
     text.push_str(DIGEST_PREFIX);
-    push_hex(&mut text, Sha256::digest(part.as_bytes()).iter().take(16));
-    Cow::Owned(text)
+    push_hex(&mut text, Sha256::digest(part).iter().take(16));
+    text
 }
 
 /// The SHA-256 of `bytes` in 64 lower-case hex digits.

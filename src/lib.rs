@@ -12,6 +12,7 @@ pub mod demo;
 pub mod header_names;
 pub mod identifiers;
 pub mod identity;
+pub mod json;
 pub mod limits;
 pub mod logging;
 pub mod metrics;

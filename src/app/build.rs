@@ -102,6 +102,7 @@ pub fn gateway(spec: &Spec, shared: Arc<Shared>) -> Result<Gateway, Vec<Unusable
             body: spec.server.body_timeout,
             write: spec.server.write_timeout,
         },
+        body_peek: spec.limits.body_peek,
         expose_cache_key: spec.cache.expose_key,
         shared,
     })
@@ -462,16 +463,6 @@ fn plans(spec: &Spec) -> Result<Plans, Unusable> {
 }
 
 fn policy(policy: &spec::Policy) -> Result<Policy, PolicyError> {
-    let part = |part: &spec::KeyPart| match part {
-        spec::KeyPart::Ip => limits::KeyPart::Ip,
-        spec::KeyPart::User => limits::KeyPart::User,
-        spec::KeyPart::Token => limits::KeyPart::Token,
-        spec::KeyPart::ApiToken => limits::KeyPart::ApiToken,
-        spec::KeyPart::Route => limits::KeyPart::Route,
-        spec::KeyPart::Plan => limits::KeyPart::Plan,
-        spec::KeyPart::Caller => limits::KeyPart::Caller,
-    };
-    let key: Vec<_> = policy.key.iter().map(part).collect();
     let algorithm = match (policy.algorithm, policy.cooldown) {
         (spec::LimitAlgorithm::CoolDown, Some(cooldown)) => limits::Algorithm::CoolDown(limits::CoolDown {
             interval_ms: millis(cooldown.interval).max(1),
@@ -500,11 +491,15 @@ fn policy(policy: &spec::Policy) -> Result<Policy, PolicyError> {
         spec::OnStoreFailure::Allow => limits::OnStoreFailure::Allow,
         spec::OnStoreFailure::Deny => limits::OnStoreFailure::Deny,
     };
-    Ok(Policy::new(&policy.name, &key, algorithm, quota)?
+    let built = Policy::new(&policy.name, &policy.key, algorithm, quota)?
         .with_cost(policy.cost)?
         .with_on_store_failure(on_store_failure)
         .with_penalise(policy.penalise)
         .with_shadow(policy.shadow)
         .with_lease(policy.lease)
-        .with_applies_to(applies_to))
+        .with_applies_to(applies_to);
+    Ok(match &policy.failures {
+        Some(statuses) => built.with_failures(statuses),
+        None => built,
+    })
 }

@@ -133,6 +133,7 @@ pub static KEYS: &[Key] = &[
     is("limits.x_ratelimit_headers", "boolean", "true", "Whether `X-RateLimit-Limit`, `-Remaining` and `-Reset` are sent."),
     is("limits.ietf_headers", "boolean", "true", "Whether `RateLimit-Policy` and `RateLimit` are sent."),
     is("limits.coalesce", "boolean", "true", "Whether requests that share a counter are asked for together while its last question is under way; it decides nothing."),
+    is("limits.body_peek", "size, 1 KiB to 48 KiB", r#""16KiB""#, "Longest request body that is read for a policy with `body:FIELD`; longer ones pass unread and count as unreadable."),
     is("limits.local_keys", "1000 to 10000000", "100000", "Most counters and refusals an instance holds in its memory."),
 
     unset("plans.<name>.windows[].limit", "1 to 1000000000", "Requests in this window; required there."),
@@ -143,8 +144,8 @@ pub static KEYS: &[Key] = &[
     unset("plans.<name>.hour", "1 to 1000000000", "Short for a window of 3600 s."),
     unset("plans.<name>.day", "1 to 1000000000", "Short for a window of 86400 s."),
 
-    required("policies.<name>.key", "list of ip, user, token, api_token, route, plan, caller",
-        "What is counted by; `caller` is the user when identified, else the address."),
+    required("policies.<name>.key", "list of ip, user, token, api_token, route, plan, caller, header:NAME, cookie:NAME, body:FIELD",
+        "What is counted by; `caller` is the user when identified, else the address. `body:email` is a field of a JSON or form body, `body:user.email` one of a nested object; case, white space and Unicode form make no difference. What comes from the request stands in Redis only as a digest, and all who leave it out, repeat it or make it unreadable share one counter."),
     is("policies.<name>.applies_to", "all, anonymous, identified", r#""all""#, "Whose requests it counts: everyone's, or those of callers without or with a token."),
     is("policies.<name>.algorithm", "fixed-window, sliding-window, token-bucket, sliding-log, cool-down", r#""fixed-window""#, "How requests are counted."),
     unset("policies.<name>.windows[].limit", "1 to 1000000000", "Requests in this window; required there."),
@@ -156,6 +157,8 @@ pub static KEYS: &[Key] = &[
     unset("policies.<name>.concurrency", "1 to 1000000", "Instead of windows: most requests of one subject in flight at once, on each instance for itself."),
     is("policies.<name>.cost", "1 to 1000000", "1", "What one request costs."),
     is("policies.<name>.on_store_failure", "local, allow, deny", r#""local""#, "While Redis is away: count in memory, let all pass, or refuse all."),
+    is("policies.<name>.count", "requests, failures", r#""requests""#, "Whether every request counts, or only those whose answer is a failure; the others are given back when they are answered."),
+    is("policies.<name>.failure_statuses", "list of 200 to 599", "[401, 403]", "Answers that count as failures."),
     is("policies.<name>.penalise", "boolean", "false", "Whether refused requests count too."),
     is("policies.<name>.shadow", "boolean", "false", "Whether it only watches: it counts, says in metrics what it would refuse, and clients see nothing of it."),
     is("policies.<name>.lease", "boolean", "false", "Whether an instance may take several requests' worth of a fixed window at once; for limits of 100 or more."),

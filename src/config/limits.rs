@@ -1,10 +1,11 @@
 //! Reads `[limits]`, `[plans.*]` and `[policies.*]`: who may do how much. Counting is the limits floor's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use super::error::did_you_mean;
 use super::reader::Reader;
+use super::request_keys::{body_peek, failures};
 use super::spec::{AppliesTo, CoolDown, KeyPart, LimitAlgorithm, Limits, Plan, Policy, Quota, Window};
 use super::value::is_name;
 use crate::limits::policy::MAX_LOG_LIMIT;
@@ -68,6 +69,7 @@ pub(super) fn limits(root: &Reader<'_>, plans: &[Plan]) -> Limits {
         ietf_headers: reader.get("ietf_headers"),
         coalesce: reader.get("coalesce"),
         local_keys: reader.within("local_keys", 1_000..=10_000_000),
+        body_peek: body_peek(&reader),
     }
 }
 
@@ -94,7 +96,7 @@ pub(super) fn policies(root: &Reader<'_>, plans: &[Plan]) -> Vec<Policy> {
 
 fn policy(name: Box<str>, reader: &Reader<'_>, plans: &[Plan], names: &[&str]) -> Policy {
     let key: Vec<KeyPart> = reader.required_list("key");
-    if key.iter().collect::<BTreeSet<_>>().len() < key.len() {
+    if key.iter().collect::<HashSet<_>>().len() < key.len() {
         reader.refuse("key", "names a part twice; accepted: each part once");
     }
     if key.contains(&KeyPart::ApiToken) {
@@ -116,6 +118,7 @@ fn policy(name: Box<str>, reader: &Reader<'_>, plans: &[Plan], names: &[&str]) -
         cost: reader.within("cost", 1..=1_000_000),
         on_store_failure: reader.get("on_store_failure"),
         penalise: reader.get("penalise"),
+        failures: failures(reader),
         shadow: reader.get("shadow"),
         candidate: candidate(&name, reader, algorithm, names),
         lease: reader.get("lease"),
@@ -132,7 +135,17 @@ fn policy(name: Box<str>, reader: &Reader<'_>, plans: &[Plan], names: &[&str]) -
 
 /// What else a policy may not say that only counts requests in flight.
 fn alone(reader: &Reader<'_>) {
-    for key in ["algorithm", "cooldown", "cost", "on_store_failure", "penalise", "candidate", "lease"] {
+    for key in [
+        "algorithm",
+        "cooldown",
+        "cost",
+        "on_store_failure",
+        "penalise",
+        "count",
+        "failure_statuses",
+        "candidate",
+        "lease",
+    ] {
         if reader.has(key) {
             reader.refuse(key, "says nothing about requests in flight; accepted: a policy of its own");
         }

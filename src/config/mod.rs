@@ -7,6 +7,7 @@ pub mod keys;
 mod limits;
 mod listeners;
 mod reader;
+mod request_keys;
 mod routes;
 pub mod spec;
 mod template;

@@ -248,7 +248,7 @@ fn affordable(reader: &Reader<'_>, known: &Known<'_>, route: &Route, index: usiz
 /// The part of a policy's key that only an identified caller has.
 fn caller_part(known: &Known<'_>, policy: &str) -> Option<KeyPart> {
     let policy = known.policy(policy)?;
-    policy.key.iter().find(|part| part.needs_caller()).copied()
+    policy.key.iter().find(|part| part.needs_caller()).cloned()
 }
 
 fn known_upstream(reader: &Reader<'_>, known: &Known<'_>) -> Option<Box<str>> {

@@ -10,9 +10,10 @@ use ipnet::IpNet;
 use super::template::Template;
 use super::value::{HostPort, RedisUrl, Secret};
 pub use super::words::{
-    AccessField, Algorithm, AppliesTo, Auth, Balance, ClientAddressHeader, Environment, HashTags, KeyPart,
+    AccessField, Algorithm, AppliesTo, Auth, Balance, ClientAddressHeader, Count, Environment, HashTags,
     LimitAlgorithm, LogFormat, LogLevel, Logout, OnStoreFailure, ResetFormat, UpstreamProtocol,
 };
+pub use crate::limits::KeyPart;
 
 /// The whole configuration; names used by routes and policies exist.
 #[derive(Clone, Debug)]
@@ -258,6 +259,8 @@ pub struct Limits {
     pub local_keys: u32,
     /// Whether requests that share a counter are asked for together.
     pub coalesce: bool,
+    /// Longest body that is read for a policy, in bytes.
+    pub body_peek: usize,
 }
 
 /// One window of a policy or plan.
@@ -321,6 +324,8 @@ pub struct Policy {
     pub on_store_failure: OnStoreFailure,
     /// Whether refused requests count too.
     pub penalise: bool,
+    /// Statuses of answers that count, never empty; `None`: every request counts.
+    pub failures: Option<Vec<u16>>,
     /// Whether it only watches.
     pub shadow: bool,
     /// Windows that are watched beside the enforced ones, under the name [`Policy::candidate_name`]; never empty.

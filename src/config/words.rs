@@ -94,24 +94,6 @@ words! {
         Delta = "delta",
     }
 
-    /// One part of what a policy counts by.
-    pub enum KeyPart {
-        /// The client address (IPv6: its network).
-        Ip = "ip",
-        /// The subject of the token.
-        User = "user",
-        /// The token itself.
-        Token = "token",
-        /// The API token.
-        ApiToken = "api_token",
-        /// The route.
-        Route = "route",
-        /// The plan of the caller.
-        Plan = "plan",
-        /// The user when identified, else the client address.
-        Caller = "caller",
-    }
-
     /// How a policy counts.
     pub enum LimitAlgorithm {
         /// One counter that expires.
@@ -144,6 +126,14 @@ words! {
         On = "on",
         /// Never: on a Cluster one request then asks more nodes.
         Off = "off",
+    }
+
+    /// Which requests a policy counts.
+    pub enum Count {
+        /// All of them.
+        Requests = "requests",
+        /// Those whose answer is a failure.
+        Failures = "failures",
     }
 
     /// What a policy does while the shared store is away.
@@ -186,13 +176,6 @@ words! {
         Gateway = "gateway",
         /// The upstream; its 2xx makes it a logout.
         Forward = "forward",
-    }
-}
-
-impl KeyPart {
-    /// Whether only an identified caller has it.
-    pub const fn needs_caller(self) -> bool {
-        matches!(self, Self::User | Self::Token | Self::ApiToken)
     }
 }
 

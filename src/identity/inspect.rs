@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::claims::Times;
-use super::json::parse_object;
+use crate::json::parse_object;
 use super::jwt::{Parsed, Parts, decode};
 use super::refused::Refused;
 use super::verifier::Verifier;

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
 use super::algorithm::Algorithm;
-use super::json::parse_object;
+use crate::json::parse_object;
 use super::refused::Refused;
 
 /// Longest `kid`, in bytes.

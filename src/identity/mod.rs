@@ -11,7 +11,6 @@ mod der;
 #[allow(clippy::module_inception, reason = "the type the whole module is about")]
 mod identity;
 pub mod inspect;
-pub mod json;
 pub mod jwt;
 pub mod keys;
 pub mod mapping;

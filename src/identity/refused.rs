@@ -2,7 +2,7 @@
 //!
 //! The reason is for metrics, the audit trail and `token inspect`; a client reads one of three static texts.
 
-use super::json::JsonProblem;
+use crate::json::JsonProblem;
 
 /// Why a token is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]

@@ -276,6 +276,7 @@ mod tests {
             route: "r",
             plan,
             multiplier: 1.0,
+            request: crate::limits::Parts::default(),
         };
         let (local, mut checks) = (Local::new(local::Settings::default()), Checks::new());
         checks.begin(NOW);

@@ -319,6 +319,34 @@ impl Local {
         }
     }
 
+    /// Takes one request off the counter of a key (its [`super::KeySpace::hash`]), which was `counted` after it; and
+    /// off what the store is owed, unless it was counted `in_store`.
+    pub fn refund(&self, hash: u64, rule: Rule, counted: State, in_store: bool) {
+        let Some(shard) = self.shards.get(shard_of(hash)) else { return };
+        let mut shard = shard.lock();
+        if !in_store && let Some(mut owed) = shard.take_owed(hash) {
+            owed.refund(counted);
+            shard.put_owed(owed);
+        }
+        if rule.algorithm == Algorithm::SlidingLog {
+            let log = shard.take_log(hash).map(|mut log| {
+                log.take_back(&rule, counted);
+                log
+            });
+            match (log, shard.find(hash)) {
+                (Some(log), Some(entry)) => {
+                    entry.state = log.state(&rule);
+                    shard.put_log(hash, log);
+                }
+                // What is known of the store's log cannot be counted back: it is asked again.
+                (None, Some(entry)) if entry.remote => shard.remove(hash),
+                _ => {}
+            }
+        } else if let Some(entry) = shard.find(hash) {
+            entry.state = rule.refund(entry.state, counted);
+        }
+    }
+
     /// Forgets the counter of a key (its [`super::KeySpace::hash`]), after somebody reset it.
     pub fn forget(&self, hash: u64) {
         if let Some(shard) = self.shards.get(shard_of(hash)) {

@@ -8,6 +8,7 @@
 
 pub mod algorithm;
 pub mod batch;
+pub mod body;
 pub mod check;
 pub mod concurrency;
 pub mod fields;
@@ -21,6 +22,7 @@ pub mod user_limits;
 #[cfg(test)]
 mod conformance;
 
+pub use body::{Body, FieldPath};
 pub use check::{Check, Checks, CounterState, Decision, Refused, Violated};
 pub use concurrency::{InFlight, Permit};
 pub use local::Local;
@@ -28,5 +30,5 @@ pub use plan::{Plan, Plans};
 pub use policy::{
     Algorithm, AppliesTo, Concurrency, CoolDown, KeyPart, LimitSource, OnStoreFailure, Policy, Window,
 };
-pub use subject::{Caller, KeySpace};
+pub use subject::{Caller, KeySpace, Parts};
 pub use user_limits::UserLimits;

@@ -1,8 +1,12 @@
 //! What is limited: named policies, the parts of their keys, their windows and what to do without a store.
 //! Everything is valid once built; nothing here counts.
 
+use std::fmt;
 use std::time::Duration;
 
+use http::HeaderName;
+
+use super::body::FieldPath;
 use crate::clock::millis;
 
 /// The longest window: a leap year. Bounds keep every computation on times far from overflow.
@@ -40,8 +44,10 @@ pub enum PolicyError {
     UnknownDefaultPlan(Box<str>),
 }
 
-/// One component of what a policy counts by. A policy does not apply to a caller who lacks one of its parts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// One component of what a policy counts by. A policy does not apply to an anonymous caller where its key asks for
+/// a part of an identity; what any caller could leave out of a request ([`Self::Header`], [`Self::Cookie`],
+/// [`Self::Body`]) is counted together for all who do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum KeyPart {
     /// The client address (IPv6 by network).
@@ -58,19 +64,35 @@ pub enum KeyPart {
     Caller,
     /// The id of an opaque API token.
     ApiToken,
+    /// A header field of the request.
+    Header(HeaderName),
+    /// A cookie of the request.
+    Cookie(Box<str>),
+    /// A field of the request's JSON or form body.
+    Body(FieldPath),
 }
 
 impl KeyPart {
-    /// The word of the configuration file.
-    pub const fn as_str(self) -> &'static str {
+    /// Whether only an identified caller has it.
+    pub const fn needs_caller(&self) -> bool {
+        matches!(self, Self::User | Self::Token | Self::ApiToken)
+    }
+}
+
+impl fmt::Display for KeyPart {
+    /// As in the configuration file.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ip => "ip",
-            Self::User => "user",
-            Self::Token => "token",
-            Self::Route => "route",
-            Self::Plan => "plan",
-            Self::Caller => "caller",
-            Self::ApiToken => "api_token",
+            Self::Ip => f.write_str("ip"),
+            Self::User => f.write_str("user"),
+            Self::Token => f.write_str("token"),
+            Self::Route => f.write_str("route"),
+            Self::Plan => f.write_str("plan"),
+            Self::Caller => f.write_str("caller"),
+            Self::ApiToken => f.write_str("api_token"),
+            Self::Header(name) => write!(f, "header:{name}"),
+            Self::Cookie(name) => write!(f, "cookie:{name}"),
+            Self::Body(path) => write!(f, "body:{path}"),
         }
     }
 }
@@ -310,6 +332,7 @@ pub struct Policy {
     penalise: bool,
     shadow: bool,
     lease: bool,
+    failures: Option<Box<[u16]>>,
 }
 
 impl Policy {
@@ -343,6 +366,7 @@ impl Policy {
             penalise: false,
             shadow: false,
             lease: false,
+            failures: None,
         })
     }
 
@@ -379,6 +403,13 @@ impl Policy {
     #[must_use]
     pub fn with_lease(self, lease: bool) -> Self {
         Self { lease, ..self }
+    }
+
+    /// The same policy where only requests count whose answer has one of these `statuses`. All count until they are
+    /// answered, so that guesses made side by side cannot slip through.
+    #[must_use]
+    pub fn with_failures(self, statuses: &[u16]) -> Self {
+        Self { failures: Some(statuses.into()), ..self }
     }
 
     /// The name: `[a-z0-9_-]{1,32}`.
@@ -435,6 +466,22 @@ impl Policy {
     pub const fn lease(&self) -> bool {
         self.lease
     }
+
+    /// Whether some requests are given back once they are answered.
+    pub const fn counts_failures_only(&self) -> bool {
+        self.failures.is_some()
+    }
+
+    /// Whether a request that was answered with `status` (`None`: never answered) stays counted.
+    pub fn keeps(&self, status: Option<u16>) -> bool {
+        let failure = |statuses: &[u16]| status.is_some_and(|status| statuses.contains(&status));
+        self.failures.as_deref().is_none_or(failure)
+    }
+
+    /// Whether its key has a part that only the body tells.
+    pub fn needs_body(&self) -> bool {
+        self.key.iter().any(|part| matches!(part, KeyPart::Body(_)))
+    }
 }
 
 #[cfg(test)]
@@ -453,6 +500,15 @@ mod tests {
         assert_eq!(Window::new(5, Duration::from_millis(1_500)).unwrap().name(), "1500ms");
         assert_eq!(window(5, 60).detail(), "Rate limit exceeded. Max 5 requests per 60 seconds.");
         assert_eq!(window(1, 1).detail(), "Rate limit exceeded. Max 1 request per 1 second.");
+    }
+
+    #[test]
+    fn only_failures_stay_counted_where_only_failures_count() {
+        let plain = Policy::new("a", &[KeyPart::Ip], Algorithm::FixedWindow, LimitSource::Plan).unwrap();
+        assert!(plain.keeps(Some(200)) && plain.keeps(None));
+        let policy = plain.with_failures(&[401, 403]);
+        assert!(policy.keeps(Some(401)) && policy.keeps(Some(403)));
+        assert!(!policy.keeps(Some(200)) && !policy.keeps(Some(502)) && !policy.keeps(None));
     }
 
     #[test]

@@ -1,9 +1,30 @@
 //! Who is counted: the caller's parts and the Redis keys made of them.
 //! No key can be forged or grow without bound, whatever a token or path holds.
 
+use http::header::COOKIE;
+use http::{HeaderMap, HeaderName};
+
+use super::body::Body;
 use super::plan::Plan;
 use super::policy::{KeyPart, Policy};
-use crate::identifiers::encode_key_part;
+use crate::identifiers::{digest_key_part, encode_key_part};
+
+/// Longest header or cookie value that tells one caller from another, in bytes.
+pub const MAX_VALUE: usize = 4_096;
+
+/// Who leaves a header or cookie out, repeats it or makes it too long, counts as this. No encoded part holds `*`.
+const NONE: &[u8] = b"*none";
+/// Whose body does not tell, counts as this.
+const UNREADABLE: &[u8] = b"*unreadable";
+
+/// What the request itself says about who makes it; the default says nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Parts<'a> {
+    /// Its header fields.
+    pub headers: Option<&'a HeaderMap>,
+    /// Its body, where it was looked at.
+    pub body: Option<&'a Body>,
+}
 
 /// Everything a policy may count by, for one request.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +43,8 @@ pub struct Caller<'a> {
     pub plan: &'a Plan,
     /// Multiplies the plan's limits; already sanitised by [`super::plan::Plans::combined`].
     pub multiplier: f64,
+    /// What the request itself says.
+    pub request: Parts<'a>,
 }
 
 /// Makes keys and their hashes: the prefix and the secret of the hasher.
@@ -61,7 +84,7 @@ impl KeySpace {
         let subject = out.len() + 1;
         for part in policy.key() {
             out.push(b':');
-            if !write_part(*part, caller, out) {
+            if !write_part(part, caller, out) {
                 out.truncate(start);
                 return false;
             }
@@ -88,7 +111,7 @@ impl Default for KeySpace {
 
 // An address may stay raw: an encoded part holds neither `:` nor `/`, a v6 network always ends in `/<bits>`,
 // and a v4 address holds no `:`. So a reader who knows the policy can always tell where the address ends.
-fn write_part(part: KeyPart, caller: &Caller<'_>, out: &mut Vec<u8>) -> bool {
+fn write_part(part: &KeyPart, caller: &Caller<'_>, out: &mut Vec<u8>) -> bool {
     let text = match part {
         KeyPart::Ip => {
             out.extend_from_slice(caller.ip.as_bytes());
@@ -97,10 +120,22 @@ fn write_part(part: KeyPart, caller: &Caller<'_>, out: &mut Vec<u8>) -> bool {
         KeyPart::Caller => {
             if caller.user.is_some() {
                 out.extend_from_slice(b"user:");
-                return write_part(KeyPart::User, caller, out);
+                return write_part(&KeyPart::User, caller, out);
             }
             out.extend_from_slice(b"ip:");
-            return write_part(KeyPart::Ip, caller, out);
+            return write_part(&KeyPart::Ip, caller, out);
+        }
+        KeyPart::Header(name) => {
+            let value = caller.request.headers.and_then(|headers| header(headers, name));
+            return write_digest(value, NONE, out);
+        }
+        KeyPart::Cookie(name) => {
+            let value = caller.request.headers.and_then(|headers| cookie(headers, name));
+            return write_digest(value, NONE, out);
+        }
+        KeyPart::Body(path) => {
+            let value = caller.request.body.and_then(|body| body.value(path));
+            return write_digest(value.as_deref().map(str::as_bytes), UNREADABLE, out);
         }
         KeyPart::User => caller.user,
         KeyPart::Token => caller.token,
@@ -112,6 +147,34 @@ fn write_part(part: KeyPart, caller: &Caller<'_>, out: &mut Vec<u8>) -> bool {
         out.extend_from_slice(encode_key_part(text).as_bytes());
         true
     })
+}
+
+/// Headers and cookies hold API keys and sessions, bodies mail addresses: none of them is readable in a key.
+fn write_digest(value: Option<&[u8]>, otherwise: &[u8], out: &mut Vec<u8>) -> bool {
+    match value {
+        Some(value) => out.extend_from_slice(digest_key_part(value).as_bytes()),
+        None => out.extend_from_slice(otherwise),
+    }
+    true
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a [u8]> {
+    only(headers.get_all(name).iter().map(|value| value.as_bytes().trim_ascii()))
+}
+
+/// HTTP/2 may send each cookie in a line of its own (RFC 9113 section 8.2.3).
+fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
+    let pairs = headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+    only(pairs.filter_map(|pair| {
+        let at = pair.iter().position(|byte| *byte == b'=')?;
+        let (found, value) = pair.split_at_checked(at)?;
+        (found.trim_ascii() == name.as_bytes()).then(|| value.get(1..).unwrap_or_default().trim_ascii())
+    }))
+}
+
+fn only<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Option<&'a [u8]> {
+    let value = values.next()?;
+    (values.next().is_none() && (1..=MAX_VALUE).contains(&value.len())).then_some(value)
 }
 
 #[cfg(test)]
@@ -151,6 +214,7 @@ mod tests {
             route: "orders/list",
             plan: plans.named(Some("pro")),
             multiplier: 1.0,
+            request: Parts::default(),
         };
         let mut out = Vec::new();
         let applies = KeySpace::default().write_key(&policy, &caller, &mut out);
@@ -218,11 +282,89 @@ mod tests {
                     route: "r",
                     plan: plans.anonymous(),
                     multiplier: 1.0,
+                    request: Parts::default(),
                 };
                 let mut out = b"before".to_vec();
                 assert_eq!(KeySpace::default().write_key(&policy, &caller, &mut out), applies);
                 assert_eq!(out.len() > 6, applies);
             }
+        }
+    }
+
+    fn key_of(part: KeyPart, request: Parts<'_>) -> String {
+        let plans = Plans::standard().unwrap();
+        let parts = [KeyPart::Ip, part];
+        let policy = Policy::new("p", &parts, Algorithm::FixedWindow, LimitSource::Plan).unwrap();
+        let plan = plans.named(None);
+        let (ip, route) = ("192.0.2.1", "login");
+        let caller =
+            Caller { ip, user: None, token: None, api_token: None, route, plan, multiplier: 1.0, request };
+        let mut out = Vec::new();
+        assert!(KeySpace::default().write_key(&policy, &caller, &mut out));
+        String::from_utf8(out).unwrap()
+    }
+
+    fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
+        lines.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
+    }
+
+    const NOBODY: &str = "rate_limit:p:192.0.2.1:*none";
+
+    fn digest(text: &str) -> String {
+        format!("rate_limit:p:192.0.2.1:{}", digest_key_part(text.as_bytes()))
+    }
+
+    #[test]
+    fn a_header_counts_by_its_only_value_and_nobody_escapes_by_another() {
+        let key = |lines: &[(&'static str, &str)]| {
+            let headers = headers(lines);
+            let part = KeyPart::Header(HeaderName::from_static("x-key"));
+            key_of(part, Parts { headers: Some(&headers), body: None })
+        };
+        assert_eq!(key(&[("x-key", "k1"), ("x-other", "o")]), digest("k1"));
+        assert_eq!(key(&[("x-key", "*none")]), digest("*none"));
+        let long = "x".repeat(MAX_VALUE + 1);
+        for lines in [
+            &[][..],
+            &[("x-key", "")],
+            &[("x-key", "a"), ("x-key", "b")],
+            &[("x-key", &long)],
+            &[("x-ke", "a")],
+        ] {
+            assert_eq!(key(lines), NOBODY, "{lines:?}");
+        }
+        let part = KeyPart::Header(HeaderName::from_static("x-key"));
+        assert_eq!(key_of(part, Parts::default()), NOBODY);
+    }
+
+    #[test]
+    fn a_cookie_counts_by_its_only_value_in_any_line() {
+        let key = |lines: &[(&'static str, &str)]| {
+            let headers = headers(lines);
+            key_of(KeyPart::Cookie("sid".into()), Parts { headers: Some(&headers), body: None })
+        };
+        assert_eq!(key(&[("cookie", "a=1; sid=s=1 ;b=2")]), digest("s=1"));
+        assert_eq!(key(&[("cookie", "a=1"), ("cookie", "sid=s=1")]), digest("s=1"));
+        for cookies in ["", "sid", "sid=", "SID=s", "xsid=s", "sid=a; sid=b", "sid=a;sid=a"] {
+            assert_eq!(key(&[("cookie", cookies)]), NOBODY, "{cookies}");
+        }
+        assert_eq!(key(&[("cookie", "sid=a"), ("cookie", "sid=b")]), NOBODY);
+        assert_eq!(key(&[]), NOBODY);
+    }
+
+    #[test]
+    fn a_body_field_counts_by_its_digest_and_an_unreadable_body_by_one_subject() {
+        use super::super::body::FieldPath;
+        let json = headers(&[("content-type", "application/json")]);
+        let key = |body: Option<&Body>| {
+            let part = KeyPart::Body(FieldPath::parse("email").unwrap());
+            key_of(part, Parts { headers: Some(&json), body })
+        };
+        let body = Body::parse(&json, br#"{"email":" Ada@Example.com. "}"#);
+        assert_eq!(key(Some(&body)), digest("ada@example.com"));
+        let body = Body::parse(&json, br#"{"email":7}"#);
+        for body in [None, Some(&body), Some(&Body::UNREADABLE)] {
+            assert_eq!(key(body), "rate_limit:p:192.0.2.1:*unreadable");
         }
     }
 

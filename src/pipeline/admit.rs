@@ -6,11 +6,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use http::{HeaderMap, Method};
 
 use super::context::{Admission, Admitted, Context, Target};
 use super::exchange::{self, Answer};
 use super::gateway::Gateway;
+use super::give_back::provisional;
 use super::head::{self, Framing, Head, HeadInput, Upgrade};
 use super::refusal::{Limited, Refusal};
 use super::user_limits;
@@ -25,7 +27,7 @@ use crate::identity::revocation::{Effect, Revocation};
 use crate::identity::{Identity, IdentityRefusal, Refused, Requirement, credentials};
 use crate::limits::user_limits::Adjustment;
 use crate::limits::{
-    self, Caller, Checks, Decision, OnStoreFailure, Permit, Plan, Violated, fields,
+    self, Body, Caller, Checks, Decision, OnStoreFailure, Parts, Permit, Plan, Policy, Violated, fields,
 };
 use crate::metrics::{LimitOutcome, LimitSource};
 use crate::route::table::Found;
@@ -56,17 +58,56 @@ pub enum CacheUse {
     Used(Box<Transaction>),
 }
 
+/// A request as it is judged.
+pub trait Request: Send {
+    /// Its head.
+    fn head(&self) -> HeadInput<'_>;
+
+    /// The whole body, `None` when there is none or it is longer than `limit` bytes. Whatever was read still
+    /// reaches the upstream, byte for byte. Called at most once.
+    ///
+    /// # Errors
+    /// [`Refusal::SlowBody`] and [`Refusal::ClientBroke`].
+    fn peek(&mut self, limit: usize) -> impl Future<Output = Result<Option<Bytes>, Refusal>> + Send;
+}
+
 /// Judges a request. What was learned is in `context`, whether it is admitted or not.
 ///
 /// # Errors
 /// The first stage's refusal.
 pub async fn admit(
     gateway: &Gateway,
-    input: &HeadInput<'_>,
+    request: &mut impl Request,
     peer: IpAddr,
     origin: Origin,
     context: &mut Context,
 ) -> Result<(), Refusal> {
+    let Judged { route, params, identity, client, pending, overwrites, target } =
+        judge(gateway, &request.head(), peer, context)?;
+    let cache = decide(gateway, request, &route, client, identity.as_ref(), pending, origin, context).await?;
+    context.admission =
+        Admission::Admitted(Box::new(Admitted { route, params, identity, cache, overwrites, target }));
+    Ok(())
+}
+
+/// What the head alone tells.
+struct Judged {
+    route: Arc<Route>,
+    params: Params,
+    identity: Option<Arc<Identity>>,
+    client: ClientAddr,
+    pending: PendingCache,
+    overwrites: Option<Box<str>>,
+    target: Target,
+}
+
+/// Everything that can be said of the head, here and now.
+fn judge(
+    gateway: &Gateway,
+    input: &HeadInput<'_>,
+    peer: IpAddr,
+    context: &mut Context,
+) -> Result<Judged, Refusal> {
     let now = context.received_at;
 
     // Is this one well-formed request?
@@ -108,7 +149,7 @@ pub async fn admit(
     }
     permit(&route.access, identity.as_deref())?;
 
-    // May it, at this rate? And what may the cache do?
+    // What may the cache do?
     let cache_host = if context.host == context.authority {
         Cow::Borrowed(&*context.authority)
     } else {
@@ -131,18 +172,10 @@ pub async fn admit(
         .as_ref()
         .map(|settings| cache::Pending::new(settings, input.method, input.headers, target, param))
         .map(|pending| pending.and_then(|pending| personal(gateway, &route, &head, input.headers, pending)));
-    let cache = decide(gateway, &route, client, identity.as_ref(), pending, origin, context).await?;
 
     let rewritten = rewritten(&head, &path, query.as_deref());
-    context.admission = Admission::Admitted(Box::new(Admitted {
-        route,
-        params,
-        identity,
-        cache,
-        overwrites,
-        target: Target { rewritten, websocket: head.upgrade == Upgrade::WebSocket },
-    }));
-    Ok(())
+    let target = Target { rewritten, websocket: head.upgrade == Upgrade::WebSocket };
+    Ok(Judged { route, params, identity, client, pending, overwrites, target })
 }
 
 /// On a route that does not look at tokens a request may still carry one, wherever the configuration says tokens
@@ -233,9 +266,12 @@ fn identify<'a>(
 
 type PendingCache = Option<Result<cache::Pending, Bypass>>;
 
-/// Limits, revocation and cache generations: locally where the answer is known, else in one exchange.
+/// May it, at this rate? Limits, revocation and cache generations: locally where the answer is known, else in one
+/// exchange. The body is read only for a policy that needs it, and only when nothing else refuses the request.
+#[allow(clippy::too_many_arguments, reason = "all of them are of one request")]
 async fn decide(
     gateway: &Gateway,
+    request: &mut impl Request,
     route: &Route,
     client: ClientAddr,
     identity: Option<&Arc<Identity>>,
@@ -265,11 +301,29 @@ async fn decide(
             plan,
             multiplier: identity
                 .map_or(1.0, |identity| gateway.plans.combined(identity.multiplier, adjustment.multiplier)),
+            request: Parts::default(),
         };
-        permits = enter(gateway, route, &caller, &mut checks, context)?;
-        collect(gateway, route, &caller, &mut checks);
-        if let Some(refused) = shared.local.refused(&mut checks, now) {
+        let peeks = gateway.policies_of(route).any(|(_, policy)| policy.needs_body());
+        let parts = Parts { headers: Some(request.head().headers), body: None };
+        let first = Caller { request: parts, ..caller };
+        enter(gateway, route, &first, &mut checks, &mut permits, context)?;
+        collect(gateway, route, &first, &mut checks);
+        // A policy that counts refused requests too must see this one; it may be one that needs the body.
+        let penalises = || gateway.policies_of(route).any(|(_, policy)| policy.penalise());
+        if !(peeks && penalises())
+            && let Some(refused) = shared.local.refused(&mut checks, now)
+        {
             return Err(refuse(gateway, &checks, plan, refused, LimitSource::Known, context));
+        }
+        if peeks {
+            let body = read_body(gateway, request).await?;
+            let parts = Parts { headers: Some(request.head().headers), body: Some(&body) };
+            let second = Caller { request: parts, ..caller };
+            enter(gateway, route, &second, &mut checks, &mut permits, context)?;
+            collect(gateway, route, &second, &mut checks);
+            if let Some(refused) = shared.local.refused(&mut checks, now) {
+                return Err(refuse(gateway, &checks, plan, refused, LimitSource::Known, context));
+            }
         }
     }
 
@@ -318,6 +372,9 @@ async fn decide(
         Decision::Admitted { .. } => {
             let unseen = |index| blind.contains(index) && says(&checks, index, OnStoreFailure::Allow);
             let over = |index| over_in_shadow(&checks, index);
+            let in_store = matches!(source, LimitSource::Redis);
+            context.provisional =
+                provisional(gateway, &checks, in_store, |index| !unseen(index) && !over(index));
             count(gateway, &checks, LimitOutcome::Admitted, source, |index| !unseen(index) && !over(index));
             if !blind.is_empty() {
                 count(gateway, &checks, LimitOutcome::AllowedBlind, source, unseen);
@@ -353,6 +410,15 @@ fn says(checks: &Checks, index: usize, wanted: OnStoreFailure) -> bool {
     checks.get(index).is_some_and(|check| check.on_store_failure == wanted)
 }
 
+/// The body as far as it tells who is asking.
+async fn read_body(gateway: &Gateway, request: &mut impl Request) -> Result<Body, Refusal> {
+    if !Body::may_be_read(request.head().headers) {
+        return Ok(Body::UNREADABLE);
+    }
+    let bytes = request.peek(gateway.body_peek).await?;
+    Ok(bytes.map_or(Body::UNREADABLE, |bytes| Body::parse(request.head().headers, &bytes)))
+}
+
 /// How the caller's limits differ from the plan's; looks it up in the background when that is due.
 fn adjustment(
     gateway: &Gateway,
@@ -374,17 +440,26 @@ fn adjustment(
     adjustment
 }
 
+/// The policies whose turn it is: without a body those that need none, and with it those that do.
+fn in_turn<'a>(
+    gateway: &'a Gateway,
+    route: &'a Route,
+    caller: &Caller<'_>,
+) -> impl Iterator<Item = (u16, &'a Policy)> + use<'a> {
+    let body = caller.request.body.is_some();
+    gateway.policies_of(route).filter(move |(_, policy)| policy.needs_body() == body)
+}
+
 /// Lets the request in where policies limit how many are in flight; local, so it comes first.
 fn enter(
     gateway: &Gateway,
     route: &Route,
     caller: &Caller<'_>,
     checks: &mut Checks,
+    permits: &mut Vec<Permit>,
     context: &mut Context,
-) -> Result<Vec<Permit>, Refusal> {
-    let mut permits = Vec::new();
-    for &index in &route.policies {
-        let Some(policy) = gateway.policies.get(usize::from(index)) else { continue };
+) -> Result<(), Refusal> {
+    for (index, policy) in in_turn(gateway, route, caller) {
         let Some(limit) = policy.concurrency() else { continue };
         let Some(subject) = checks.subject(&gateway.shared.keys, policy, caller) else { continue };
         let entered = gateway.shared.in_flight.enter(subject, limit.most());
@@ -411,12 +486,11 @@ fn enter(
             }
         }
     }
-    Ok(permits)
+    Ok(())
 }
 
 fn collect(gateway: &Gateway, route: &Route, caller: &Caller<'_>, checks: &mut Checks) {
-    for &index in &route.policies {
-        let Some(policy) = gateway.policies.get(usize::from(index)) else { continue };
+    for (index, policy) in in_turn(gateway, route, caller) {
         if let Err(problem) = checks.add(&gateway.shared.keys, index, policy, caller, route.cost) {
             // Refused when the configuration is loaded; the policies that fit still hold.
             tracing::error!(route = %route.name, %problem, "a policy is not applied");

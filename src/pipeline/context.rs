@@ -7,6 +7,7 @@ use std::time::Instant;
 use http::HeaderValue;
 
 use super::admit::{CacheUse, Params};
+use super::give_back::Provisional;
 use super::refusal::Refusal;
 use crate::client_addr::{ClientAddr, Scheme};
 use crate::clock::UnixMillis;
@@ -78,6 +79,8 @@ pub struct Context {
     pub admission: Admission,
     /// Fields that tell the client about its limits.
     pub quota: Vec<(http::HeaderName, HeaderValue)>,
+    /// Counts that depend on the upstream's answer.
+    pub provisional: Vec<Provisional>,
     /// What the limits decided, for the log.
     pub limit: Option<&'static str>,
     /// Why the gateway answered itself.
@@ -114,6 +117,7 @@ impl Context {
             identity: None,
             admission: Admission::Pending,
             quota: Vec::new(),
+            provisional: Vec::new(),
             limit: None,
             refusal: None,
             tried: Vec::new(),

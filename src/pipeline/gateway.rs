@@ -67,10 +67,19 @@ pub struct Gateway {
     pub upstreams: Vec<Arc<Upstream>>,
     /// How long clients may take.
     pub timeouts: Timeouts,
+    /// Longest body that is read for a policy, in bytes.
+    pub body_peek: usize,
     /// Whether `X-Cache-Key` is sent.
     pub expose_cache_key: bool,
     /// State that outlives the configuration.
     pub shared: Arc<Shared>,
+}
+
+impl Gateway {
+    /// The limit policies of `route` with their indices, in the order of the configuration.
+    pub fn policies_of<'a>(&'a self, route: &'a Route) -> impl Iterator<Item = (u16, &'a Policy)> {
+        route.policies.iter().filter_map(|&index| Some((index, self.policies.get(usize::from(index))?)))
+    }
 }
 
 /// State that outlives a configuration.

@@ -3,6 +3,7 @@
 pub mod admit;
 pub mod context;
 mod exchange;
+pub mod give_back;
 pub mod gateway;
 pub mod head;
 pub mod heartbeat;
@@ -15,7 +16,7 @@ pub mod reply;
 mod revoke;
 mod user_limits;
 
-pub use self::admit::{CacheUse, Origin, admit, find_param};
+pub use self::admit::{CacheUse, Origin, Request, admit, find_param};
 pub use self::context::{Admission, Admitted, Context};
 pub use self::exchange::{Exchange, GATE};
 pub use self::gateway::{Gateway, Shared, Timeouts};

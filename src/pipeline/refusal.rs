@@ -48,6 +48,8 @@ pub enum Refusal {
     UpstreamTimeout,
     /// The client's request could not be read to its end.
     ClientBroke,
+    /// The body, which a limit depends on, did not arrive in time.
+    SlowBody,
     /// A fault of the gateway's own.
     Internal,
 }
@@ -67,6 +69,7 @@ impl Refusal {
             "bad_gateway",
             "upstream_timeout",
             "client_broke",
+            "slow_body",
             "internal",
             "path",
             "identity",
@@ -91,6 +94,7 @@ impl Refusal {
             Self::BadGateway => "bad_gateway",
             Self::UpstreamTimeout => "upstream_timeout",
             Self::ClientBroke => "client_broke",
+            Self::SlowBody => "slow_body",
             Self::Internal => "internal",
         }
     }
@@ -112,6 +116,7 @@ impl Refusal {
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
             Self::Identity(refusal) if refusal.is_forbidden() => StatusCode::FORBIDDEN,
             Self::Identity(_) => StatusCode::UNAUTHORIZED,
             Self::Banned => StatusCode::FORBIDDEN,
@@ -140,6 +145,7 @@ impl Refusal {
             Self::BadGateway => "The upstream did not answer properly",
             Self::UpstreamTimeout => "The upstream did not answer in time",
             Self::ClientBroke => "The request could not be read",
+            Self::SlowBody => "The request body did not arrive in time",
             Self::Internal => "Internal error",
         }
     }

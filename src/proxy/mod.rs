@@ -5,6 +5,7 @@ mod connections;
 mod downstream;
 mod failure;
 mod headers;
+mod peek;
 mod service;
 
 use std::sync::Arc;
@@ -28,12 +29,14 @@ use crate::cache::transaction::serves_stale;
 use crate::cache::{Transaction, status};
 use crate::header_names::{X_CACHE, X_REQUEST_ID};
 use crate::metrics::{CacheOutcome, Held, UpstreamFailure};
+use crate::pipeline::give_back::settle_counts;
 use crate::pipeline::{
     self, Admitted, CacheUse, Context, Gateway, Origin, Refusal, Reply, find_param, outcome,
 };
 use crate::route::Logout;
 use crate::upstream::{self, Upstream, forward};
 
+use self::peek::Incoming;
 pub use self::service::{h2c, http1};
 
 /// What the gateway answers to a logout of its own.
@@ -50,6 +53,8 @@ pub struct Proxy {
 pub struct Exchange {
     gateway: Arc<Gateway>,
     context: Context,
+    /// The beginning of the body, where it was read and pingora does not repeat it.
+    carried: Option<Bytes>,
 }
 
 impl Proxy {
@@ -98,7 +103,9 @@ impl Exchange {
     }
 
     /// What must have happened before the client may see an answer to its request.
-    async fn settle(&self, method: &Method, status: Option<StatusCode>) {
+    async fn settle(&mut self, method: &Method, status: Option<StatusCode>) {
+        let provisional = std::mem::take(&mut self.context.provisional);
+        let counted = settle_counts(&self.gateway, provisional, status.map(|status| status.as_u16()));
         let shared = &self.gateway.shared;
         let tags = if write_invalidates(method, status) { self.changed_tags() } else { Vec::new() };
         let invalidated = async {
@@ -116,7 +123,7 @@ impl Exchange {
             }
         };
         // Side by side: the client waits for the store once.
-        tokio::join!(invalidated, logged_out);
+        tokio::join!(invalidated, logged_out, counted);
     }
 }
 
@@ -128,7 +135,7 @@ impl ProxyHttp for Proxy {
         let gateway = self.current.load_full();
         let in_flight = Held::new(&gateway.shared.metrics.families().requests_in_flight);
         let context = Context::new(gateway.shared.clock.now(), in_flight);
-        Exchange { gateway, context }
+        Exchange { gateway, context, carried: None }
     }
 
     async fn early_request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
@@ -153,12 +160,11 @@ impl ProxyHttp for Proxy {
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
         let origin = if session.subrequest_ctx.is_some() { Origin::Revalidation } else { Origin::Client };
         let gateway = Arc::clone(&exchange.gateway);
-        let raw = downstream::raw_head(session);
         let peer = downstream::peer(session);
-        let judged = {
-            let head = downstream::head(session, raw.as_ref());
-            pipeline::admit(&gateway, &head, peer, origin, &mut exchange.context).await
-        };
+        let mut incoming = Incoming::new(session, gateway.timeouts.body);
+        let judged = pipeline::admit(&gateway, &mut incoming, peer, origin, &mut exchange.context).await;
+        let continued = incoming.continued;
+        exchange.carried = incoming.carried.take();
         if let Err(refusal) = judged {
             exchange.refuse(session, refusal).await?;
             return Ok(true);
@@ -178,7 +184,7 @@ impl ProxyHttp for Proxy {
             exchange.answer(session, &Reply::json(LOGGED_OUT)).await?;
             return Ok(true);
         }
-        if downstream::awaits_continue(session) {
+        if !continued && downstream::awaits_continue(session) {
             // RFC 9110 section 10.1.1. The expectation ends here, since not every upstream knows it; a client that
             // nobody asks for its body may wait for ever.
             session.write_continue_response().await?;
@@ -193,6 +199,12 @@ impl ProxyHttp for Proxy {
         _end_of_stream: bool,
         exchange: &mut Exchange,
     ) -> Result<()> {
+        if let Some(carried) = exchange.carried.take() {
+            *body = Some(match body.take() {
+                Some(piece) => [carried, piece].concat().into(),
+                None => carried,
+            });
+        }
         // What flows through a tunnel after the upgrade is no request body.
         if let Some(piece) = body
             && !session.was_upgraded()
@@ -354,7 +366,7 @@ impl ProxyHttp for Proxy {
         if let Some(transaction) = exchange.transaction() {
             transaction.sent_upstream(now);
         }
-        let Exchange { gateway, context } = exchange;
+        let Exchange { gateway, context, .. } = exchange;
         let (Some(client), Some(trace), Some(admitted)) =
             (context.client, &context.trace, context.admitted())
         else {
@@ -528,6 +540,9 @@ impl ProxyHttp for Proxy {
         connections::answered();
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
         let bytes = session.body_bytes_sent() as u64;
+        // The upstream was never asked: a stored response, or a reply of the gateway's own.
+        let provisional = std::mem::take(&mut exchange.context.provisional);
+        settle_counts(&exchange.gateway, provisional, Some(status)).await;
         let request = session.req_header();
         let sent = outcome::Sent {
             method: &request.method,

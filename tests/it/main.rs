@@ -43,6 +43,7 @@ mod identity;
 mod jwt_attacks;
 mod kit;
 mod limits;
+mod login_limits;
 mod one_exchange;
 mod operations;
 mod outage_limits;

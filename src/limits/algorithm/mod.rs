@@ -109,6 +109,27 @@ impl Rule {
         }
     }
 
+    /// `state`, rolled or not, without one request that was counted when it was `counted`. A request of another
+    /// window, one that a bucket has forgotten, and one in a window that has tripped since, have nothing to take off.
+    #[must_use]
+    pub fn refund(&self, state: State, counted: State) -> State {
+        let less = |used: u64| used.saturating_sub(self.price());
+        let same = state.anchor == counted.anchor;
+        match self.algorithm {
+            Algorithm::TokenBucket => {
+                let used = state.used.saturating_sub(self.price().saturating_mul(self.period()));
+                State { used, ..state }
+            }
+            Algorithm::SlidingWindow if state.anchor == counted.anchor.saturating_add(self.period()) => {
+                State { before: less(state.before), ..state }
+            }
+            Algorithm::CoolDown(_) if state.before != 0 || counted.before != 0 => state,
+            Algorithm::SlidingLog => State { used: less(state.used), ..state },
+            _ if same => State { used: less(state.used), ..state },
+            _ => state,
+        }
+    }
+
     /// The `rolled` state after the request was refused, by this counter or by another one, and consumed nothing.
     /// Only a cool-down remembers that: it trips, or its quiet time starts anew.
     #[must_use]
@@ -204,6 +225,29 @@ mod tests {
         let fits = rule.admits(rolled, now);
         *state = if fits { rule.consume(rolled, now) } else { rule.refuse(rolled, now) };
         fits
+    }
+
+    #[test]
+    fn a_request_is_given_back_only_to_the_window_it_was_counted_in() {
+        let now = UnixMillis(1_000_000);
+        for algorithm in ALL {
+            let rule = rule(algorithm, 5, 60_000, 2);
+            let once = rule.consume(rule.roll(State::default(), now), now);
+            let twice = rule.consume(once, now);
+            assert_eq!(rule.refund(twice, once).used, once.used, "{algorithm:?}");
+            assert_eq!(rule.refund(rule.refund(once, once), once).used, 0, "{algorithm:?}");
+        }
+        let fixed = rule(Algorithm::FixedWindow, 5, 60_000, 2);
+        let (old, new) =
+            (State { anchor: 1, used: 2, before: 0 }, State { anchor: 60_001, used: 2, before: 0 });
+        assert_eq!(fixed.refund(new, old), new);
+        let sliding = Rule { algorithm: Algorithm::SlidingWindow, ..fixed };
+        let next = State { anchor: 60_001, used: 1, before: 4 };
+        assert_eq!(sliding.refund(next, old), State { before: 2, ..next });
+        assert_eq!(sliding.refund(State { anchor: 120_001, ..next }, old).before, 4);
+        let cooling = Rule { algorithm: Algorithm::CoolDown(COOL), ..fixed };
+        let tripped = State { anchor: 1, used: 9, before: 1 };
+        assert_eq!(cooling.refund(tripped, old), tripped);
     }
 
     #[test]

@@ -49,6 +49,7 @@ fn checks_in(space: &KeySpace, policies: &[&Policy], user: &str, now: UnixMillis
         route: "r",
         plan: plans.anonymous(),
         multiplier: 1.0,
+        request: crate::limits::Parts::default(),
     };
     let mut checks = Checks::new();
     checks.begin(now);
@@ -499,11 +500,14 @@ fn without_the_store_each_policy_does_as_it_says() {
         |name, on_failure| one(name, Algorithm::FixedWindow, 2, 60_000).with_on_store_failure(on_failure);
     let count = named("count", OnStoreFailure::Local);
     let (allow, deny) = (named("allow", OnStoreFailure::Allow), named("deny", OnStoreFailure::Deny));
-    let outcome =
-        |policies: &[&Policy]| match local.decide_without_store(&mut checks(policies), UnixMillis(7)) {
-            Decision::Admitted { .. } => 0,
-            Decision::Refused(refused) => refused.violated.bits(),
-        };
+    let outcome = |policies: &[&Policy]| match local.decide_without_store(
+        &mut checks(policies),
+        UnixMillis(7),
+        crate::limits::local::Outage { instances: 1, may_have_counted: false },
+    ) {
+        Decision::Admitted { .. } => 0,
+        Decision::Refused(refused) => refused.violated.bits(),
+    };
     assert_eq!(outcome(&[&count, &allow, &deny]), 4);
     assert_eq!([(); 4].map(|()| outcome(&[&allow, &count])), [0, 0, 2, 2]);
     assert_eq!([(); 4].map(|()| outcome(&[&allow])), [0; 4]);
@@ -545,6 +549,7 @@ fn more_checks_than_fit_are_an_error_and_repeated_policies_count_once() {
         route: "r",
         plan: plans.anonymous(),
         multiplier: 1.0,
+        request: crate::limits::Parts::default(),
     };
     let (space, mut checks) = (KeySpace::new("gw:", false), Checks::new());
     let added: Vec<_> =

@@ -75,6 +75,20 @@ impl Log {
         }
     }
 
+    /// Takes off a request of the rule's cost, the newest one when the log was `counted`.
+    pub(super) fn take_back(&mut self, rule: &Rule, counted: State) {
+        let at = counted.before.saturating_sub(rule.period());
+        // Where requests of one step leave together, they do so with the newest.
+        let index = self.stamps.partition_point(|stamp| stamp.at < at);
+        let Some(stamp) = self.stamps.get_mut(index) else { return };
+        let taken = rule.price().min(stamp.count);
+        stamp.count -= taken;
+        self.held -= taken;
+        if stamp.count == 0 {
+            self.stamps.remove(index);
+        }
+    }
+
     fn add(&mut self, at: u64, count: u64) {
         self.held = self.held.saturating_add(count);
         self.stamps.push_back(Stamp { at, count });

@@ -49,6 +49,16 @@ impl Owed {
         self.state = state;
     }
 
+    /// Takes off a request that was `counted`; of another window, it has nothing to take off.
+    pub(super) fn refund(&mut self, counted: State) {
+        if self.rule.algorithm == Algorithm::SlidingLog {
+            self.log.take_back(&self.rule, counted);
+            self.state = self.log.state(&self.rule);
+        } else {
+            self.state = self.rule.refund(self.state, counted);
+        }
+    }
+
     /// Both, where `earlier` belongs to the same window; else the one of the later window.
     pub(super) fn with(mut self, earlier: Self) -> Self {
         let (mine, theirs) = (self.state, earlier.state);

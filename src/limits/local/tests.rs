@@ -33,6 +33,7 @@ fn checks_of(space: &KeySpace, policies: &[&Policy], ip: &str) -> Checks {
         route: "r",
         plan: plans.anonymous(),
         multiplier: 1.0,
+        request: crate::limits::Parts::default(),
     };
     let mut checks = Checks::new();
     checks.begin(NOW);
@@ -384,6 +385,52 @@ fn admissions_of_an_outage_are_owed_with_their_window_until_it_is_over() {
     assert_eq!(admitted(&local, &mut checks, window, 2), 5);
     let owed = local.take_owed(window);
     assert_eq!((owed[0].state.used, owed[0].state.anchor), (5, window.0 + 60_000));
+}
+
+#[test]
+fn a_refund_makes_room_for_one_and_is_owed_no_more() {
+    use Algorithm::{FixedWindow, SlidingLog, SlidingWindow, TokenBucket};
+    for algorithm in [FixedWindow, SlidingWindow, TokenBucket, SlidingLog] {
+        let local = Local::new(Settings::default());
+        let mut checks = checks(&[&policy("p", algorithm, 3, 60_000)]);
+        assert_eq!(admitted(&local, &mut checks, NOW, 1), 3, "{algorithm:?}");
+        let (check, state) = (checks.get(0).unwrap().clone(), checks.states()[0].state);
+        local.refund(check.hash, check.rule, state, false);
+        assert_eq!(admitted(&local, &mut checks, NOW, 1), 1, "{algorithm:?}");
+        local.refund(check.hash, check.rule, state, false);
+        let owed = local.take_owed(NOW).remove(0);
+        let unit = if algorithm == TokenBucket { 60_000 } else { 1 };
+        assert_eq!(owed.state.used, 2 * unit, "{algorithm:?}");
+    }
+}
+
+#[test]
+fn a_refund_of_an_older_request_leaves_the_newer_ones_of_a_log() {
+    let local = Local::new(Settings::default());
+    let mut checks = checks(&[&policy("p", Algorithm::SlidingLog, 2, 1_000)]);
+    assert!(local.decide(&mut checks, NOW).is_admitted());
+    let (check, first) = (checks.get(0).unwrap().clone(), checks.states()[0].state);
+    assert!(local.decide(&mut checks, after(500)).is_admitted());
+    local.refund(check.hash, check.rule, first, true);
+    assert!(local.decide(&mut checks, after(600)).is_admitted());
+    assert!(!local.decide(&mut checks, after(1_001)).is_admitted(), "two within the last second");
+    assert!(local.decide(&mut checks, after(1_501)).is_admitted());
+}
+
+#[test]
+fn a_refund_ends_the_knowledge_that_a_counter_of_the_store_is_full() {
+    for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingLog] {
+        let local = Local::new(Settings::default());
+        let mut checks = checks(&[&policy("p", algorithm, 1, 60_000)]);
+        let full = State { anchor: NOW.0 + 60_000, used: 1, before: 0 };
+        let full =
+            if algorithm == Algorithm::SlidingLog { State { before: NOW.0 + 60_000, ..full } } else { full };
+        learn(&local, &mut checks, full);
+        assert!(local.refused(&mut checks, NOW).is_some(), "{algorithm:?}");
+        let check = checks.get(0).unwrap().clone();
+        local.refund(check.hash, check.rule, full, true);
+        assert!(local.refused(&mut checks, NOW).is_none(), "{algorithm:?}");
+    }
 }
 
 #[test]

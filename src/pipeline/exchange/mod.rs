@@ -292,7 +292,7 @@ fn conclude(
     }
     if !away.is_empty() && checks.enforced(violated).is_empty() {
         let mut blind = checks.only(away);
-        let decision = shared.local.decide_without_store(&mut blind, now);
+        let decision = shared.decide_without_store(&mut blind, now);
         for (place, (index, answer)) in away.iter().zip(blind.states()).enumerate() {
             checks.tell(index, answer.state);
             if matches!(&decision, Decision::Refused(refused) if refused.violated.contains(place)) {

@@ -1,4 +1,4 @@
-//! JSON for tokens: one object, no member twice, bounded depth.
+//! JSON that strangers wrote: one object, no member twice, bounded depth.
 //!
 //! It never guesses: what two parsers could read differently is refused (RFC 8725 section 2.4).
 
