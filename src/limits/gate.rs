@@ -80,19 +80,22 @@ pub fn decode(reply: Value, batch: &Batch<'_>) -> Result<BatchReply, MalformedRe
     };
     let mut reader = Reader { text: Bytes::from(text), at: 0 };
     let first = reader.int()?;
+    let clock = if first == -1 { reader.int()? } else { first };
     let tags = batch.tags.iter().map(|_| reader.text()).collect::<Result<_, _>>()?;
-    let (clock, items) = if first == -1 {
+    let items = if first == -1 {
         let item = quick(batch).ok_or(MalformedReply("quick, but not asked so"))?;
         let counted = item.counters.iter().map(|counter| {
             let used = unsigned(reader.int()?.max(0))?;
-            Ok(Counted { state: State { anchor: counter.known_end, used, before: 0 }, fits: item.count })
+            let anchor = if counter.known_end > 0 { counter.known_end } else { unsigned(reader.int()?)? };
+            Ok(Counted { state: State { anchor, used, before: 0 }, fits: item.count })
         });
         let counters = counted.collect::<Result<_, _>>()?;
-        (0, vec![ItemReply::Judged { granted: item.count, counters }])
+        vec![ItemReply::Judged { granted: item.count, counters }]
     } else {
         let items = batch.items.iter().map(|item| judged(&mut reader, item));
-        (unsigned(first)?, items.collect::<Result<_, _>>()?)
+        items.collect::<Result<_, _>>()?
     };
+    let clock = unsigned(clock)?;
     if reader.at != reader.text.len() {
         return Err(MalformedReply("too long"));
     }
@@ -133,7 +136,6 @@ fn quick<'a, 'b>(batch: &'b Batch<'a>) -> Option<&'b Item<'a>> {
     let [item] = batch.items.as_slice() else { return None };
     let usual = |counter: &Counter<'_>| {
         counter.rule.algorithm == Algorithm::FixedWindow
-            && counter.known_end > 0
             && !counter.penalise
             && !counter.shadow
             && amount(counter, item) <= counter.rule.limit.min(MAX_EXACT)
@@ -156,6 +158,7 @@ fn quick_question(batch: &Batch<'_>, item: &Item<'_>) -> Vec<u8> {
         packed.decimal(amount);
         packed.number(amount);
         packed.number(counter.rule.limit.min(MAX_EXACT).saturating_sub(price(&counter.rule)));
+        packed.number(if counter.known_end > 0 { 0 } else { counter.rule.period().min(MAX_EXACT) });
     }
     packed.finish()
 }

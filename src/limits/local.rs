@@ -88,6 +88,7 @@ impl Local {
             }
             if !check.rule.admits(answer.state, at) {
                 violated.insert(index);
+                must_count |= check.rule.must_hear(answer.state);
             }
         }
         if must_count || violated.is_empty() {

@@ -6,7 +6,7 @@
 //! from memory tells the store nothing of the attempt, so a tripped counter may open although somebody still
 //! tries, unless the store hears of attempts more often than every quiet time: refusals are believed for four
 //! seconds at most (`limits::local::Settings`), after which the next attempt is passed on. Keep the quiet time
-//! longer than that. A request that costs more than the limit can never fit and changes nothing.
+//! longer than that. The refusal that trips a window is never made from memory: [`super::Rule::must_hear`]. A request that costs more than the limit can never fit and changes nothing.
 
 use super::{Rule, State, fixed};
 use crate::limits::policy::CoolDown;

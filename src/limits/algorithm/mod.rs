@@ -119,6 +119,12 @@ impl Rule {
         }
     }
 
+    /// Whether a refusal by this `rolled` state changes what the counter admits later, so that the store has to
+    /// hear of it: a full window with a cool-down that has not tripped yet.
+    pub fn must_hear(&self, rolled: State) -> bool {
+        matches!(self.algorithm, Algorithm::CoolDown(_)) && rolled.before == 0 && self.price() <= self.limit
+    }
+
     /// Whole requests of cost 1 that fit a `rolled` state.
     pub fn remaining(&self, rolled: State, now: UnixMillis) -> u64 {
         match self.algorithm {

@@ -242,7 +242,7 @@ pub(super) struct Gate {
     cluster: Option<Arc<Cluster>>,
     connection: redis::Connection,
     prefix: String,
-    gate: String,
+    sha: String,
     refund: String,
 }
 
@@ -266,8 +266,8 @@ impl Gate {
         let mut connection = server.connection();
         let mut load =
             |text| redis::cmd("SCRIPT").arg("LOAD").arg(text).query::<String>(&mut connection).unwrap();
-        let (gate, refund) = (load(gate::GATE), load(gate::REFUND));
-        Self { server, cluster, connection, prefix, gate, refund }
+        let (sha, refund) = (load(gate::GATE), load(gate::REFUND));
+        Self { server, cluster, connection, prefix, sha, refund }
     }
 
     /// Another connection to the same counters.
@@ -281,7 +281,7 @@ impl Gate {
 
     pub(super) fn batch(&mut self, batch: &Batch<'_>) -> BatchReply {
         let mut command = redis::cmd("EVALSHA");
-        command.arg(&self.gate);
+        command.arg(&self.sha);
         gate::encode(batch, &mut command);
         let value: redis::Value = command.query(&mut self.connection).unwrap();
         gate::decode(value, batch).unwrap()

@@ -291,8 +291,9 @@ fn a_known_window_costs_one_read_and_one_increment_per_counter() {
     }
     let count = |gate: &mut Gate, name: &str| gate.commands_of(name);
     assert_eq!(count(&mut gate, "mget"), 11);
-    assert_eq!(count(&mut gate, "incrby"), 30);
-    assert_eq!(count(&mut gate, "set"), 3);
+    assert_eq!(count(&mut gate, "incrby"), 33);
+    assert_eq!(count(&mut gate, "pexpireat"), 3);
+    assert_eq!(count(&mut gate, "set"), 0);
     assert_eq!(count(&mut gate, "time"), 1);
     assert_eq!(count(&mut gate, "pexpiretime"), 0);
 }
@@ -452,7 +453,9 @@ fn refuse_locally(gate: &mut Gate, algorithm: Algorithm, skew: i64) {
     let mut checks = checks(&[&one(&format!("o{}{skew}", algorithm.as_str()), algorithm, 3, 500)]);
     let (mut asked, mut admitted, mut refusals) = (0, 0, 0);
     let start = now();
-    while now().millis_since(start) < 1_700 {
+    // Tripped, a cool-down admits none for an hour.
+    let enough = if algorithm == COOL { 3 } else { 6 };
+    while (admitted < enough || refusals <= 20) && now().millis_since(start) < 20_000 {
         let sent_at = now();
         if local.refused(&mut checks, sent_at).is_some() {
             refusals += 1;
@@ -465,7 +468,7 @@ fn refuse_locally(gate: &mut Gate, algorithm: Algorithm, skew: i64) {
         local.observe(&checks, reply.clock, sent_at);
     }
     assert!(refusals > 20, "{algorithm:?} {skew}: {refusals} refused locally");
-    assert!(admitted >= 6, "{algorithm:?} {skew}: {admitted}");
+    assert!(admitted >= enough, "{algorithm:?} {skew}: {admitted}");
     // A few calls may arrive a little early; none are spent on a key known to be exhausted.
     assert!(asked <= admitted + 40, "{algorithm:?} {skew}: asked {asked} for {admitted}");
 }
@@ -510,7 +513,8 @@ fn without_the_store_each_policy_does_as_it_says() {
 #[test]
 fn a_raised_limit_or_a_lower_cost_is_not_refused_by_old_knowledge() {
     let (mut gate, local) = (Gate::start(), Local::new(Settings::default()));
-    for algorithm in ALL {
+    // A window that tripped stays so, whatever its limit becomes.
+    for algorithm in ALL.into_iter().filter(|algorithm| *algorithm != COOL) {
         let name = algorithm.as_str();
         let limited = |limit, cost| one(name, algorithm, limit, 3_600_000).with_cost(cost).unwrap();
         let mut dear = checks(&[&limited(5, 2)]);

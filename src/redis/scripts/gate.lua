@@ -14,13 +14,13 @@
 --                  one (0 for none) that bars only tokens issued before the second it holds; a value that is not a
 --                  number bars all
 --          flags   1 refused requests consume too, 2 a shadow: refuses nobody, 4 the caller knows the window's end
--- ARGV[2]  only for one item of fixed windows whose ends are known, none of them a shadow or penalising:
---            t, g, cutoff, issued-at, then per counter amount (text), amount, limit - cost
---          where amount is count * cost: the quick way. It counts first, which is right for nearly every request
---          of a known caller, and is otherwise taken back.
+-- ARGV[2]  only for one item of fixed windows, none of them a shadow or penalising:
+--            t, g, cutoff, issued-at, then per counter amount (text), amount, limit - cost, window in ms
+--          where amount is count * cost and the window is 0 if the caller knows its end: the quick way. It counts
+--          first, which is right for nearly every request, and is otherwise taken back.
 --
 -- Reply    a string of msgpack values one after the other
---            quick      -1, tags..., counts...
+--            quick      -1, now, tags..., per counter its count and, unless the caller knows it, the end
 --            otherwise  now, tags..., per item: 0 and the position (from 1) of the guard that bars it, or
 --                       granted + 1 and per counter fits, anchor, used, before (algorithm::State) after the item
 --          now     the clock of this Redis in ms, or 0 if no counter needed it: a fixed window that still admits
@@ -44,45 +44,73 @@ local function bars(bar, cutoff, issued)
   return not cutoff or not string.find(bar, '^%d+$') or issued < tonumber(bar)
 end
 
-local quick = ARGV[2]
-if quick then
-  local q = cmsgpack.unpack(quick)
-  local r = q[1]
-  local read = r + q[2]
-  local reply = {-1}
+local now, micros = 0, 0
+local function tick()
+  if now == 0 then
+    local time = call('TIME')
+    micros = time[1] * 1000000 + time[2]
+    now = math.floor(micros / 1000)
+  end
+  return now
+end
+
+-- Redis lets a key live through the millisecond it is told to expire at: the one before the window's end.
+local function last(ends)
+  return string.format('%.0f', ends - 1 > now and ends - 1 or ends)
+end
+
+if ARGV[2] then
+  local q = cmsgpack.unpack(ARGV[2])
+  local tags = q[1]
+  local read = tags + q[2]
+  local reply = {-1, 0}
   if read > 0 then
     local value = call('MGET', unpack(KEYS, 1, read))
-    for i = 1, r do reply[i + 1] = value[i] end
-    for i = r + 1, read do
+    for i = 1, tags do reply[i + 2] = value[i] end
+    for i = tags + 1, read do
       if value[i] and bars(value[i], i == q[3], q[4]) then
-        reply[1], reply[r + 2], reply[r + 3] = 0, 0, i - r
+        table.remove(reply, 1)
+        reply[tags + 2], reply[tags + 3] = 0, i - tags
         return pack(unpack(reply))
       end
     end
   end
-  local a, fits = 2, true
-  r = r + 1
+  local a, r, fits = 5, tags + 2, true
   for i = read + 1, #KEYS do
-    a = a + 3
-    local count = pcall('INCRBY', KEYS[i], q[a])
+    local key, window = KEYS[i], q[a + 3]
+    local count = pcall('INCRBY', key, q[a])
     if type(count) ~= 'number' then
       fits = false
       break
     end
-    r = r + 1
-    reply[r] = count
-    -- A counter that is new after all needs a TTL; one that is used up, or over, needs its end told.
-    if count == q[a + 1] or count > q[a + 2] then
+    reply[r + 1] = count
+    a = a + 4
+    -- One that is used up, or over, needs its end told; so does one that is new although its end was known.
+    if count > q[a - 2] or (window == 0 and count == q[a - 3]) then
       fits = false
       break
     end
+    r = r + 1
+    if window > 0 then
+      local ends = 0
+      if count ~= q[a - 3] then ends = call('PEXPIRETIME', key) + 1 end
+      if ends < 1 then
+        ends = tick() + window
+        call('PEXPIREAT', key, last(ends))
+      end
+      r = r + 1
+      reply[r] = ends
+    end
   end
-  if fits then return pack(unpack(reply)) end
-  a = 5
-  for i = 1, r - 1 - q[1] do
-    local key = KEYS[read + i]
-    if reply[1 + q[1] + i] == q[a + 1] then call('DEL', key) else call('DECRBY', key, q[a]) end
-    a = a + 3
+  if fits then
+    reply[2] = now
+    return pack(unpack(reply))
+  end
+  r = tags + 3
+  for taken = 5, a - 4, 4 do
+    read = read + 1
+    if reply[r] == q[taken + 1] then call('DEL', KEYS[read]) else call('DECRBY', KEYS[read], q[taken]) end
+    r = r + (q[taken + 3] > 0 and 2 or 1)
   end
 end
 
@@ -95,16 +123,6 @@ local floor, ceil, match, format, tonumber = math.floor, math.ceil, string.match
 local reply = {0}
 for i = 1, tags do reply[i + 1] = value[i] end
 local r = tags + 1
-
-local now, micros = 0, 0
-local function tick()
-  if now == 0 then
-    local time = call('TIME')
-    micros = time[1] * 1000000 + time[2]
-    now = floor(micros / 1000)
-  end
-  return now
-end
 
 -- Per counter: its state, `used` being nil until it was read; whether it must be written; of a fixed window
 -- whether the key exists (`there`) and whether its end must be set (`moved`).
@@ -307,11 +325,6 @@ for _ = 1, p[a] do
     end
     a = a + 4 * width
   end
-end
-
--- Redis lets a key live through the millisecond it is told to expire at: the one before the window's end.
-local function last(ends)
-  return format('%.0f', ends - 1 > now and ends - 1 or ends)
 end
 
 -- Write what changed.
