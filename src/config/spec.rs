@@ -238,6 +238,7 @@ pub struct ClaimNames {
 
 /// `[limits]`.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "switches that are independent of each other")]
 pub struct Limits {
     /// Plan of an identified caller whose token names none, or an unknown one; it exists.
     pub default_plan: Box<str>,

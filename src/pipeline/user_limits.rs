@@ -14,8 +14,8 @@ use crate::redis::Lane;
 pub(super) fn refresh(shared: &Arc<Shared>, user: &str, due: Due) {
     let Some(store) = &shared.store else { return };
     let key = user_limits::key(&store.settings().key_prefix, user);
-    let shard = store.shard(key.as_bytes());
-    if !store.available(shard) {
+    let home = store.shard(key.as_bytes());
+    if !store.available(home) {
         return;
     }
     let mut command = cmd("HMGET");
@@ -26,7 +26,7 @@ pub(super) fn refresh(shared: &Arc<Shared>, user: &str, due: Due) {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         let Some(store) = &shared.store else { return };
-        let answer = store.call(Lane::Decisions, shard, &command).await;
+        let answer = store.call(Lane::Decisions, home, &command).await;
         due.read(answer.ok().and_then(adjustment), shared.clock.now());
     });
 }

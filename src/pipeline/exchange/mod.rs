@@ -350,7 +350,7 @@ impl Carrier for Link {
             link.exchange.metrics.merged.inc();
             let reply = call(&link, &Merged::of(&waiters).asked).await;
             drop(held);
-            background::refund(&link, question::tell_all(waiters, reply));
+            background::refund(&link, question::tell_all(waiters, reply.as_ref()));
         });
     }
 }

@@ -115,7 +115,7 @@ impl Judged {
                 // Had they come one after the other, it would have found the granted ones counted before it, and
                 // by a penalising counter the refused ones too.
                 let before_it = if counter.penalise { position } else { position.min(self.granted) };
-                if counted.fits <= before_it && !(admitted && !counter.shadow) {
+                if (counter.shadow || !admitted) && counted.fits <= before_it {
                     violated.insert(index);
                 }
                 let all = match (counter.penalise, counter.shadow) {
@@ -205,8 +205,12 @@ impl Question {
         });
         // Only to find what may be identical; any seeds do, the same for all.
         let mut hasher = RandomState::with_seeds(1, 2, 3, 4).build_hasher();
-        keys.iter().for_each(|key| hasher.write_u64(*key));
-        guards.iter().for_each(|key| hasher.write(key));
+        for key in keys {
+            hasher.write_u64(*key);
+        }
+        for key in &guards {
+            hasher.write(key);
+        }
         Self {
             keys: keys.into(),
             digest: hasher.finish(),
@@ -337,11 +341,11 @@ impl<'a> Merged<'a> {
 }
 
 /// Tells every request its part of `reply`, and returns what was counted for those who are gone.
-pub(super) fn tell_all(questions: Vec<Question>, reply: Option<Reply>) -> Vec<Owed> {
+pub(super) fn tell_all(questions: Vec<Question>, reply: Option<&Reply>) -> Vec<Owed> {
     let told: Vec<Option<(Told, Vec<Owed>)>> = {
         let merged = Merged::of(&questions);
         let tell = |(index, question)| {
-            let (item, told) = merged.told(index, question, reply.as_ref()?)?;
+            let (item, told) = merged.told(index, question, reply?)?;
             let owed = taken_back(item, &told);
             Some((told, owed))
         };
