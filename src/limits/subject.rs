@@ -194,6 +194,7 @@ mod tests {
             route: "orders/list",
             plan: plans.named(Some("pro")),
             multiplier: 1.0,
+            request: Parts::default(),
         }
     }
 

@@ -213,6 +213,7 @@ mod tests {
             route: "r",
             plan: plans.anonymous(),
             multiplier: 1.0,
+            request: Parts::default(),
         };
         let mut checks = Checks::new();
         checks.begin(now);

@@ -30,10 +30,11 @@ if kind == 'f' then
   if known == -2 then
     if limit < count then count = limit end
     if count < 1 then return 0 end
-    redis.call('SET', key, string.format('%.0f', count), 'PXAT', string.format('%.0f', ends))
+    redis.call('SET', key, string.format('%.0f', count), 'PXAT', string.format('%.0f', ends - 1))
     return 1
   end
-  if known ~= ends then return 0 end
+  -- Redis keeps a key through the millisecond of its expiry.
+  if known + 1 ~= ends then return 0 end
   local value = redis.pcall('GET', key)
   local held = type(value) == 'string' and tonumber(value)
   if not held then return 0 end
