@@ -1,7 +1,8 @@
 //! One connection per worker thread, node and lane. A connection's driver task lives on the runtime that made it,
 //! and calling across runtimes doubles its cost, so each pingora worker keeps its own.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use ::redis::aio::MultiplexedConnection;
@@ -29,7 +30,8 @@ pub enum Lane {
     Bodies,
 }
 
-/// Names one connection of this thread, so that news of an old one does not hit its successor.
+/// Names one connection of the process, so that news of it hits no other: not its successor, and not one of another
+/// thread either, should a caller be moved there while it waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Serial(u64);
 
@@ -61,8 +63,9 @@ struct Entry {
 thread_local! {
     // A handful of entries at most: linear search beats hashing.
     static CONNECTIONS: RefCell<Vec<Entry>> = const { RefCell::new(Vec::new()) };
-    static NEXT_SERIAL: Cell<u64> = const { Cell::new(0) };
 }
+
+static NEXT_SERIAL: AtomicU64 = AtomicU64::new(0);
 
 enum Found {
     Ready(Serial, MultiplexedConnection),
@@ -130,7 +133,7 @@ impl Store {
             let outcome = async move { target.connect(&config).await.ok() }.boxed().shared();
             // Driven by a task of its own, so that a caller whose deadline passes does not abort it.
             tokio::spawn(outcome.clone());
-            let serial = Serial(NEXT_SERIAL.replace(NEXT_SERIAL.get().wrapping_add(1)));
+            let serial = Serial(NEXT_SERIAL.fetch_add(1, Ordering::Relaxed));
             let overdue = Instant::now() + self.settings.deadline * CONNECT_DEADLINES;
             let slot = Slot::Connecting { outcome: outcome.clone(), overdue };
             let of = Arc::downgrade(node);

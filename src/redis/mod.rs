@@ -43,6 +43,8 @@ use self::settings::{Address, Target};
 
 /// For how many deadlines the store must have failed before the breaker opens.
 const STALL_DEADLINES: u32 = 2;
+/// How often one command is redirected: to the slot's owner, whose slot may be on its way again.
+const MOST_REDIRECTIONS: u32 = 2;
 /// Turns of the worker's loop in which an answer that is there already reaches the caller.
 const LAST_CHANCES: u32 = 3;
 
@@ -196,22 +198,22 @@ impl Store {
         match &self.topology {
             Topology::One(node) => self.ask(node, lane, command, until).await.map_err(Failure::settle),
             Topology::Many(cluster) => {
-                let owner = cluster.owner(shard, until).await?;
-                match self.ask(&owner, lane, command, until).await {
-                    Err(Failure::Redirected(to)) => {
-                        // Not executed there, so that it may be repeated; once, so that nothing goes in circles.
-                        let node = cluster.follow(&to, until).await?;
-                        if to.asking {
-                            let mut pipeline = Pipeline::with_capacity(2);
-                            pipeline.cmd("ASKING").add_command(command.clone());
-                            let values = self.ask_many(&node, lane, &pipeline, until).await?;
-                            values.into_iter().nth(1).map_or(Err(Unavailable::Rejected), value_of)
-                        } else {
-                            self.ask(&node, lane, command, until).await.map_err(Failure::settle)
-                        }
+                let mut node = cluster.owner(shard, until).await?;
+                // Not executed where it was redirected, so that it may be repeated.
+                for _ in 0..=MOST_REDIRECTIONS {
+                    let to = match self.ask(&node, lane, command, until).await {
+                        Err(Failure::Redirected(to)) => to,
+                        other => return other.map_err(Failure::settle),
+                    };
+                    node = cluster.follow(&to, until).await?;
+                    if to.asking {
+                        let mut pipeline = Pipeline::with_capacity(2);
+                        pipeline.cmd("ASKING").add_command(command.clone());
+                        let values = self.ask_many(&node, lane, &pipeline, until).await?;
+                        return values.into_iter().nth(1).map_or(Err(Unavailable::Rejected), value_of);
                     }
-                    other => other.map_err(Failure::settle),
                 }
+                Err(Unavailable::Redirected)
             }
         }
     }

@@ -53,6 +53,7 @@ mod revocation;
 mod setup;
 mod shadow_limits;
 mod shutdown;
+mod store_in_cluster;
 mod strangers;
 mod topology;
 mod upstreams;
