@@ -96,12 +96,12 @@ pub struct Refund<'a> {
 }
 
 impl ItemReply {
-    /// The enforced counters without room for every request of an item of `count` requests.
+    /// The counters without room for every request of the item, those that only watch included.
     pub fn violated(&self, item: &Item<'_>) -> Violated {
         let mut violated = Violated::default();
         if let Self::Judged { counters, .. } = self {
             for (index, (counter, counted)) in item.counters.iter().zip(counters).enumerate() {
-                if !counter.shadow && counted.fits < item.count {
+                if counted.fits < item.count {
                     violated.insert(index);
                 }
             }

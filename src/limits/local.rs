@@ -124,7 +124,7 @@ impl Local {
             }
             if !check.rule.admits(answer.state, at) {
                 violated.insert(index);
-                must_count |= must_hear(check.rule.algorithm, answer.state, at);
+                must_count |= check.rule.must_hear(answer.state, at);
             }
         }
         if must_count || checks.enforced(violated).is_empty() {
@@ -423,17 +423,6 @@ impl Locked<'_> {
 /// The top six bits; the table inside a shard uses the low ones.
 const fn shard_of(hash: u64) -> usize {
     (hash >> 58) as usize
-}
-
-/// Whether the store must be told of an attempt that the counter refuses.
-const fn must_hear(algorithm: Algorithm, state: State, at: UnixMillis) -> bool {
-    match algorithm {
-        // Once tripped, `used` is the last attempt the store heard of.
-        Algorithm::CoolDown(cool_down) => {
-            state.before == 0 || at.0.saturating_sub(state.used) >= cool_down.quiet_ms / 4
-        }
-        _ => false,
-    }
 }
 
 /// The counter of a check as this instance counts it, rolled.

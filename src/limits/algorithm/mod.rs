@@ -141,9 +141,17 @@ impl Rule {
     }
 
     /// Whether a refusal by this `rolled` state changes what the counter admits later, so that the store has to
-    /// hear of it: a full window with a cool-down that has not tripped yet.
-    pub fn must_hear(&self, rolled: State) -> bool {
-        matches!(self.algorithm, Algorithm::CoolDown(_)) && rolled.before == 0 && self.price() <= self.limit
+    /// hear of it: a full window with a cool-down that has not tripped yet, and a tripped one that heard of no attempt
+    /// for a quarter of its quiet time.
+    pub fn must_hear(&self, rolled: State, now: UnixMillis) -> bool {
+        match self.algorithm {
+            // Once tripped, `used` is the last attempt the store heard of.
+            Algorithm::CoolDown(cool_down) => {
+                let silent = now.0.saturating_sub(rolled.used) >= cool_down.quiet_ms / 4;
+                (rolled.before == 0 || silent) && self.price() <= self.limit
+            }
+            _ => false,
+        }
     }
 
     /// Whole requests of cost 1 that fit a `rolled` state.

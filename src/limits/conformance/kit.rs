@@ -23,12 +23,6 @@ pub(super) const COOL: Algorithm =
 pub(super) const ALL: [Algorithm; 5] =
     [Algorithm::FixedWindow, Algorithm::SlidingWindow, Algorithm::TokenBucket, Algorithm::SlidingLog, COOL];
 
-/// Those that `Local` counts exactly by itself. Logs and cool-downs join when it keeps exact logs and remembers
-/// refused attempts: then this is `true` for every algorithm.
-pub(super) const fn in_memory(algorithm: Algorithm) -> bool {
-    !matches!(algorithm, Algorithm::SlidingLog | Algorithm::CoolDown(_))
-}
-
 /// One Redis process.
 pub(super) struct TestRedis {
     child: Child,
@@ -337,9 +331,7 @@ impl Store for Gate {
 
 /// The statement over every store, for policies of `algorithm`.
 pub(super) fn everywhere(algorithm: Algorithm, statement: impl Fn(&mut dyn Store)) {
-    if in_memory(algorithm) {
-        statement(&mut Memory::new());
-    }
+    statement(&mut Memory::new());
     redis_servers(|gate| statement(gate));
 }
 

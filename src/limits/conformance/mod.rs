@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use self::kit::{ALL, COOL, Gate, Question, Store, TestRedis, batch_of, conclude, everywhere, in_memory};
+use self::kit::{ALL, COOL, Gate, Question, Store, TestRedis, batch_of, conclude, everywhere};
 use super::gate::{self, MalformedReply};
 use super::local::Settings;
 use super::*;
@@ -477,7 +477,7 @@ fn refuse_locally(gate: &mut Gate, algorithm: Algorithm, skew: i64) {
 #[test]
 fn counting_goes_on_locally_from_the_last_known_state() {
     let mut gate = Gate::start();
-    for algorithm in ALL.into_iter().filter(|algorithm| in_memory(*algorithm)) {
+    for algorithm in ALL {
         let local = Local::new(Settings::default());
         let policy = one(&format!("a{}", algorithm.as_str()), algorithm, 10, 3_600_000);
         let mut checks = checks(&[&policy]);
@@ -628,7 +628,7 @@ fn millions_of_keys_do_not_grow_the_memory_and_keep_the_exhausted() {
 
 #[test]
 fn a_clock_that_goes_back_blocks_nobody_for_longer_than_two_periods() {
-    for algorithm in ALL.into_iter().filter(|algorithm| in_memory(*algorithm)) {
+    for algorithm in ALL {
         let local = Local::new(Settings::default());
         let mut checks = checks(&[&one("c", algorithm, 2, 60_000)]);
         let now = UnixMillis(1_700_000_000_000);

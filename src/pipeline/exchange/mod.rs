@@ -14,7 +14,7 @@ mod parts;
 mod question;
 mod reach;
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -45,9 +45,6 @@ static REFUND: LazyLock<Script> = LazyLock::new(|| Script::new(gate::REFUND));
 const BLACKLIST: usize = 0;
 const BAN: usize = 1;
 const CUTOFF: usize = 2;
-
-/// How many instances are taken to share a limit when leases are measured.
-const INSTANCES: u64 = 4;
 
 /// Questions under way, and what is left to spend of what was taken.
 pub struct Exchange {
@@ -124,12 +121,13 @@ pub(super) async fn ask(
     }
     let link = Link { store: Arc::clone(store), exchange: Arc::clone(&shared.exchange) };
     let leased = spend(&link.exchange, checks);
+    let instances = u64::from(shared.instances.load(Ordering::Relaxed).max(1));
     // The session is only asked for so that sessions add no round trip; nothing depends on it yet.
     let session = identity.map(|identity| identity.keys.session.as_bytes());
     let tag_keys: Vec<Box<str>> =
         tags.map(|(generations, tags)| generations.keys(tags).collect()).unwrap_or_default();
     let (told, positions, owed) = {
-        let (asked, positions, hashes) = question(identity, session, &tag_keys, checks, &leased);
+        let (asked, positions, hashes) = question(identity, session, &tag_keys, checks, &leased, instances);
         let told = match asked.batch.items.first() {
             Some(item)
                 if item.guards.is_empty() && item.counters.is_empty() && asked.batch.tags.is_empty() =>
@@ -190,6 +188,7 @@ fn question<'a>(
     tag_keys: &'a [Box<str>],
     checks: &'a Checks,
     leased: &Leased,
+    instances: u64,
 ) -> (Asked<'a>, Vec<usize>, Vec<u64>) {
     let guards = identity.map(|identity| &identity.keys);
     let guards =
@@ -211,7 +210,7 @@ fn question<'a>(
         let known = check.known_end > 0 && answer.state.anchor == check.known_end;
         let count = if known { answer.state.used } else { UNKNOWN };
         if check.lease && known && !check.penalise && !check.shadow {
-            let wish = lease::size(&check.rule, count, check.known_end, INSTANCES, checks.at());
+            let wish = lease::size(&check.rule, count, check.known_end, instances, checks.at());
             if wish > 0 {
                 asked.wishes.push((0, item.counters.len(), wish));
             }
