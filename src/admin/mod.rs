@@ -15,8 +15,8 @@ use std::sync::Arc;
 pub use auth::{AdminToken, AdminTokenError};
 pub use health::HealthDetail;
 pub use operations::{
-    CacheHealth, ConfigStatus, Health, HealthStatus, NotReady, OperationError, Operations, Purge, Purged,
-    RedisHealth, RedisStatus, Revoke, RevokeTarget, Revoked, Status, UpstreamHealth,
+    CacheHealth, ConfigStatus, Health, HealthStatus, NotReady, OperationError, Operations, Purge, Purged, Quota,
+    QuotaCounter, QuotaSubject, RedisHealth, RedisStatus, Revoke, RevokeTarget, Revoked, Status, UpstreamHealth,
 };
 pub use service::{AdminApp, service};
 

@@ -9,8 +9,8 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 
 use crate::admin::{
-    CacheHealth, ConfigStatus, Health, HealthStatus, NotReady, OperationError, Operations, Purge, Purged,
-    RedisHealth, RedisStatus, Revoke, RevokeTarget, Revoked, Status, UpstreamHealth,
+    CacheHealth, ConfigStatus, Health, HealthStatus, NotReady, OperationError, Operations, Purge, Purged, Quota,
+    QuotaCounter, QuotaSubject, RedisHealth, RedisStatus, Revoke, RevokeTarget, Revoked, Status, UpstreamHealth,
 };
 use crate::cache::tag::{epoch_tag, key_tag, route_tag, user_tag};
 use crate::clock::UnixMillis;
@@ -18,6 +18,8 @@ use crate::identifiers::encode_key_part;
 use crate::identity::TokenId;
 use crate::identity::revocation::{Effect, Revocation};
 use crate::pipeline::Gateway;
+use crate::pipeline::quota::{self, Change};
+use crate::client_addr::SubjectText;
 use crate::redis::{Lane, Store};
 
 /// What the operator waits for Redis.
@@ -152,6 +154,21 @@ impl Operations for GatewayOperations {
         Ok(Purged { kind: purge.kind(), entries: None, shared })
     }
 
+    async fn read_quota(&self, subject: QuotaSubject) -> Result<Quota, OperationError> {
+        let gateway = self.current.load_full();
+        let address = address(&gateway, &subject);
+        let whose = whose(&gateway, &subject, address.as_ref())?;
+        Ok(shown(gateway.read_quota(&whose, subject.policy.as_deref()).await))
+    }
+
+    async fn reset_quota(&self, subject: QuotaSubject) -> Result<Quota, OperationError> {
+        self.change_quota(&subject, Change::Reset).await
+    }
+
+    async fn grant_quota(&self, subject: QuotaSubject, requests: u64) -> Result<Quota, OperationError> {
+        self.change_quota(&subject, Change::Grant(requests)).await
+    }
+
     fn metrics_text(&self) -> String {
         let gateway = self.current.load();
         let shared = &gateway.shared;
@@ -162,6 +179,64 @@ impl Operations for GatewayOperations {
         families.revocations_known.set(i64::try_from(shared.known.len()).unwrap_or(i64::MAX));
         shared.metrics.render()
     }
+}
+
+impl GatewayOperations {
+    async fn change_quota(&self, subject: &QuotaSubject, change: Change) -> Result<Quota, OperationError> {
+        let gateway = self.current.load_full();
+        let address = address(&gateway, subject);
+        let whose = whose(&gateway, subject, address.as_ref())?;
+        let quota = shown(gateway.change_quota(&whose, subject.policy.as_deref(), change).await);
+        let keys: Vec<&str> = quota.counters.iter().filter_map(|counter| counter.key.as_deref()).collect();
+        tracing::info!(?change, keys = keys.join(" "), "limit counters changed by an operator");
+        Ok(quota)
+    }
+}
+
+fn address(gateway: &Gateway, subject: &QuotaSubject) -> Option<SubjectText> {
+    subject.ip.map(|ip| gateway.client_addr.subject(ip).text())
+}
+
+/// The subject as limits know it.
+fn whose<'a>(
+    gateway: &'a Gateway,
+    subject: &'a QuotaSubject,
+    address: Option<&'a SubjectText>,
+) -> Result<quota::Subject<'a>, OperationError> {
+    if let Some(policy) = &subject.policy
+        && !gateway.policies.iter().any(|known| known.name() == &**policy)
+    {
+        return Err(OperationError::NotFound("no policy has this name"));
+    }
+    let plan = match &subject.plan {
+        Some(name) if **name == *gateway.plans.anonymous().name() => gateway.plans.anonymous(),
+        Some(name) if gateway.plans.iter().any(|plan| plan.name() == &**name) => gateway.plans.named(Some(name)),
+        Some(_) => return Err(OperationError::NotFound("no plan has this name")),
+        None if subject.user.is_some() => gateway.plans.named(None),
+        None => gateway.plans.anonymous(),
+    };
+    Ok(quota::Subject {
+        ip: address.map(SubjectText::as_str),
+        user: subject.user.as_deref(),
+        token: subject.token.as_deref(),
+        api_token: subject.api_token.as_deref(),
+        plan,
+        multiplier: 1.0,
+        route: subject.route.as_deref(),
+    })
+}
+
+fn shown(quota: quota::Quota) -> Quota {
+    let counters = quota.counters.into_iter().map(|counter| QuotaCounter {
+        policy: counter.policy,
+        window: counter.window,
+        key: Some(counter.key),
+        limit: counter.limit,
+        used: counter.used,
+        remaining: counter.remaining,
+        reset: counter.reset,
+    });
+    Quota { counters: counters.collect(), shared: quota.shared }
 }
 
 fn cache_health(gateway: &Gateway) -> CacheHealth {

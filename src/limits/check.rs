@@ -270,6 +270,17 @@ impl Checks {
         self.at
     }
 
+    /// Notes what a counter said that was only looked at, at `at` on the store's clock.
+    pub fn note(&mut self, index: usize, state: State, at: UnixMillis) {
+        self.at = at;
+        if let (Some(check), Some(answer)) = (self.items.get(index), self.states.get_mut(index)) {
+            let rule = check.rule;
+            let state = rule.roll(state, at);
+            let (remaining, reset_at) = (rule.remaining(state, at), rule.reset_at(state, at));
+            *answer = CounterState { limit: rule.limit, remaining, reset_at, state };
+        }
+    }
+
     pub(super) fn set_at(&mut self, at: UnixMillis) {
         self.at = at;
     }

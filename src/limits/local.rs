@@ -192,6 +192,26 @@ impl Local {
         }
     }
 
+    /// Fills `checks` with what is known here, and consumes nothing.
+    pub fn look(&self, checks: &mut Checks, now: UnixMillis) {
+        let at = self.store_time(now);
+        for index in 0..checks.len() {
+            let Some(check) = checks.get(index) else { continue };
+            let Some(shard) = self.shards.get(shard_of(check.hash)) else { continue };
+            let state = shard.lock().find(check.hash).map(|entry| entry.state);
+            checks.note(index, state.unwrap_or_default(), at);
+        }
+    }
+
+    /// Gives back up to `requests` of what was used of a counter.
+    pub fn grant(&self, check: &Check, requests: u64) {
+        if let Some(shard) = self.shards.get(shard_of(check.hash))
+            && let Some(entry) = shard.lock().find(check.hash)
+        {
+            entry.state = check.rule.relieve(entry.state, requests);
+        }
+    }
+
     /// Forgets the counter of a key (its [`super::KeySpace::hash`]), after somebody reset it.
     pub fn forget(&self, hash: u64) {
         if let Some(shard) = self.shards.get(shard_of(hash)) {

@@ -12,6 +12,7 @@ use super::context::{Admission, Admitted, Context, Target};
 use super::exchange::{self, Answer};
 use super::gateway::Gateway;
 use super::head::{self, Framing, Head, HeadInput, Upgrade};
+use super::quota;
 use super::refusal::{Limited, Refusal};
 use crate::cache::key::{Target as CacheTarget, Unstamped};
 use crate::cache::request::{Bypass, Caller as CacheCaller, is_safe};
@@ -77,6 +78,9 @@ pub async fn admit(
 
     // Which route?
     let path = normalise::normalise(head.path, gateway.path_options)?;
+    if gateway.quota_path.as_deref() == Some(&*path) {
+        return quota::tell(gateway, input, &head, client, context).await;
+    }
     let (route, params) = match gateway.table.find(&head.host, input.method, &path) {
         Found::Route(found) => {
             let params: Params =
@@ -95,13 +99,9 @@ pub async fn admit(
     }
 
     // Who is it?
-    let (identity, query) = identify(gateway, &route, &head, input.headers, now)?;
+    let (identity, query) = identify(gateway, route.access.requirement(), &head, input.headers, now)?;
     context.identity.clone_from(&identity);
-    if let Some(identity) = &identity
-        && gateway.shared.known.is_revoked(identity, now)
-    {
-        return Err(IdentityRefusal::Token(Refused::Revoked).into());
-    }
+    refuse_known_revoked(gateway, identity.as_deref(), now)?;
     permit(&route.access, identity.as_deref())?;
 
     // May it, at this rate? And what may the cache do?
@@ -201,15 +201,14 @@ fn note_client(
 type Query<'a> = Option<std::borrow::Cow<'a, str>>;
 
 /// The caller, and the query without the credential that may have been in it.
-fn identify<'a>(
+pub(super) fn identify<'a>(
     gateway: &Gateway,
-    route: &Route,
+    requirement: Requirement,
     head: &Head<'a>,
     headers: &HeaderMap,
     now: UnixMillis,
 ) -> Result<(Option<Arc<Identity>>, Query<'a>), Refusal> {
     let untouched = head.query.map(std::borrow::Cow::Borrowed);
-    let requirement = route.access.requirement();
     if requirement == Requirement::None {
         return Ok((None, untouched));
     }
@@ -225,6 +224,19 @@ fn identify<'a>(
     };
     let identity = authenticate(requirement, credential, &gateway.verifier, now)?;
     Ok((identity, query))
+}
+
+pub(super) fn refuse_known_revoked(
+    gateway: &Gateway,
+    identity: Option<&Identity>,
+    now: UnixMillis,
+) -> Result<(), Refusal> {
+    match identity {
+        Some(identity) if gateway.shared.known.is_revoked(identity, now) => {
+            Err(IdentityRefusal::Token(Refused::Revoked).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 type PendingCache = Option<Result<cache::Pending, Bypass>>;
@@ -358,7 +370,7 @@ fn collect(
 }
 
 /// A revocation that the store knows and this instance did not: it learns it for the time the store is away.
-fn revoked(gateway: &Gateway, identity: Option<&Arc<Identity>>, now: UnixMillis) -> Refusal {
+pub(super) fn revoked(gateway: &Gateway, identity: Option<&Arc<Identity>>, now: UnixMillis) -> Refusal {
     if let Some(identity) = identity {
         let until = identity.usable_until.unwrap_or_else(|| now.plus(CUTOFF_KNOWN_FOR));
         let key = Arc::clone(&identity.keys.blacklist);

@@ -8,6 +8,7 @@ use http::HeaderValue;
 
 use super::admit::{CacheUse, Params};
 use super::refusal::Refusal;
+use super::reply::Reply;
 use crate::client_addr::{ClientAddr, Scheme};
 use crate::clock::UnixMillis;
 use crate::identity::Identity;
@@ -22,6 +23,8 @@ pub enum Admission {
     Pending,
     /// Let through.
     Admitted(Box<Admitted>),
+    /// Answered by the gateway itself.
+    Answered(Reply),
 }
 
 /// A request that passed every stage.
@@ -125,7 +128,7 @@ impl Context {
     /// The request once it was admitted, to be changed.
     pub fn admitted_mut(&mut self) -> Option<&mut Admitted> {
         match &mut self.admission {
-            Admission::Pending => None,
+            Admission::Pending | Admission::Answered(_) => None,
             Admission::Admitted(admitted) => Some(admitted),
         }
     }
@@ -133,7 +136,7 @@ impl Context {
     /// The request once it was admitted.
     pub fn admitted(&self) -> Option<&Admitted> {
         match &self.admission {
-            Admission::Pending => None,
+            Admission::Pending | Admission::Answered(_) => None,
             Admission::Admitted(admitted) => Some(admitted),
         }
     }

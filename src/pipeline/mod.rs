@@ -7,6 +7,7 @@ pub mod gateway;
 pub mod head;
 mod invalidate;
 pub mod outcome;
+pub mod quota;
 mod recovery;
 pub mod refusal;
 pub mod reply;

@@ -29,7 +29,7 @@ use crate::cache::{Transaction, status};
 use crate::header_names::{X_CACHE, X_REQUEST_ID};
 use crate::metrics::{CacheOutcome, Held, UpstreamFailure};
 use crate::pipeline::{
-    self, Admitted, CacheUse, Context, Gateway, Origin, Refusal, Reply, find_param, outcome,
+    self, Admission, Admitted, CacheUse, Context, Gateway, Origin, Refusal, Reply, find_param, outcome,
 };
 use crate::route::Logout;
 use crate::upstream::{self, Upstream, forward};
@@ -161,6 +161,11 @@ impl ProxyHttp for Proxy {
         };
         if let Err(refusal) = judged {
             exchange.refuse(session, refusal).await?;
+            return Ok(true);
+        }
+        if let Admission::Answered(reply) = &exchange.context.admission {
+            let reply = reply.clone();
+            exchange.answer(session, &reply).await?;
             return Ok(true);
         }
         let Some(admitted) = exchange.admitted() else {

@@ -99,6 +99,24 @@ impl Rule {
         }
     }
 
+    /// The state after up to `requests` of cost 1 were given back.
+    #[must_use]
+    pub fn relieve(&self, state: State, requests: u64) -> State {
+        let less = |used: u64| used.saturating_sub(requests);
+        match self.algorithm {
+            Algorithm::FixedWindow => State { used: less(state.used), ..state },
+            Algorithm::SlidingWindow => {
+                let rest = requests.saturating_sub(state.used);
+                State { used: less(state.used), before: state.before.saturating_sub(rest), ..state }
+            }
+            Algorithm::TokenBucket => {
+                State { used: state.used.saturating_sub(requests.saturating_mul(self.period())), ..state }
+            }
+            // What is left of a log cannot be told from its summary, and a gift ends a cool-down.
+            Algorithm::SlidingLog | Algorithm::CoolDown(_) => State::default(),
+        }
+    }
+
     /// Whole requests of cost 1 that fit a `rolled` state.
     pub fn remaining(&self, rolled: State, now: UnixMillis) -> u64 {
         match self.algorithm {
