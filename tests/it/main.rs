@@ -46,6 +46,7 @@ mod operations;
 mod paths;
 mod presets;
 mod proxy;
+mod quota;
 mod redis_faults;
 mod revocation;
 mod setup;
