@@ -285,12 +285,13 @@ impl Checks {
         self.at = at;
     }
 
-    pub(super) fn pairs(&mut self) -> impl ExactSizeIterator<Item = (&mut Check, &mut CounterState)> {
+    /// Each check with what its counter said, to be filled in before [`Self::conclude`].
+    pub fn pairs(&mut self) -> impl ExactSizeIterator<Item = (&mut Check, &mut CounterState)> {
         self.items.iter_mut().zip(&mut self.states)
     }
 
     /// Turns raw states, as they are after the request, into the decision.
-    pub(super) fn conclude(&mut self, violated: Violated, at: UnixMillis) -> Decision {
+    pub fn conclude(&mut self, violated: Violated, at: UnixMillis) -> Decision {
         self.at = at;
         let mut retry_at = at;
         for (index, (check, answer)) in self.pairs().enumerate() {

@@ -1,184 +1,397 @@
-//! The one exchange with Redis: arguments and reply of `gate.lua`, which judges guards, reads tags and
-//! consumes all counters atomically. It only translates; sending, deadlines and retries are not its business.
+//! The one exchange with Redis: arguments and reply of `gate.lua`, which judges guards, reads tags and consumes
+//! all counters atomically, and the arguments of `refund.lua`, which takes requests off counters again. It only
+//! translates; sending, deadlines and retries are not its business.
 
+use ahash::AHashMap;
 use bytes::Bytes;
 use redis::{RedisWrite, ToRedisArgs, Value};
 
-use super::algorithm::State;
-use super::check::{Check, Checks, Decision, Violated};
+use super::algorithm::{Rule, State};
+use super::batch::{Batch, BatchReply, Counted, Counter, Item, ItemReply, Refund};
 use super::policy::Algorithm;
 use crate::clock::UnixMillis;
 
-/// The script; load it once and call it by its hash.
-pub const SCRIPT: &str = include_str!("../redis/scripts/gate.lua");
+/// The script that judges; load it once and call it by its hash.
+pub const GATE: &str = include_str!("../redis/scripts/gate.lua");
+/// The script that takes back.
+pub const REFUND: &str = include_str!("../redis/scripts/refund.lua");
 
 /// Lua counts in doubles: limits above are as good as none.
 const MAX_EXACT: u64 = 1 << 53;
 
-/// What is asked beside the counters.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Question<'a> {
-    /// Keys that bar the request when they exist.
-    pub guards: &'a [&'a [u8]],
-    /// Keys whose values are only reported.
-    pub tags: &'a [&'a [u8]],
-    /// Position in `guards` of the one that bars only tokens issued before the second it holds.
-    pub cutoff: Option<usize>,
-    /// When the token was issued, whole seconds since the epoch; 0 when unknown, which every cut-off bars.
-    pub issued_at: u64,
-}
-
-/// What the guards said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GuardVerdict {
-    /// No guard bars the request.
-    Clear,
-    /// The guard at this position (from 0) bars it; nothing was counted.
-    Refused(usize),
-}
-
-/// What Redis answered; the counters' states are in the [`Checks`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GateReply {
-    /// What the guards said.
-    pub verdict: GuardVerdict,
-    /// The tags' values in the order asked; empty when a guard bars.
-    pub tags: Vec<Option<Bytes>>,
-    /// The decision of all counters, `None` when a guard bars.
-    pub decision: Option<Decision>,
-    /// The store's clock, where the script had to read it.
-    pub clock: Option<UnixMillis>,
-}
+const PENALISE: u64 = 1;
+const SHADOW: u64 = 2;
+const KNOWN: u64 = 4;
 
 /// The reply is not one `gate.lua` gives to this question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the reply of the gate script is malformed: {0}")]
 pub struct MalformedReply(&'static str);
 
-/// Writes `numkeys`, keys and arguments: what follows the script's hash in `EVALSHA`.
-pub fn encode<W: RedisWrite + ?Sized>(question: &Question<'_>, checks: &Checks, out: &mut W) {
-    let (guards, tags, counters) = (question.guards.len(), question.tags.len(), checks.len());
-    (guards + tags + counters).write_redis_args(out);
-    for key in question.guards.iter().chain(question.tags) {
+/// Writes `numkeys`, keys and arguments of the gate: what follows the script's hash in `EVALSHA`. A batch may
+/// name some thousand keys, no more: the script hands them to one command.
+pub fn encode<W: RedisWrite + ?Sized>(batch: &Batch<'_>, out: &mut W) {
+    let keys = Keys::of(batch);
+    keys.len().write_redis_args(out);
+    for key in batch.tags.iter().chain(&keys.guards) {
         out.write_arg(key);
     }
-    for check in checks.iter() {
-        out.write_arg(checks.key(check));
+    for (key, _) in keys.strings.iter().chain(&keys.logs) {
+        out.write_arg(key);
     }
-    for number in [guards, tags, counters] {
-        number.write_redis_args(out);
-    }
-    // The script compares doubles; a token from beyond 2^53 seconds is no younger for it.
-    question.issued_at.min(MAX_EXACT).write_redis_args(out);
-    question.cutoff.map_or(0, |position| position.saturating_add(1)).write_redis_args(out);
-    let quick = counters > 0 && checks.iter().all(is_known);
-    u8::from(quick).write_redis_args(out);
-    for check in checks.iter() {
-        let rule = check.rule;
-        out.write_arg(match (rule.algorithm, check.penalise) {
-            (Algorithm::FixedWindow, false) if is_known(check) => b"k",
-            (Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_), false) => b"f",
-            (Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_), true) => b"F",
-            (Algorithm::SlidingWindow, false) => b"s",
-            (Algorithm::SlidingWindow, true) => b"S",
-            (Algorithm::TokenBucket, false) => b"b",
-            (Algorithm::TokenBucket, true) => b"B",
-        });
-        rule.capacity().min(MAX_EXACT).write_redis_args(out);
-        rule.period().write_redis_args(out);
-        rule.price().min(MAX_EXACT).write_redis_args(out);
+    out.write_arg(&keys.question(batch));
+    if let Some(item) = quick(batch) {
+        out.write_arg(&quick_question(batch, item));
     }
 }
 
-/// Writes what follows the script's hash for a harmless count on `key`, which lives for a second: what it needs
-/// of the store is what every request needs.
+/// Writes what follows the gate's hash for a harmless count on `key`, which lives for a second: what it needs of
+/// the store is what every request needs.
 pub fn encode_trial<W: RedisWrite + ?Sized>(key: &[u8], out: &mut W) {
-    out.write_arg(b"1");
-    out.write_arg(key);
-    for word in ["0", "0", "1", "0", "0", "0", "f", "9007199254740992", "1000", "1"] {
-        out.write_arg(word.as_bytes());
+    let rule = Rule { algorithm: Algorithm::FixedWindow, limit: MAX_EXACT, period_ms: 1_000, cost: 1 };
+    let counter = Counter { key, rule, penalise: false, shadow: false, known_end: 0 };
+    let item = Item { counters: vec![counter], count: 1, ..Item::default() };
+    encode(&Batch { tags: Vec::new(), items: vec![item] }, out);
+}
+
+/// Writes what follows the hash of `refund.lua`, which answers how many of the refunds it made. A refund that
+/// cannot tell its window (a fixed one whose end was not reported) is written but has no effect.
+pub fn encode_refunds<W: RedisWrite + ?Sized>(refunds: &[Refund<'_>], out: &mut W) {
+    refunds.len().write_redis_args(out);
+    let mut packed = Packed::new();
+    for refund in refunds {
+        out.write_arg(refund.key);
+        let (rule, state) = (refund.rule, refund.state);
+        let amount = u64::from(refund.count).saturating_mul(price(&rule));
+        for number in [kind(&rule), rule.period(), amount, state.anchor, state.before] {
+            packed.number(number.min(MAX_EXACT));
+        }
     }
+    out.write_arg(&packed.finish());
 }
 
-fn is_known(check: &Check) -> bool {
-    check.rule.algorithm == Algorithm::FixedWindow && !check.penalise && check.known_end > 0
-}
-
-/// Reads the reply to `question` and `checks`, and puts the counters' states into `checks`.
+/// Reads the gate's reply to `batch`. Never panics, whatever `reply` is.
 ///
 /// # Errors
-/// [`MalformedReply`] when shape or numbers are not the script's; `checks` then holds no decision.
-pub fn decode(
-    reply: Value,
-    question: &Question<'_>,
-    checks: &mut Checks,
-) -> Result<GateReply, MalformedReply> {
-    let Value::Array(values) = reply else {
-        return Err(MalformedReply("not an array"));
+/// [`MalformedReply`] when shape or numbers are not the script's.
+pub fn decode(reply: Value, batch: &Batch<'_>) -> Result<BatchReply, MalformedReply> {
+    let Value::BulkString(text) = reply else {
+        return Err(MalformedReply("not a string"));
     };
-    let mut values = values.into_iter();
-    let code = int(&mut values)?;
-    let detail = int(&mut values)?;
-    if code == 0 {
-        let guard = usize::try_from(detail).ok().and_then(|guard| guard.checked_sub(1));
-        let guard = guard.filter(|guard| *guard < question.guards.len());
-        let guard = guard.ok_or(MalformedReply("no such guard"))?;
-        let verdict = GuardVerdict::Refused(guard);
-        return Ok(GateReply { verdict, tags: Vec::new(), decision: None, clock: None });
-    }
-    let violated = match code {
-        1 if detail == 0 => Violated::default(),
-        2 => Violated::from_bits(u32::try_from(detail).map_err(|_| MalformedReply("mask too wide"))?),
-        _ => return Err(MalformedReply("unknown code")),
-    };
-    if (code == 2) == violated.is_empty() || violated.iter().any(|index| index >= checks.len()) {
-        return Err(MalformedReply("mask does not fit the checks"));
-    }
-    let clock = Some(int(&mut values)?).filter(|clock| *clock > 0).map(UnixMillis);
-    let mut tags = Vec::with_capacity(question.tags.len());
-    for _ in question.tags {
-        tags.push(match values.next() {
-            Some(Value::BulkString(bytes)) => Some(Bytes::from(bytes)),
-            Some(Value::Nil) => None,
-            _ => return Err(MalformedReply("a tag is neither text nor nil")),
+    let mut reader = Reader { text: Bytes::from(text), at: 0 };
+    let first = reader.int()?;
+    let tags = batch.tags.iter().map(|_| reader.text()).collect::<Result<_, _>>()?;
+    let (clock, items) = if first == -1 {
+        let item = quick(batch).ok_or(MalformedReply("quick, but not asked so"))?;
+        let counted = item.counters.iter().map(|counter| {
+            let used = unsigned(reader.int()?.max(0))?;
+            Ok(Counted { state: State { anchor: counter.known_end, used, before: 0 }, fits: item.count })
         });
-    }
-    for (check, answer) in checks.pairs() {
-        answer.state = match check.rule.algorithm {
-            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => {
-                let used = count(&mut values)?;
-                let anchor = match int(&mut values)? {
-                    0 if used > 0 => check.known_end,
-                    end => end,
-                };
-                State { anchor, used, before: 0 }
-            }
-            Algorithm::SlidingWindow => {
-                State { anchor: int(&mut values)?, used: int(&mut values)?, before: int(&mut values)? }
-            }
-            Algorithm::TokenBucket => State { anchor: int(&mut values)?, used: int(&mut values)?, before: 0 },
-        };
-    }
-    if values.next().is_some() {
+        let counters = counted.collect::<Result<_, _>>()?;
+        (0, vec![ItemReply::Judged { granted: item.count, counters }])
+    } else {
+        let items = batch.items.iter().map(|item| judged(&mut reader, item));
+        (unsigned(first)?, items.collect::<Result<_, _>>()?)
+    };
+    if reader.at != reader.text.len() {
         return Err(MalformedReply("too long"));
     }
-    let at = clock.unwrap_or(checks.at());
-    let decision = Some(checks.conclude(violated, at));
-    Ok(GateReply { verdict: GuardVerdict::Clear, tags, decision, clock })
+    Ok(BatchReply { clock: Some(UnixMillis(clock)).filter(|clock| clock.0 > 0), tags, items })
 }
 
-fn int(values: &mut impl Iterator<Item = Value>) -> Result<u64, MalformedReply> {
-    match values.next() {
-        Some(Value::Int(number)) => u64::try_from(number).map_err(|_| MalformedReply("a negative number")),
-        Some(_) => Err(MalformedReply("not a number")),
-        None => Err(MalformedReply("too short")),
+fn judged(reader: &mut Reader, item: &Item<'_>) -> Result<ItemReply, MalformedReply> {
+    let Some(granted) = unsigned(reader.int()?)?.checked_sub(1) else {
+        let guard = unsigned(reader.int()?)?.checked_sub(1).and_then(|guard| usize::try_from(guard).ok());
+        let guard = guard.filter(|guard| *guard < item.guards.len());
+        return guard.map(ItemReply::Barred).ok_or(MalformedReply("no such guard"));
+    };
+    let mut least = item.count;
+    let mut counters = Vec::with_capacity(item.counters.len());
+    for counter in &item.counters {
+        let fits = u32::try_from(reader.int()?).map_err(|_| MalformedReply("more fit than were asked"))?;
+        let [anchor, used, before] = [reader.int()?, reader.int()?, reader.int()?];
+        let mut state = State { anchor: unsigned(anchor)?, used: unsigned(used)?, before: unsigned(before)? };
+        if state.anchor == 0 && state.used > 0 && counter.rule.algorithm == Algorithm::FixedWindow {
+            state.anchor = counter.known_end;
+        }
+        if fits > item.count {
+            return Err(MalformedReply("more fit than were asked"));
+        }
+        if !counter.shadow {
+            least = least.min(fits);
+        }
+        counters.push(Counted { state, fits });
+    }
+    if granted != u64::from(least) {
+        return Err(MalformedReply("more or less granted than fits"));
+    }
+    Ok(ItemReply::Judged { granted: least, counters })
+}
+
+/// The item, if the batch is one that the script can answer the quick way.
+fn quick<'a, 'b>(batch: &'b Batch<'a>) -> Option<&'b Item<'a>> {
+    let [item] = batch.items.as_slice() else { return None };
+    let usual = |counter: &Counter<'_>| {
+        counter.rule.algorithm == Algorithm::FixedWindow
+            && counter.known_end > 0
+            && !counter.penalise
+            && !counter.shadow
+            && amount(counter, item) <= counter.rule.limit.min(MAX_EXACT)
+    };
+    (item.count > 0 && !item.counters.is_empty() && item.counters.iter().all(usual)).then_some(item)
+}
+
+fn amount(counter: &Counter<'_>, item: &Item<'_>) -> u64 {
+    price(&counter.rule).saturating_mul(u64::from(item.count))
+}
+
+fn quick_question(batch: &Batch<'_>, item: &Item<'_>) -> Vec<u8> {
+    let mut packed = Packed::new();
+    packed.size(batch.tags.len());
+    packed.size(item.guards.len());
+    packed.size(item.cutoff.map_or(0, |cutoff| batch.tags.len().saturating_add(cutoff).saturating_add(1)));
+    packed.number(item.issued_at.min(MAX_EXACT));
+    for counter in &item.counters {
+        let amount = amount(counter, item);
+        packed.decimal(amount);
+        packed.number(amount);
+        packed.number(counter.rule.limit.min(MAX_EXACT).saturating_sub(price(&counter.rule)));
+    }
+    packed.finish()
+}
+
+fn price(rule: &Rule) -> u64 {
+    rule.price().min(MAX_EXACT)
+}
+
+const fn kind(rule: &Rule) -> u64 {
+    match rule.algorithm {
+        Algorithm::FixedWindow => 1,
+        Algorithm::SlidingWindow => 2,
+        Algorithm::TokenBucket => 3,
+        Algorithm::CoolDown(_) => 4,
+        Algorithm::SlidingLog => 5,
     }
 }
 
-// A count below zero is a grant: more than the limit is left.
-fn count(values: &mut impl Iterator<Item = Value>) -> Result<u64, MalformedReply> {
-    match values.next() {
-        Some(Value::Int(number)) => Ok(u64::try_from(number).unwrap_or(0)),
-        _ => Err(MalformedReply("not a count")),
+/// The keys of a batch in the script's order, each once.
+struct Keys<'a> {
+    tags: usize,
+    guards: Vec<&'a [u8]>,
+    strings: Vec<(&'a [u8], Rule)>,
+    logs: Vec<(&'a [u8], Rule)>,
+    /// Where a key stands among the guards, or among the counters of its sort; empty for one item, whose keys
+    /// stand in their order.
+    guard_of: AHashMap<&'a [u8], usize>,
+    counter_of: AHashMap<&'a [u8], usize>,
+}
+
+impl<'a> Keys<'a> {
+    fn of(batch: &Batch<'a>) -> Self {
+        let mut keys = Self {
+            tags: batch.tags.len(),
+            guards: Vec::new(),
+            strings: Vec::new(),
+            logs: Vec::new(),
+            guard_of: AHashMap::new(),
+            counter_of: AHashMap::new(),
+        };
+        let several = batch.items.len() > 1;
+        for item in &batch.items {
+            for key in &item.guards {
+                if several {
+                    if keys.guard_of.contains_key(key) {
+                        continue;
+                    }
+                    keys.guard_of.insert(key, keys.guards.len());
+                }
+                keys.guards.push(key);
+            }
+            for counter in &item.counters {
+                let list = if counter.rule.algorithm == Algorithm::SlidingLog {
+                    &mut keys.logs
+                } else {
+                    &mut keys.strings
+                };
+                if several {
+                    if keys.counter_of.contains_key(counter.key) {
+                        continue;
+                    }
+                    keys.counter_of.insert(counter.key, list.len());
+                }
+                list.push((counter.key, counter.rule));
+            }
+        }
+        keys
+    }
+
+    fn len(&self) -> usize {
+        self.tags + self.guards.len() + self.strings.len() + self.logs.len()
+    }
+
+    fn question(&self, batch: &Batch<'_>) -> Vec<u8> {
+        let mut packed = Packed::new();
+        for size in [self.tags, self.guards.len(), self.strings.len(), self.logs.len()] {
+            packed.size(size);
+        }
+        for (_, rule) in self.strings.iter().chain(&self.logs) {
+            let (interval, quiet) = match rule.algorithm {
+                Algorithm::CoolDown(cool_down) => (cool_down.interval_ms, cool_down.quiet_ms),
+                _ => (0, 0),
+            };
+            for number in [kind(rule), rule.period(), interval, quiet] {
+                packed.number(number.min(MAX_EXACT));
+            }
+        }
+        packed.size(batch.items.len());
+        for item in &batch.items {
+            packed.number(u64::from(item.count));
+            packed.number(item.issued_at.min(MAX_EXACT));
+            let guard = |index: usize| {
+                let stands = match item.guards.get(index) {
+                    Some(key) => self.guard_of.get(key).copied().unwrap_or(index),
+                    None => index,
+                };
+                self.tags + stands + 1
+            };
+            packed.size(item.cutoff.map_or(0, guard));
+            packed.size(item.guards.len());
+            packed.size(item.counters.len());
+            for index in 0..item.guards.len() {
+                packed.size(guard(index));
+            }
+            let (mut string, mut log) = (0, 0);
+            for counter in &item.counters {
+                let is_log = counter.rule.algorithm == Algorithm::SlidingLog;
+                let next = if is_log { &mut log } else { &mut string };
+                let stands = self.counter_of.get(counter.key).copied().unwrap_or(*next);
+                *next += 1;
+                packed.size(stands + 1 + if is_log { self.strings.len() } else { 0 });
+                packed.number(counter.rule.capacity().min(MAX_EXACT));
+                packed.number(price(&counter.rule));
+                packed.number(
+                    u64::from(counter.penalise) * PENALISE
+                        + u64::from(counter.shadow) * SHADOW
+                        + u64::from(counter.known_end > 0) * KNOWN,
+                );
+            }
+        }
+        packed.finish()
+    }
+}
+
+/// A msgpack array under construction.
+struct Packed {
+    bytes: Vec<u8>,
+    count: u32,
+}
+
+impl Packed {
+    fn new() -> Self {
+        let mut bytes = Vec::with_capacity(128);
+        // An array; its length is known at the end.
+        bytes.extend_from_slice(&[0xdd, 0, 0, 0, 0]);
+        Self { bytes, count: 0 }
+    }
+
+    fn number(&mut self, number: u64) {
+        self.count += 1;
+        match (u8::try_from(number), u32::try_from(number)) {
+            (Ok(small), _) if small < 0x80 => self.bytes.push(small),
+            (_, Ok(medium)) => {
+                self.bytes.push(0xce);
+                self.bytes.extend_from_slice(&medium.to_be_bytes());
+            }
+            _ => {
+                self.bytes.push(0xcf);
+                self.bytes.extend_from_slice(&number.to_be_bytes());
+            }
+        }
+    }
+
+    fn size(&mut self, number: usize) {
+        self.number(u64::try_from(number).unwrap_or(u64::MAX));
+    }
+
+    /// The number as text.
+    fn decimal(&mut self, mut number: u64) {
+        self.count += 1;
+        let mut digits = [0_u8; 20];
+        let mut length = 0_u8;
+        for digit in digits.iter_mut().rev() {
+            *digit = b'0' + u8::try_from(number % 10).unwrap_or(0);
+            number /= 10;
+            length += 1;
+            if number == 0 {
+                break;
+            }
+        }
+        self.bytes.push(0xa0 | length);
+        let from = digits.len() - usize::from(length);
+        self.bytes.extend_from_slice(digits.get(from..).unwrap_or_default());
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        if let Some(length) = self.bytes.get_mut(1..5) {
+            length.copy_from_slice(&self.count.to_be_bytes());
+        }
+        self.bytes
+    }
+}
+
+fn unsigned(number: i64) -> Result<u64, MalformedReply> {
+    u64::try_from(number).map_err(|_| MalformedReply("a negative number"))
+}
+
+/// Reads msgpack values one after the other.
+struct Reader {
+    text: Bytes,
+    at: usize,
+}
+
+impl Reader {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], MalformedReply> {
+        let end = self.at.saturating_add(N);
+        let bytes = self.text.get(self.at..end).and_then(|bytes| bytes.try_into().ok());
+        self.at = end;
+        bytes.ok_or(MalformedReply("too short"))
+    }
+
+    fn int(&mut self) -> Result<i64, MalformedReply> {
+        let [mark] = self.take()?;
+        Ok(match mark {
+            0..=0x7f => i64::from(mark),
+            0xcc => i64::from(u8::from_be_bytes(self.take()?)),
+            0xcd => i64::from(u16::from_be_bytes(self.take()?)),
+            0xce => i64::from(u32::from_be_bytes(self.take()?)),
+            0xcf => i64::try_from(u64::from_be_bytes(self.take()?))
+                .map_err(|_| MalformedReply("too large a number"))?,
+            0xd0 => i64::from(i8::from_be_bytes(self.take()?)),
+            0xd1 => i64::from(i16::from_be_bytes(self.take()?)),
+            0xd2 => i64::from(i32::from_be_bytes(self.take()?)),
+            0xd3 => i64::from_be_bytes(self.take()?),
+            0xe0..=0xff => i64::from(i8::from_be_bytes([mark])),
+            _ => return Err(MalformedReply("not a whole number")),
+        })
+    }
+
+    fn text(&mut self) -> Result<Option<Bytes>, MalformedReply> {
+        let [mark] = self.take()?;
+        let length = match mark {
+            0xc2 => return Ok(None),
+            0xa0..=0xbf => u32::from(mark & 0x1f),
+            0xd9 => u32::from(u8::from_be_bytes(self.take()?)),
+            0xda => u32::from(u16::from_be_bytes(self.take()?)),
+            0xdb => u32::from_be_bytes(self.take()?),
+            _ => return Err(MalformedReply("a tag is neither text nor nil")),
+        };
+        let length = usize::try_from(length).map_err(|_| MalformedReply("too short"))?;
+        let end = self.at.saturating_add(length);
+        if end > self.text.len() {
+            return Err(MalformedReply("too short"));
+        }
+        let text = self.text.slice(self.at..end);
+        self.at = end;
+        Ok(Some(text))
     }
 }

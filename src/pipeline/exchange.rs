@@ -10,12 +10,12 @@ use crate::cache::generations::Generations;
 use crate::cache::tag::Tags;
 use crate::clock::UnixMillis;
 use crate::identity::Identity;
-use crate::limits::gate::{self, GuardVerdict, Question};
-use crate::limits::{Checks, Decision};
+use crate::limits::batch::{Batch, Counter, Item, ItemReply};
+use crate::limits::{Checks, Decision, gate};
 use crate::redis::{Lane, Script, Store};
 
 /// The script that decides.
-pub static GATE: LazyLock<Script> = LazyLock::new(|| Script::new(gate::SCRIPT));
+pub static GATE: LazyLock<Script> = LazyLock::new(|| Script::new(gate::GATE));
 
 /// Positions of the guards in the question.
 const BLACKLIST: usize = 0;
@@ -60,31 +60,49 @@ pub(super) async fn ask(
     let tag_keys: Vec<Box<str>> =
         tags.map(|(generations, tags)| generations.keys(tags).collect()).unwrap_or_default();
     let reported: Vec<&[u8]> = session.into_iter().chain(tag_keys.iter().map(|key| key.as_bytes())).collect();
-    let question = Question {
-        guards: if identity.is_some() { &guards } else { &[] },
-        tags: &reported,
-        cutoff: identity.map(|_| CUTOFF),
-        issued_at: identity.and_then(|identity| identity.issued_at).unwrap_or(0),
-    };
-    let mut command = shared.gate.command();
-    gate::encode(&question, checks, &mut command);
-    let value = store.eval(Lane::Decisions, shared.gate, &command).await.ok()?;
-    let reply = match gate::decode(value, &question, checks) {
-        Ok(reply) => reply,
-        Err(malformed) => {
-            tracing::error!(%malformed, "the store answered what the gate script cannot have said");
-            return None;
+    let (reply, item) = {
+        let counters = checks.iter().map(|check| Counter {
+            key: checks.key(check),
+            rule: check.rule,
+            penalise: check.penalise,
+            shadow: check.shadow,
+            known_end: check.known_end,
+        });
+        let item = Item {
+            guards: identity.map(|_| guards.to_vec()).unwrap_or_default(),
+            cutoff: identity.map(|_| CUTOFF),
+            issued_at: identity.and_then(|identity| identity.issued_at).unwrap_or(0),
+            counters: counters.collect(),
+            count: 1,
+        };
+        let batch = Batch { tags: reported, items: vec![item] };
+        let mut command = shared.gate.command();
+        gate::encode(&batch, &mut command);
+        let value = store.eval(Lane::Decisions, shared.gate, &command).await.ok()?;
+        match gate::decode(value, &batch) {
+            Ok(mut reply) => {
+                let item = reply.items.pop()?;
+                let violated = batch.items.first().map(|asked| item.violated(asked)).unwrap_or_default();
+                (reply, (item, violated))
+            }
+            Err(malformed) => {
+                tracing::error!(%malformed, "the store answered what the gate script cannot have said");
+                return None;
+            }
         }
     };
-    match (reply.verdict, reply.decision) {
-        (GuardVerdict::Refused(BLACKLIST), _) => Some(Answer::Revoked),
-        (GuardVerdict::Refused(BAN), _) => Some(Answer::Banned),
-        (GuardVerdict::Refused(_), _) => Some(Answer::CutOff),
-        (GuardVerdict::Clear, Some(decision)) => {
+    match item {
+        (ItemReply::Barred(BLACKLIST), _) => Some(Answer::Revoked),
+        (ItemReply::Barred(BAN), _) => Some(Answer::Banned),
+        (ItemReply::Barred(_), _) => Some(Answer::CutOff),
+        (ItemReply::Judged { counters, .. }, violated) => {
+            for ((_, answer), counted) in checks.pairs().zip(counters) {
+                answer.state = counted.state;
+            }
+            let decision = checks.conclude(violated, reply.clock.unwrap_or(checks.at()));
             shared.local.observe(checks, reply.clock, now);
             let generations = reply.tags.into_iter().skip(usize::from(session.is_some())).collect();
             Some(Answer::Judged { decision, generations })
         }
-        (GuardVerdict::Clear, None) => None,
     }
 }

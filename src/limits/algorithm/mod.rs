@@ -2,7 +2,9 @@
 //! They store nothing and ask no clock; the Lua script mirrors them statement by statement.
 
 mod bucket;
+mod cooldown;
 mod fixed;
+pub mod log;
 mod sliding;
 
 use super::policy::Algorithm;
@@ -60,11 +62,13 @@ impl Rule {
         if self.cost == 0 { 1 } else { self.cost }
     }
 
-    /// The limit as the algorithm can hold it: a bucket's whole debt must fit in 63 bits.
+    /// The limit as the algorithm can hold it: a bucket's whole debt must fit in 63 bits, a log in
+    /// [`log::MAX_LOG`] requests.
     pub const fn capacity(&self) -> u64 {
         let most = (u64::MAX >> 1) / self.period();
         match self.algorithm {
             Algorithm::TokenBucket if self.limit > most => most,
+            Algorithm::SlidingLog if self.limit > log::MAX_LOG => log::MAX_LOG,
             _ => self.limit,
         }
     }
@@ -74,7 +78,9 @@ impl Rule {
     #[must_use]
     pub fn roll(&self, state: State, now: UnixMillis) -> State {
         match self.algorithm {
-            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => fixed::roll(self, state, now.0),
+            Algorithm::FixedWindow => fixed::roll(self, state, now.0),
+            Algorithm::SlidingLog => log::roll(self, state, now.0),
+            Algorithm::CoolDown(cool_down) => cooldown::roll(self, cool_down, state, now.0),
             Algorithm::SlidingWindow => sliding::roll(self, state, now.0),
             Algorithm::TokenBucket => bucket::roll(self, state, now.0),
         }
@@ -83,7 +89,9 @@ impl Rule {
     /// Whether the request fits a `rolled` state.
     pub fn admits(&self, rolled: State, now: UnixMillis) -> bool {
         match self.algorithm {
-            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => fixed::admits(self, rolled),
+            Algorithm::FixedWindow => fixed::admits(self, rolled),
+            Algorithm::SlidingLog => log::admits(self, rolled, now.0),
+            Algorithm::CoolDown(_) => cooldown::admits(self, rolled, now.0),
             Algorithm::SlidingWindow => sliding::admits(self, rolled, now.0),
             Algorithm::TokenBucket => bucket::admits(self, rolled),
         }
@@ -93,7 +101,9 @@ impl Rule {
     #[must_use]
     pub fn consume(&self, rolled: State, now: UnixMillis) -> State {
         match self.algorithm {
-            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => fixed::consume(self, rolled, now.0),
+            Algorithm::FixedWindow => fixed::consume(self, rolled, now.0),
+            Algorithm::SlidingLog => log::consume(self, rolled, now.0),
+            Algorithm::CoolDown(cool_down) => cooldown::consume(self, cool_down, rolled, now.0),
             Algorithm::SlidingWindow => sliding::consume(self, rolled),
             Algorithm::TokenBucket => bucket::consume(self, rolled),
         }
@@ -117,10 +127,22 @@ impl Rule {
         }
     }
 
+    /// The `rolled` state after the request was refused, by this counter or by another one, and consumed nothing.
+    /// Only a cool-down remembers that: it trips, or its quiet time starts anew.
+    #[must_use]
+    pub fn refuse(&self, rolled: State, now: UnixMillis) -> State {
+        match self.algorithm {
+            Algorithm::CoolDown(cool_down) => cooldown::refuse(self, cool_down, rolled, now.0),
+            _ => rolled,
+        }
+    }
+
     /// Whole requests of cost 1 that fit a `rolled` state.
     pub fn remaining(&self, rolled: State, now: UnixMillis) -> u64 {
         match self.algorithm {
-            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => self.limit.saturating_sub(rolled.used),
+            Algorithm::FixedWindow => self.limit.saturating_sub(rolled.used),
+            Algorithm::SlidingLog => log::remaining(self, rolled, now.0),
+            Algorithm::CoolDown(_) => cooldown::remaining(self, rolled, now.0),
             Algorithm::SlidingWindow => sliding::remaining(self, rolled, now.0),
             Algorithm::TokenBucket => bucket::remaining(self, rolled),
         }
@@ -129,7 +151,9 @@ impl Rule {
     /// When a `rolled` state is fully restored; `now` when it is, one period on for a limit of 0.
     pub fn reset_at(&self, rolled: State, now: UnixMillis) -> UnixMillis {
         let at = match self.algorithm {
-            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => rolled.anchor,
+            Algorithm::FixedWindow => rolled.anchor,
+            Algorithm::SlidingLog => rolled.before,
+            Algorithm::CoolDown(cool_down) => cooldown::reset_at(cool_down, rolled),
             Algorithm::SlidingWindow => sliding::reset_at(self, rolled),
             Algorithm::TokenBucket => bucket::reset_at(self, rolled),
         };
@@ -146,7 +170,8 @@ impl Rule {
             return UnixMillis(now.0.saturating_add(self.period()));
         }
         UnixMillis(match self.algorithm {
-            Algorithm::FixedWindow | Algorithm::SlidingLog | Algorithm::CoolDown(_) => rolled.anchor.max(now.0),
+            Algorithm::FixedWindow | Algorithm::SlidingLog => rolled.anchor.max(now.0),
+            Algorithm::CoolDown(cool_down) => cooldown::retry_at(cool_down, rolled).max(now.0),
             Algorithm::SlidingWindow => sliding::retry_at(self, rolled).max(now.0),
             Algorithm::TokenBucket => bucket::retry_at(self, rolled, now.0),
         })
@@ -174,8 +199,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::limits::policy::CoolDown;
 
-    const ALL: [Algorithm; 3] = [Algorithm::FixedWindow, Algorithm::SlidingWindow, Algorithm::TokenBucket];
+    const COOL: CoolDown = CoolDown { interval_ms: 60, quiet_ms: 150 };
+    /// Those whose state counts; a log's is only a report and tested beside it.
+    const ALL: [Algorithm; 4] =
+        [Algorithm::FixedWindow, Algorithm::SlidingWindow, Algorithm::TokenBucket, Algorithm::CoolDown(COOL)];
 
     fn rule(algorithm: Algorithm, limit: u64, period_ms: u64, cost: u64) -> Rule {
         Rule { algorithm, limit, period_ms, cost }
@@ -185,7 +214,7 @@ mod tests {
         let now = UnixMillis(now);
         let rolled = rule.roll(*state, now);
         let fits = rule.admits(rolled, now);
-        *state = if fits { rule.consume(rolled, now) } else { rolled };
+        *state = if fits { rule.consume(rolled, now) } else { rule.refuse(rolled, now) };
         fits
     }
 
@@ -229,6 +258,42 @@ mod tests {
     }
 
     #[test]
+    fn a_tripped_window_admits_one_per_interval_until_it_is_quiet() {
+        let cool_down = CoolDown { interval_ms: 60_000, quiet_ms: 60_000 };
+        let rule = rule(Algorithm::CoolDown(cool_down), 5, 10_000, 1);
+        let mut state = State::default();
+        assert!((0..5).all(|step| hit(&rule, &mut state, 1_000_000 + step)));
+        assert!(!hit(&rule, &mut state, 1_001_000));
+        assert_eq!(state, State { anchor: 1_061_000, used: 1_001_000, before: 1 });
+        // The window would have ended; the trip holds.
+        assert!(!hit(&rule, &mut state, 1_011_000));
+        assert!(!hit(&rule, &mut state, 1_060_999));
+        let verdict = rule.verdict(state, UnixMillis(1_060_999));
+        assert_eq!((verdict.retry_at.0, verdict.reset_at.0), (1_061_000, 1_120_999));
+        assert!(hit(&rule, &mut state, 1_061_000));
+        assert!(!hit(&rule, &mut state, 1_061_000));
+        assert!(hit(&rule, &mut state, 1_120_999 + 1));
+        // Not quiet for long enough: still one per interval.
+        assert!(hit(&rule, &mut state, 1_181_000));
+        assert!((0..5).all(|_| hit(&rule, &mut state, 1_241_000)));
+        assert!(!hit(&rule, &mut state, 1_241_000));
+    }
+
+    #[test]
+    fn a_request_refused_elsewhere_keeps_a_tripped_window_from_opening_and_takes_no_turn() {
+        let rule = rule(Algorithm::CoolDown(COOL), 1, 100, 1);
+        let at = UnixMillis;
+        let open = rule.consume(State::default(), at(1_000));
+        assert_eq!(rule.refuse(State::default(), at(1_000)), State::default());
+        let tripped = rule.refuse(open, at(1_010));
+        assert_eq!(tripped, State { anchor: 1_070, used: 1_010, before: 1 });
+        let renewed = rule.refuse(rule.roll(tripped, at(1_100)), at(1_100));
+        assert_eq!(renewed, State { anchor: 1_070, used: 1_100, before: 1 });
+        assert!(rule.admits(rule.roll(renewed, at(1_249)), at(1_249)));
+        assert_eq!(rule.roll(renewed, at(1_250)), State::default());
+    }
+
+    #[test]
     fn penalised_hits_never_block_a_bucket_for_longer_than_a_period() {
         let rule = rule(Algorithm::TokenBucket, 5, 10_000, 1);
         let mut state = State::default();
@@ -255,17 +320,19 @@ mod tests {
     proptest! {
         #[test]
         fn a_refused_request_fits_at_its_retry_time_and_not_a_millisecond_earlier(
-            pick in 0_usize..3, limit in 1_u64..40, period in 1_u64..5_000, steps in prop::collection::vec((0_u64..900, 1_u64..4), 1..80)
+            pick in 0_usize..4, limit in 1_u64..40, period in 1_u64..5_000, steps in prop::collection::vec((0_u64..900, 1_u64..4), 1..80)
         ) {
             let mut state = State::default();
             let mut now = 1_000_000;
             for (step, cost) in steps {
                 now += step;
                 let rule = rule(ALL[pick], limit, period, cost);
+                let allowed = rule.verdict(state, UnixMillis(now)).allowed;
+                prop_assert_eq!(allowed, hit(&rule, &mut state, now));
+                // What the refused caller is told includes what the refusal itself did.
                 let before = state;
-                let verdict = rule.verdict(state, UnixMillis(now));
+                let verdict = Verdict { allowed, ..rule.verdict(state, UnixMillis(now)) };
                 prop_assert!(verdict.remaining <= limit);
-                prop_assert_eq!(verdict.allowed, hit(&rule, &mut state, now));
                 if !verdict.allowed && cost <= limit {
                     let at = verdict.retry_at.0;
                     prop_assert!(at > now);
@@ -279,7 +346,7 @@ mod tests {
 
         #[test]
         fn nothing_panics_and_nothing_blocks_forever(
-            pick in 0_usize..3, limit: u64, period: u64, cost: u64, anchor: u64, used: u64, before: u64, now in 0..u64::MAX / 4
+            pick in 0_usize..4, limit: u64, period: u64, cost: u64, anchor: u64, used: u64, before: u64, now in 0..u64::MAX / 4
         ) {
             let rule = rule(ALL[pick], limit, period % (1 << 35), cost % limit.clamp(1, 1 << 28));
             let now = UnixMillis(now);

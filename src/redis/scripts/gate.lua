@@ -1,204 +1,374 @@
--- One round trip for a request: is it barred, what is known about it, and do all its counters admit it?
+-- One call for all requests of a batch: which are barred, what is known about them, and how many of each do all
+-- counters admit? src/limits/gate.rs writes the question and reads the answer.
 --
--- KEYS     g guards, t tags, n counters, in that order
--- ARGV[1]  g            a guard that exists bars the request (blacklist, ban, ...)
--- ARGV[2]  t            a tag is only reported (session, cache tag, multiplier, ...)
--- ARGV[3]  n            a counter is checked, and consumed if every counter admits; at most 32
--- ARGV[4]  issued-at    of the token, whole seconds
--- ARGV[5]  cutoff       position of the guard (1..g, 0 for none) that bars only tokens issued before the second
---                       it holds; a value that is not a number bars all
--- ARGV[6]  quick        1 if every counter is of kind k, else 0
--- then four per counter:
---          kind         f fixed window, k the same whose end the caller knows, s sliding window, b token bucket;
---                       F, S, B the same where refused requests consume too
---          limit        requests per window, at most 2^53
---          window       milliseconds
---          cost         of this request, 1 or more
+-- KEYS     tags, guards, counters kept as strings, counters kept as sorted sets (logs); a counter stands once
+-- ARGV[1]  the question, a msgpack array of numbers:
+--            t, g, c, l     how many tags, guards, string counters and logs there are
+--            per counter    kind, window in ms, interval in ms, quiet time in ms (the last two of a cool-down)
+--            per item       count, issued-at, cutoff, number of guards, number of counters,
+--                           per guard its position in KEYS, per counter of the item:
+--                           its number (from 1), limit, cost, flags
+--          kind    1 fixed window, 2 sliding window, 3 token bucket, 4 cool-down, 5 sliding log
+--          count   identical requests, judged one after the other; 0 only looks
+--          guard   a key that bars the item when it exists (blacklist, ban); cutoff is the position in KEYS of the
+--                  one (0 for none) that bars only tokens issued before the second it holds; a value that is not a
+--                  number bars all
+--          flags   1 refused requests consume too, 2 a shadow: refuses nobody, 4 the caller knows the window's end
+-- ARGV[2]  only for one item of fixed windows whose ends are known, none of them a shadow or penalising:
+--            t, g, cutoff, issued-at, then per counter amount (text), amount, limit - cost
+--          where amount is count * cost: the quick way. It counts first, which is right for nearly every request
+--          of a known caller, and is otherwise taken back.
 --
--- Reply    {0, position}                      barred by that guard; nothing was touched
---          {1, 0, now, tags..., states...}    admitted; every counter consumed
---          {2, mask, now, tags..., states...} refused; bit i of mask is set if counter i (from 0) did not admit
---   now    the clock of this Redis in ms, or 0 if no counter needed it: a fixed window that still admits does not
---   tag    the value, or nil
---   state  as it is after the request, integers:
---          fixed   count, end of the window in ms (0: none, or known to the caller and not asked for)
---          sliding start of the current window in ms, its count, the count of the window before
---          bucket  now in ms, debt in requests * window
+-- Reply    a string of msgpack values one after the other
+--            quick      -1, tags..., counts...
+--            otherwise  now, tags..., per item: 0 and the position (from 1) of the guard that bars it, or
+--                       granted + 1 and per counter fits, anchor, used, before (algorithm::State) after the item
+--          now     the clock of this Redis in ms, or 0 if no counter needed it: a fixed window that still admits
+--                  does not
+--          tag     the value, or false
+--          granted how many requests every counter but the shadows had room for; fits: how many this one had
+--          anchor  0 for a fixed window whose end the caller knows and that is not used up
 --
--- Values   fixed   the count, as INCR writes it; the TTL is set by the first hit and never moved
---          sliding "s<start> <count> <count before>"      bucket "b<ms> <debt>"
--- A value of another kind or a key without TTL heals itself; no key is left without one. All keys are read by
--- one MGET and checked before anything is written, so a refusal has nothing to take back. The quick way counts
--- first instead: it is right for nearly every request of a known caller, and otherwise taken back.
--- The arithmetic is that of src/limits/algorithm; everything is exact below 2^53.
--- Needs Redis 7.0 (PEXPIRETIME).
+-- Values   fixed     the count, as INCR writes it; the TTL is set by the first hit and never moved
+--          sliding   "s<start> <count> <count before>"      bucket  "b<ms> <debt in requests * window>"
+--          cool-down "c<end> <count>", once tripped "t<next admission> <last attempt>"
+--          log       member "<us>:<number>" with its microsecond as score, one per request of cost 1
+-- Every key is read once, judged in Lua, and written at most once after all items were judged. A refusal writes
+-- nothing, but for counters that penalise and for cool-downs, which remember every attempt. A value of another
+-- kind or a key without TTL heals itself; no key is left without one. The arithmetic is that of
+-- src/limits/algorithm; everything is exact below 2^53. Needs Redis 7.0 (PEXPIRETIME).
 
-local KEYS, ARGV, tonumber = KEYS, ARGV, tonumber
-local call, pcall = redis.call, redis.pcall
-local g, t, n = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-if #KEYS == 0 then return {1, 0, 0} end
-local first, quick = g + t, ARGV[6] == '1'
-local value = {}
-if not quick then
-  value = call('MGET', unpack(KEYS))
-elseif first > 0 then
-  value = call('MGET', unpack(KEYS, 1, first))
+local KEYS, call, pcall, unpack, pack = KEYS, redis.call, redis.pcall, unpack, cmsgpack.pack
+
+local function bars(bar, cutoff, issued)
+  return not cutoff or not string.find(bar, '^%d+$') or issued < tonumber(bar)
 end
 
-for i = 1, g do
-  local bar = value[i]
-  if bar and (i ~= tonumber(ARGV[5]) or not string.find(bar, '^%d+$') or tonumber(ARGV[4]) < tonumber(bar)) then
-    return {0, i}
-  end
-end
-
-local reply = {1, 0, 0}
-for i = 1, t do reply[3 + i] = value[g + i] end
-
+local quick = ARGV[2]
 if quick then
-  local a, r, taken, fits = 7, 3 + t, 0, true
-  for i = 1, n do
-    local cost = ARGV[a + 3]
-    local count = pcall('INCRBY', KEYS[first + i], cost)
+  local q = cmsgpack.unpack(quick)
+  local r = q[1]
+  local read = r + q[2]
+  local reply = {-1}
+  if read > 0 then
+    local value = call('MGET', unpack(KEYS, 1, read))
+    for i = 1, r do reply[i + 1] = value[i] end
+    for i = r + 1, read do
+      if value[i] and bars(value[i], i == q[3], q[4]) then
+        reply[1], reply[r + 2], reply[r + 3] = 0, 0, i - r
+        return pack(unpack(reply))
+      end
+    end
+  end
+  local a, fits = 2, true
+  r = r + 1
+  for i = read + 1, #KEYS do
+    a = a + 3
+    local count = pcall('INCRBY', KEYS[i], q[a])
     if type(count) ~= 'number' then
       fits = false
       break
     end
-    taken, reply[r + 1], reply[r + 2] = i, count, 0
+    r = r + 1
+    reply[r] = count
     -- A counter that is new after all needs a TTL; one that is used up, or over, needs its end told.
-    if count - cost == 0 or count + cost > tonumber(ARGV[a + 1]) then
+    if count == q[a + 1] or count > q[a + 2] then
       fits = false
       break
     end
-    a, r = a + 4, r + 2
   end
-  if fits then return reply end
-  for i = 1, taken do
-    local key, cost = KEYS[first + i], ARGV[6 + 4 * i]
-    if reply[2 + t + 2 * i] - cost == 0 then call('DEL', key) else call('DECRBY', key, cost) end
+  if fits then return pack(unpack(reply)) end
+  a = 5
+  for i = 1, r - 1 - q[1] do
+    local key = KEYS[read + i]
+    if reply[1 + q[1] + i] == q[a + 1] then call('DEL', key) else call('DECRBY', key, q[a]) end
+    a = a + 3
   end
-  local counters = call('MGET', unpack(KEYS, first + 1))
-  for i = 1, n do value[first + i] = counters[i] end
 end
 
-local now = 0
+local p = cmsgpack.unpack(ARGV[1])
+local tags, strings, counters = p[1], p[1] + p[2] + p[3], p[3] + p[4]
+local first = p[1] + p[2]
+local value = strings > 0 and call('MGET', unpack(KEYS, 1, strings)) or {}
+local floor, ceil, match, format, tonumber = math.floor, math.ceil, string.match, string.format, tonumber
+
+local reply = {0}
+for i = 1, tags do reply[i + 1] = value[i] end
+local r = tags + 1
+
+local now, micros = 0, 0
 local function tick()
   if now == 0 then
     local time = call('TIME')
-    now = time[1] * 1000 + math.floor(time[2] / 1000)
+    micros = time[1] * 1000000 + time[2]
+    now = floor(micros / 1000)
   end
   return now
 end
 
--- First pass: who admits? Weighted counters are rolled to now.
-local anchor, before
-local mask, bit = 0, 1
-for i = 1, n do
-  local a = 3 + 4 * i
-  local kind, limit, cost = ARGV[a], tonumber(ARGV[a + 1]), tonumber(ARGV[a + 3])
-  local text = value[first + i]
-  if kind == 'k' or kind == 'f' or kind == 'F' then
+-- Per counter: its state, `used` being nil until it was read; whether it must be written; of a fixed window
+-- whether the key exists (`there`) and whether its end must be set (`moved`).
+local anchor, used, before, dirty, there, moved = {}, {}, {}, {}, {}, {}
+-- Per log: requests in it before this call, the newest, its member, and what was added and dropped since.
+local alive, newest, member, added, dropped, foreign
+
+local function read(i)
+  local k = 4 * i
+  local kind, window, text = p[k + 1], p[k + 2], value[first + i]
+  before[i] = 0
+  if kind == 1 then
     local count = text and tonumber(text)
-    value[first + i] = count or false
-    if (count or 0) + cost > limit then mask = mask + bit end
-  else
-    if not anchor then anchor, before = {}, {} end
-    local time, window = tick(), tonumber(ARGV[a + 2])
-    local full = limit * window
-    if kind == 's' or kind == 'S' then
-      local s, c, p
-      if text then s, c, p = string.match(text, '^s(%d+) (%d+) (%d+)$') end
-      if s then
-        s, c, p = tonumber(s), tonumber(c), tonumber(p)
-        local age = time - s
-        if age >= 2 * window or age < -window then
-          s = nil
-        elseif age >= window then
-          s, c, p = s + window, 0, c
-        end
-      end
-      if not s then s, c, p = time - time % window, 0, 0 end
-      value[first + i], anchor[i], before[i] = c, s, p
-      local left = window
-      if time > s then left = s + window - time end
-      if p * left + (c + cost) * window > full then mask = mask + bit end
-    else
-      local at, debt
-      if text then at, debt = string.match(text, '^b(%d+) (%d+)$') end
-      if at then
-        local age = time - at
-        debt = tonumber(debt)
-        if age >= 0 then debt = debt - age * limit elseif age < -window then debt = 0 end
-        if debt < 0 then debt = 0 elseif debt > full then debt = full end
-      else
-        debt = 0
-      end
-      value[first + i] = debt
-      if debt + cost * window > full then mask = mask + bit end
-    end
+    -- Neither 1.5 nor inf nor nan is a count.
+    there[i] = count and count % 1 == 0 and count < 2^62 and count > -2^62
+    used[i], anchor[i] = there[i] and count or 0, 0
+    return
   end
-  bit = bit * 2
+  local time = tick()
+  if kind == 2 then
+    local s, c, b
+    if text then s, c, b = match(text, '^s(%d+) (%d+) (%d+)$') end
+    if s then
+      s, c, b = tonumber(s), tonumber(c), tonumber(b)
+      local age = time - s
+      if age >= 2 * window or age < -window then
+        s = nil
+      elseif age >= window then
+        s, c, b = s + window, 0, c
+      end
+    end
+    if not s then s, c, b = time - time % window, 0, 0 end
+    anchor[i], used[i], before[i] = s, c, b
+  elseif kind == 3 then
+    local at, debt
+    if text then at, debt = match(text, '^b(%d+) (%d+)$') end
+    -- It drains by the limit, which the item knows.
+    anchor[i], used[i] = tonumber(at) or time, tonumber(debt) or 0
+  elseif kind == 4 then
+    local tripped, a, u
+    if text then tripped, a, u = match(text, '^([ct])(%d+) (%d+)$') end
+    a, u = tonumber(a) or 0, tonumber(u) or 0
+    if tripped == 't' then
+      if u > time then u = time end
+      if a > time + p[k + 3] then a = time + p[k + 3] end
+      if time - u >= p[k + 4] then a, u = 0, 0 else before[i] = 1 end
+    elseif a <= time then
+      a, u = 0, 0
+    elseif a > time + window then
+      a = time + window
+    end
+    anchor[i], used[i] = a, u
+  else
+    if not alive then alive, newest, member, added, dropped, foreign = {}, {}, {}, {}, {}, {} end
+    local key = KEYS[first + i]
+    local youngest = pcall('ZRANGE', key, -1, -1, 'WITHSCORES')
+    local score = tonumber(youngest[2])
+    if youngest.err or (score and score - micros > window * 1000) then
+      foreign[i], score = true, nil
+    end
+    newest[i], member[i], added[i], dropped[i] = score, youngest[1], 0, 0
+    alive[i] = 0
+    if score and score > micros - window * 1000 then
+      alive[i] = call('ZCOUNT', key, format('(%.0f', micros - window * 1000), '+inf')
+    end
+    anchor[i], used[i] = 0, alive[i]
+  end
 end
 
--- Second pass: consume, if all admit or the counter penalises.
-local admitted = mask == 0
-if not admitted then reply[1], reply[2] = 2, mask end
-local r = 3 + t
-for i = 1, n do
-  local a = 3 + 4 * i
-  local kind, key, count = ARGV[a], KEYS[first + i], value[first + i]
-  if kind == 'k' or kind == 'f' or kind == 'F' then
-    local ends, consumed = 0, false
-    if admitted or kind == 'F' then
-      if count then
-        -- Not an integer after all ("1.5", "0x1"): start again. Any other error would fail the SET too.
-        count = pcall('INCRBY', key, ARGV[a + 3])
-        if type(count) ~= 'number' then count = false end
-      end
-      if not count then
-        count, ends, consumed = tonumber(ARGV[a + 3]), tick() + ARGV[a + 2], true
-        call('SET', key, ARGV[a + 3], 'PXAT', ends)
-      end
-    end
-    if not count then
-      count = 0
-      tick()
-    elseif not consumed then
-      local full = count + ARGV[a + 3] > tonumber(ARGV[a + 1])
-      if full or kind ~= 'k' then
-        ends = call('PEXPIRETIME', key)
-        if full then tick() end
-        if ends < 0 or (full and ends - now > tonumber(ARGV[a + 2])) then
-          ends = tick() + ARGV[a + 2]
-          call('PEXPIREAT', key, ends)
-        end
-      end
-    end
-    reply[r + 1], reply[r + 2] = count, ends
-    r = r + 2
-  else
-    local limit, window, cost = tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]), tonumber(ARGV[a + 3])
-    if kind == 's' or kind == 'S' then
-      local s, p = anchor[i], before[i]
-      if admitted or kind == 'S' then
-        count = count + cost
-        call('SET', key, string.format('s%.0f %.0f %.0f', s, count, p), 'PX', s + 2 * window - now)
-      end
-      reply[r + 1], reply[r + 2], reply[r + 3] = s, count, p
-      r = r + 3
-    else
-      -- With a limit of 0 there is no debt to remember.
-      if limit > 0 and (admitted or kind == 'B') then
-        count = count + cost * window
-        if count > limit * window then count = limit * window end
-        local life = math.ceil(count / limit)
-        if life < 1 then life = 1 end
-        call('SET', key, string.format('b%.0f %.0f', now, count), 'PX', life)
-      end
-      reply[r + 1], reply[r + 2] = now, count
-      r = r + 2
+-- What a log reports to a request of this cost.
+local function report(i, limit, cost, window)
+  if used[i] == 0 then
+    anchor[i], before[i] = 0, 0
+    return
+  end
+  local youngest = (added[i] > 0 and micros > (newest[i] or 0)) and micros or newest[i]
+  local k = used[i] + cost - limit
+  if k < 1 or k > used[i] then k = 1 end
+  k = k + dropped[i]
+  local leaving = youngest
+  if k <= alive[i] then
+    local at = format('(%.0f', micros - window * 1000)
+    local found = call('ZRANGEBYSCORE', KEYS[first + i], at, '+inf', 'WITHSCORES', 'LIMIT', format('%.0f', k - 1), 1)
+    leaving = tonumber(found[2])
+  end
+  anchor[i], before[i] = ceil(leaving / 1000) + window, ceil(youngest / 1000) + window
+end
+
+local fits, a = {}, 4 * counters + 5
+for _ = 1, p[a] do
+  local n, issued, cutoff, guards, width = p[a + 1], p[a + 2], p[a + 3], p[a + 4], p[a + 5]
+  a = a + 5
+  local barred
+  for g = 1, guards do
+    local bar = value[p[a + g]]
+    if bar and bars(bar, p[a + g] == cutoff, issued) then
+      barred = g
+      break
     end
   end
+  a = a + guards
+  if barred then
+    reply[r + 1], reply[r + 2] = 0, barred
+    r, a = r + 2, a + 4 * width
+  else
+    -- How many does each counter have room for?
+    local granted = n
+    for j = 1, width do
+      local b = a + 4 * j - 3
+      local i, limit, cost = p[b], p[b + 1], p[b + 2]
+      local k = 4 * i
+      local kind, window = p[k + 1], p[k + 2]
+      if not used[i] then read(i) end
+      local room
+      if kind == 2 then
+        local left = window
+        if now > anchor[i] then left = anchor[i] + window - now end
+        room = floor((limit * window - before[i] * left - used[i] * window) / (cost * window))
+      elseif kind == 3 then
+        local age, debt, full = now - anchor[i], used[i], limit * window
+        if age >= 0 then debt = debt - age * limit elseif age < -window then debt = 0 end
+        if debt < 0 then debt = 0 elseif debt > full then debt = full end
+        anchor[i], used[i] = now, debt
+        room = floor((full - debt) / (cost * window))
+      elseif before[i] == 1 and kind == 4 then
+        room = (now >= anchor[i] and cost <= limit) and 1 or 0
+      else
+        room = floor((limit - used[i]) / cost)
+      end
+      if room > n then room = n elseif room < 0 then room = 0 end
+      fits[j] = room
+      if room < granted and p[b + 3] % 4 < 2 then granted = room end
+    end
+
+    -- Consume.
+    reply[r + 1] = granted + 1
+    r = r + 1
+    for j = 1, width do
+      local b = a + 4 * j - 3
+      local i, limit, cost, flags = p[b], p[b + 1], p[b + 2], p[b + 3]
+      local k = 4 * i
+      local kind, window, room = p[k + 1], p[k + 2], fits[j]
+      local taken = room < granted and room or granted
+      if flags % 2 == 1 then taken = kind == 4 and room or n end
+      if kind == 1 then
+        if taken > 0 then
+          used[i], dirty[i] = used[i] + taken * cost, true
+          if not there[i] then anchor[i], there[i], moved[i] = tick() + window, true, true end
+        end
+        local full = used[i] + cost > limit or room < n
+        if full then tick() end
+        local ends = anchor[i]
+        if ends == 0 and there[i] and (full or flags < 4) then
+          ends = call('PEXPIRETIME', KEYS[first + i]) + 1
+          if ends < 1 or (full and ends - now > window) then
+            ends, moved[i] = tick() + window, true
+          end
+          anchor[i] = ends
+        end
+      elseif kind == 2 then
+        if taken > 0 then used[i], dirty[i] = used[i] + taken * cost, true end
+      elseif kind == 3 then
+        -- With a limit of 0 there is no debt to remember.
+        if taken > 0 and limit > 0 then
+          local debt = used[i] + taken * cost * window
+          if debt > limit * window then debt = limit * window end
+          used[i], dirty[i] = debt, limit
+        end
+      elseif kind == 4 then
+        if n > 0 and cost <= limit then
+          if before[i] == 1 then
+            if taken > 0 then anchor[i] = now + p[k + 3] end
+            used[i], dirty[i] = now, true
+          else
+            if taken > 0 then
+              if anchor[i] == 0 then anchor[i] = now + window end
+              used[i], dirty[i] = used[i] + taken * cost, true
+            end
+            if taken == room and room < n then
+              anchor[i], used[i], before[i], dirty[i] = now + p[k + 3], now, 1, true
+            end
+          end
+        end
+      else
+        if taken > 0 and limit > 0 then
+          local more = taken * cost
+          if more > limit then more = limit end
+          added[i], dirty[i] = added[i] + more, true
+          used[i] = used[i] + more
+          if used[i] > limit then
+            dropped[i] = dropped[i] + used[i] - limit
+            used[i] = limit
+          end
+        end
+        report(i, limit, cost, window)
+      end
+      reply[r + 1], reply[r + 2], reply[r + 3], reply[r + 4] = room, anchor[i], used[i], before[i]
+      if kind == 1 and used[i] < 0 then reply[r + 3] = 0 end
+      r = r + 4
+    end
+    a = a + 4 * width
+  end
 end
-reply[3] = now
-return reply
+
+-- Redis lets a key live through the millisecond it is told to expire at: the one before the window's end.
+local function last(ends)
+  return format('%.0f', ends - 1 > now and ends - 1 or ends)
+end
+
+-- Write what changed.
+for i = 1, counters do
+  local key, k = KEYS[first + i], 4 * i
+  if dirty[i] then
+    local kind, window = p[k + 1], p[k + 2]
+    if kind == 1 then
+      local count = format('%.0f', used[i])
+      if moved[i] then
+        call('SET', key, count, 'PXAT', last(anchor[i]))
+      else
+        call('SET', key, count, 'KEEPTTL')
+      end
+    elseif kind == 2 then
+      local text = format('s%.0f %.0f %.0f', anchor[i], used[i], before[i])
+      call('SET', key, text, 'PX', format('%.0f', anchor[i] + 2 * window - now))
+    elseif kind == 3 then
+      local life = ceil(used[i] / dirty[i])
+      if life < 1 then life = 1 end
+      call('SET', key, format('b%.0f %.0f', now, used[i]), 'PX', format('%.0f', life))
+    elseif kind == 4 then
+      local text, ends = 'c%.0f %.0f', anchor[i]
+      if before[i] == 1 then text, ends = 't%.0f %.0f', now + p[k + 4] end
+      call('SET', key, format(text, anchor[i], used[i]), 'PXAT', format('%.0f', ends))
+    else
+      local score, number = micros, -1
+      if newest[i] and newest[i] >= micros and not foreign[i] then
+        score, number = newest[i], tonumber(match(member[i], ':(%d+)$')) or -1
+      end
+      if foreign[i] or alive[i] == 0 then
+        call('DEL', key)
+      else
+        call('ZREMRANGEBYSCORE', key, '-inf', format('%.0f', micros - window * 1000))
+      end
+      local stamp, left, words = format('%.0f', score), added[i], nil
+      while left > 0 do
+        words = {}
+        for w = 1, left < 500 and left or 500 do
+          number = number + 1
+          words[2 * w - 1], words[2 * w] = stamp, format('%s:%08d', stamp, number)
+        end
+        call('ZADD', key, unpack(words))
+        left = left - 500
+      end
+      if dropped[i] > 0 then call('ZREMRANGEBYRANK', key, 0, format('%.0f', dropped[i] - 1)) end
+      call('PEXPIREAT', key, format('%.0f', ceil(score / 1000) + window))
+    end
+  elseif moved[i] then
+    call('PEXPIREAT', key, last(anchor[i]))
+  end
+end
+
+reply[1] = now
+if r <= 1000 then return pack(unpack(reply)) end
+local parts = {}
+for i = 1, r, 1000 do
+  parts[#parts + 1] = pack(unpack(reply, i, i + 999 < r and i + 999 or r))
+end
+return table.concat(parts)
