@@ -166,14 +166,14 @@ fn limits(criterion: &mut Criterion) {
     criterion.bench_function("limits: build 3 checks", |b| {
         b.iter(|| {
             checks.begin(NOW);
-            checks.add(&space, 0, black_box(&policy), &caller).unwrap();
+            checks.add(&space, 0, black_box(&policy), &caller, 1).unwrap();
         });
     });
     let local = Local::new(LocalSettings::default());
     criterion.bench_function("limits: 3 windows from memory", |b| {
         b.iter(|| {
             checks.begin(NOW);
-            checks.add(&space, 0, &policy, &caller).unwrap();
+            checks.add(&space, 0, &policy, &caller, 1).unwrap();
             local.decide(&mut checks, NOW)
         });
     });
@@ -207,13 +207,13 @@ fn limits(criterion: &mut Criterion) {
     .unwrap();
     let mut over = Checks::new();
     over.begin(NOW);
-    over.add(&space, 0, &refusing, &caller).unwrap();
+    over.add(&space, 0, &refusing, &caller, 1).unwrap();
     let _ = local.decide(&mut over, NOW);
     local.observe(&over, Some(NOW), NOW);
     criterion.bench_function("limits: refusal known locally", |b| {
         b.iter(|| {
             over.begin(NOW);
-            over.add(&space, 0, &refusing, &caller).unwrap();
+            over.add(&space, 0, &refusing, &caller, 1).unwrap();
             local.refused(&mut over, NOW).unwrap()
         });
     });

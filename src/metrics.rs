@@ -11,10 +11,10 @@ use std::fmt::Write as _;
 use parking_lot::Mutex;
 use prometheus::{Registry, TextEncoder};
 
-pub use handles::{Counters, Grid, Held, PolicyMetrics, RouteMetrics, StoreMetrics, UpstreamMetrics};
+pub use handles::{Counters, ExchangeMetrics, Grid, Held, PolicyMetrics, RouteMetrics, StoreMetrics, UpstreamMetrics};
 pub use instrument::Described;
 pub use labels::{
-    CacheOutcome, Label, LimitOutcome, LimitSource, MethodClass, RevocationKind, StatusClass, StoreFailure,
+    CacheOutcome, ExchangePath, Label, LimitOutcome, LimitSource, MethodClass, RefundResult, RevocationKind, StatusClass, StoreFailure,
     StoreState, UpstreamFailure,
 };
 pub use process::ProcessReading;
@@ -56,6 +56,18 @@ families! {
         store_duration: Histogram = "tollgate_store_duration_seconds" [],
         /// Exchanges with the shared store that failed, by kind.
         store_errors: IntCounterVec = "tollgate_store_errors_total" ["kind"],
+        /// Questions to the shared store, by what carried them: the script, plain counts, or a plain read.
+        exchanges: IntCounterVec = "tollgate_exchanges_total" ["path"],
+        /// Requests that waited for another's question and were asked together with others.
+        coalesced: IntCounter = "tollgate_exchange_coalesced_requests_total" [],
+        /// Questions that were asked for requests that had waited.
+        merged: IntCounter = "tollgate_exchange_merged_questions_total" [],
+        /// Counts taken back because the request was not let through after all; lost ones stay counted.
+        refunds: IntCounterVec = "tollgate_limit_refunds_total" ["result"],
+        /// Leases taken from large limits.
+        leases: IntCounter = "tollgate_limit_leases_total" [],
+        /// Counters passed by spending from a lease, without asking.
+        lease_spent: IntCounter = "tollgate_limit_lease_spent_total" [],
         /// 1 while the shared store is away and limits are counted in memory, else 0.
         store_degraded: IntGauge = "tollgate_store_degraded" [],
         /// Changes between shared counting (healthy) and counting in memory (degraded).
@@ -106,6 +118,7 @@ impl Metrics {
         let metrics = Self { registry, families, refreshing: Mutex::new(()) };
         // Sets whose values live on this floor exist from the start; the others when their owners ask for them.
         metrics.store();
+        metrics.exchange();
         metrics.revocations();
         Ok(metrics)
     }
@@ -183,6 +196,8 @@ pub fn documentation(sets: &[(&str, Vec<&str>)]) -> String {
     values::<UpstreamFailure>(&mut text, "`kind` of `tollgate_upstream_errors_total`");
     values::<StoreFailure>(&mut text, "`kind` of `tollgate_store_errors_total`");
     values::<StoreState>(&mut text, "`to`");
+    values::<ExchangePath>(&mut text, "`path`");
+    values::<RefundResult>(&mut text, "`result`");
     values::<RevocationKind>(&mut text, "`kind` of `tollgate_revocations_total`");
     for (label, values) in sets {
         row(&mut text, label, values);

@@ -8,6 +8,7 @@ use http::HeaderName;
 use crate::cache::tag::TagTemplate;
 use crate::cache::{self, RouteCache};
 use crate::client_addr;
+use crate::clock::millis;
 use crate::config::{HostPort, Spec, Template, spec};
 use crate::header_names::{X_USER_ID, X_USER_PERMISSIONS, X_USER_PLAN};
 use crate::identity::{
@@ -110,10 +111,11 @@ fn parts(spec: &Spec, metrics: &Metrics) -> Result<Parts, Vec<Unusable>> {
     let mut problems = Vec::new();
     let upstreams: Vec<Arc<Upstream>> =
         spec.upstreams.iter().map(|upstream| self::upstream(upstream, metrics)).collect();
-    let policies = collect(&mut problems, spec.policies.iter().map(|policy| (policy, self::policy(policy))));
+    let declared = with_candidates(&spec.policies);
+    let policies = collect(&mut problems, declared.iter().map(|policy| (policy, self::policy(policy))));
     let mut entries = Vec::new();
     for (index, route) in spec.routes.iter().enumerate() {
-        match self::entries(index, route, spec, &upstreams, metrics) {
+        match self::entries(index, route, spec, &declared, &upstreams, metrics) {
             Ok(made) => entries.extend(made),
             Err(problem) => problems.push(problem),
         }
@@ -152,9 +154,13 @@ fn too_many_counters(index: usize, route: &spec::Route, spec: &Spec) -> Option<U
     let largest_plan = spec.plans.iter().map(|plan| plan.windows.len()).max().unwrap_or(0);
     let policies = spec.policies.iter().filter(|policy| route.limits.contains(&policy.name));
     let counters: usize = policies
-        .map(|policy| match &policy.quota {
-            spec::Quota::Windows(windows) => windows.len(),
-            spec::Quota::Plan => largest_plan,
+        .map(|policy| {
+            let own = match &policy.quota {
+                spec::Quota::Windows(windows) => windows.len(),
+                spec::Quota::Plan => largest_plan,
+                spec::Quota::Concurrency(_) => 0,
+            };
+            own + policy.candidate.as_ref().map_or(0, Vec::len)
         })
         .sum();
     (counters > MAX_CHECKS).then(|| {
@@ -163,6 +169,30 @@ fn too_many_counters(index: usize, route: &spec::Route, spec: &Spec) -> Option<U
             format!("these policies have up to {counters} windows together; accepted: at most {MAX_CHECKS}"),
         )
     })
+}
+
+/// The declared policies, each followed by its candidate as a shadow policy of its own.
+fn with_candidates(policies: &[spec::Policy]) -> Vec<spec::Policy> {
+    let candidate = |policy: &spec::Policy| {
+        Some(spec::Policy {
+            name: spec::Policy::candidate_name(&policy.name).into(),
+            quota: spec::Quota::Windows(policy.candidate.clone()?),
+            shadow: true,
+            candidate: None,
+            lease: false,
+            ..policy.clone()
+        })
+    };
+    policies.iter().flat_map(|policy| std::iter::once(policy.clone()).chain(candidate(policy))).collect()
+}
+
+/// The numbers of the policy called `name` and of its candidate among `declared`.
+fn policy_indices(name: &str, spec: &Spec, declared: &[spec::Policy]) -> impl Iterator<Item = u16> + use<> {
+    let has_candidate =
+        spec.policies.iter().any(|policy| *policy.name == *name && policy.candidate.is_some());
+    let own = declared.iter().position(|policy| *policy.name == *name);
+    let candidate = own.filter(|_| has_candidate).map(|index| index + 1);
+    own.into_iter().chain(candidate).filter_map(|index| u16::try_from(index).ok())
 }
 
 fn collect<'a, T>(
@@ -203,6 +233,7 @@ fn entries(
     index: usize,
     route: &spec::Route,
     spec: &Spec,
+    declared: &[spec::Policy],
     upstreams: &[Arc<Upstream>],
     metrics: &Metrics,
 ) -> Result<Vec<table::Entry<Arc<Route>>>, Unusable> {
@@ -224,10 +255,6 @@ fn entries(
             })
             .collect::<Result<Box<[_]>, _>>()
     };
-    let policy_index = |name: &str| {
-        let position = spec.policies.iter().position(|policy| *policy.name == *name)?;
-        u16::try_from(position).ok()
-    };
     let bound = Arc::new(Route {
         name: Arc::from(&*route.name),
         upstream: route
@@ -235,7 +262,8 @@ fn entries(
             .as_deref()
             .and_then(|name| upstreams.iter().find(|upstream| *upstream.settings().name == *name).cloned()),
         access,
-        policies: route.limits.iter().filter_map(|name| policy_index(name)).collect(),
+        policies: route.limits.iter().flat_map(|name| policy_indices(name, spec, declared)).collect(),
+        cost: route.cost,
         cache: route
             .cache
             .as_ref()
@@ -443,14 +471,28 @@ fn policy(policy: &spec::Policy) -> Result<Policy, PolicyError> {
         spec::KeyPart::Caller => limits::KeyPart::Caller,
     };
     let key: Vec<_> = policy.key.iter().map(part).collect();
-    let algorithm = match policy.algorithm {
-        spec::LimitAlgorithm::FixedWindow => limits::Algorithm::FixedWindow,
-        spec::LimitAlgorithm::SlidingWindow => limits::Algorithm::SlidingWindow,
-        spec::LimitAlgorithm::TokenBucket => limits::Algorithm::TokenBucket,
+    let algorithm = match (policy.algorithm, policy.cooldown) {
+        (spec::LimitAlgorithm::CoolDown, Some(cooldown)) => limits::Algorithm::CoolDown(limits::CoolDown {
+            interval_ms: millis(cooldown.interval).max(1),
+            quiet_ms: millis(cooldown.quiet),
+        }),
+        // A cool-down always says what it does; the configuration is refused otherwise.
+        (spec::LimitAlgorithm::FixedWindow | spec::LimitAlgorithm::CoolDown, _) => {
+            limits::Algorithm::FixedWindow
+        }
+        (spec::LimitAlgorithm::SlidingWindow, _) => limits::Algorithm::SlidingWindow,
+        (spec::LimitAlgorithm::TokenBucket, _) => limits::Algorithm::TokenBucket,
+        (spec::LimitAlgorithm::SlidingLog, _) => limits::Algorithm::SlidingLog,
+    };
+    let applies_to = match policy.applies_to {
+        spec::AppliesTo::All => limits::AppliesTo::All,
+        spec::AppliesTo::Anonymous => limits::AppliesTo::Anonymous,
+        spec::AppliesTo::Identified => limits::AppliesTo::Identified,
     };
     let quota = match &policy.quota {
         spec::Quota::Windows(list) => limits::LimitSource::Windows(windows(list)?),
         spec::Quota::Plan => limits::LimitSource::Plan,
+        spec::Quota::Concurrency(most) => limits::LimitSource::Concurrency(*most),
     };
     let on_store_failure = match policy.on_store_failure {
         spec::OnStoreFailure::Local => limits::OnStoreFailure::Local,
@@ -460,5 +502,8 @@ fn policy(policy: &spec::Policy) -> Result<Policy, PolicyError> {
     Ok(Policy::new(&policy.name, &key, algorithm, quota)?
         .with_cost(policy.cost)?
         .with_on_store_failure(on_store_failure)
-        .with_penalise(policy.penalise))
+        .with_penalise(policy.penalise)
+        .with_shadow(policy.shadow)
+        .with_lease(policy.lease)
+        .with_applies_to(applies_to))
 }

@@ -25,10 +25,10 @@ use crate::cache::{self, Cache};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Errors, Loaded, Spec, spec};
 use crate::identity::revocation::{DEFAULT_KNOWN, DEFAULT_PENDING, Known, Pending};
-use crate::limits::{self, KeySpace, Local};
+use crate::limits::{self, InFlight, KeySpace, Local, UserLimits};
 use crate::logging::{self, AccessLog, Logging};
 use crate::metrics::Metrics;
-use crate::pipeline::{GATE, Recoverer, Shared};
+use crate::pipeline::{Exchange, GATE, Recoverer, Shared};
 use crate::proxy::{self, Proxy};
 use crate::redis::{self, Store};
 use crate::upstream::Upstream;
@@ -194,6 +194,7 @@ fn shared(
     let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
     let largest =
         spec.routes.iter().filter_map(|route| route.cache.as_ref()).map(|cache| cache.max_object).max();
+    let memory_only = store.is_none();
     let cache = Cache::leak(
         &cache::Settings {
             memory_bytes: spec.cache.memory,
@@ -207,18 +208,25 @@ fn shared(
         },
         bytes(largest.unwrap_or(spec.cache.max_object)),
         store.as_ref().filter(|_| spec.cache.redis).map(|store| Arc::new(RedisTier(Arc::clone(store))) as _),
-        store.is_some(),
+        !memory_only,
         Arc::clone(&clock),
     );
+    let exchange = Exchange::new(metrics.exchange(), spec.limits.coalesce);
     Ok(Arc::new(Shared {
         clock,
         metrics,
         access_log,
         store,
         gate: &GATE,
+        exchange: Arc::new(exchange),
         local: Local::new(limits::local::Settings {
             capacity: usize::try_from(spec.limits.local_keys).unwrap_or(usize::MAX),
             ..limits::local::Settings::default()
+        }),
+        in_flight: InFlight::new(),
+        user_limits: (spec.limits.user_limits && !memory_only).then(|| {
+            let capacity = usize::try_from(spec.limits.local_keys).unwrap_or(usize::MAX);
+            UserLimits::new(capacity, spec.limits.user_limits_refresh)
         }),
         keys: KeySpace::new(&spec.redis.key_prefix),
         known: Known::new(DEFAULT_KNOWN),
@@ -431,6 +439,24 @@ mod tests {
             "{shown:#?}"
         );
         assert!(shown[1].starts_with("t.toml:13:8: routes[2].path: "), "{shown:#?}");
+    }
+
+    #[test]
+    fn candidates_count_among_the_counters_of_a_route() {
+        let text = |candidates: usize| {
+            let list: Vec<String> =
+                (1..=candidates).map(|length| format!("{{ limit = 5, window = \"{length}s\" }}")).collect();
+            format!(
+                "{GROUND}[[routes]]\nname = \"a\"\npath = \"/a\"\nlimits = [\"ip\", \"busy\"]\n\
+                 [policies.busy]\nkey = \"ip\"\nconcurrency = 3\n\
+                 [policies.ip]\nkey = \"ip\"\nlimit = 5\nwindow = \"1m\"\ncandidate.windows = [{}]\n",
+                list.join(", ")
+            )
+        };
+        assert_eq!(mistakes(&text(31)), Vec::<String>::new());
+        let shown = mistakes(&text(32));
+        assert_eq!(shown.len(), 1, "{shown:#?}");
+        assert!(shown[0].contains("up to 33 windows together"), "{shown:#?}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ::redis::{Value, cmd};
 use arc_swap::ArcSwap;
@@ -264,24 +264,38 @@ fn upstream_health(upstream: &crate::upstream::Upstream, now: UnixMillis) -> Ups
 async fn redis_health(store: &Store, detail: bool) -> RedisHealth {
     let away =
         RedisHealth { status: RedisStatus::Disconnected, latency_ms: None, memory_bytes: None, keys: None };
-    let started = Instant::now();
-    if store.call_within(PATIENCE, Lane::Bodies, &cmd("PING")).await.is_err() {
+    // In a cluster it is connected when all of its nodes are, and as slow as the slowest.
+    let answers = store.ask_all(PATIENCE, Lane::Bodies, &cmd("PING")).await;
+    if answers.iter().any(|answer| answer.outcome.is_err()) {
         return away;
     }
-    let latency_ms = Some(started.elapsed().as_secs_f64() * 1_000.0);
-    let mut health =
-        RedisHealth { status: RedisStatus::Connected, latency_ms, memory_bytes: None, keys: None };
+    let slowest = answers.iter().map(|answer| answer.elapsed).max();
+    let mut health = RedisHealth {
+        status: RedisStatus::Connected,
+        latency_ms: slowest.map(|elapsed| elapsed.as_secs_f64() * 1_000.0),
+        memory_bytes: None,
+        keys: None,
+    };
     if detail {
         let mut info = cmd("INFO");
         info.arg("memory");
-        if let Ok(Value::BulkString(text)) = store.call_within(PATIENCE, Lane::Bodies, &info).await {
-            let text = String::from_utf8_lossy(&text);
-            let used = text.lines().find_map(|line| line.strip_prefix("used_memory:"));
-            health.memory_bytes = used.and_then(|number| number.trim().parse().ok());
-        }
-        if let Ok(Value::Int(keys)) = store.call_within(PATIENCE, Lane::Bodies, &cmd("DBSIZE")).await {
-            health.keys = u64::try_from(keys).ok();
-        }
+        let answers = store.ask_all(PATIENCE, Lane::Bodies, &info).await;
+        health.memory_bytes = answers.into_iter().map(|answer| used_memory(answer.outcome.ok()?)).sum();
+        let answers = store.ask_all(PATIENCE, Lane::Bodies, &cmd("DBSIZE")).await;
+        health.keys = answers
+            .into_iter()
+            .map(|answer| match answer.outcome {
+                Ok(Value::Int(keys)) => u64::try_from(keys).ok(),
+                _ => None,
+            })
+            .sum();
     }
     health
+}
+
+/// `used_memory` in the answer to `INFO memory`.
+fn used_memory(answer: Value) -> Option<u64> {
+    let Value::BulkString(text) = answer else { return None };
+    let text = String::from_utf8_lossy(&text);
+    text.lines().find_map(|line| line.strip_prefix("used_memory:"))?.trim().parse().ok()
 }

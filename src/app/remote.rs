@@ -22,7 +22,7 @@ impl RemoteTier for RedisTier {
     async fn get(&self, key: &str) -> Option<Bytes> {
         let mut command = cmd("GET");
         command.arg(key);
-        match self.0.call(Lane::Bodies, &command).await {
+        match self.0.call(Lane::Bodies, self.0.shard(key.as_bytes()), &command).await {
             Ok(Value::BulkString(bytes)) => Some(Bytes::from(bytes)),
             _ => None,
         }
@@ -31,13 +31,15 @@ impl RemoteTier for RedisTier {
     async fn put(&self, key: &str, value: Bytes, ttl: Duration) -> bool {
         let mut command = cmd("SET");
         command.arg(key).arg(&*value).arg("PX").arg(millis(ttl).max(1));
-        self.0.call_within(WRITE_TIME, Lane::Bodies, &command).await.is_ok()
+        let shard = self.0.shard(key.as_bytes());
+        self.0.call_within(WRITE_TIME, Lane::Bodies, shard, &command).await.is_ok()
     }
 
     async fn delete(&self, key: &str) {
         let mut command = cmd("UNLINK");
         command.arg(key);
         // Best effort: the entry is unreachable already and goes with its TTL.
-        let _ = self.0.call_within(WRITE_TIME, Lane::Bodies, &command).await;
+        let shard = self.0.shard(key.as_bytes());
+        let _ = self.0.call_within(WRITE_TIME, Lane::Bodies, shard, &command).await;
     }
 }

@@ -5,11 +5,18 @@ use std::time::Duration;
 
 use super::error::did_you_mean;
 use super::reader::Reader;
-use super::spec::{KeyPart, Limits, Plan, Policy, Quota, Window};
+use super::spec::{AppliesTo, CoolDown, KeyPart, LimitAlgorithm, Limits, Plan, Policy, Quota, Window};
 use super::value::is_name;
+use crate::limits::policy::MAX_LOG_LIMIT;
 
 const MOST: u64 = 1_000_000_000;
 const LONGEST: Duration = Duration::from_secs(31 * 86_400);
+const MOST_IN_FLIGHT: u64 = 1_000_000;
+/// A lease takes a part of what is left: of less there is nothing to gain.
+const LEAST_LEASED: u64 = 100;
+/// As the limits floor has it; what its keys and header fields can hold.
+const MAX_POLICY_NAME: usize = 32;
+const MAX_CANDIDATE_STEM: usize = 22;
 
 /// Plans that exist unless the file declares them otherwise, per minute.
 const BUILT_IN: [(&str, u64); 4] = [("anonymous", 10), ("free", 50), ("pro", 200), ("enterprise", 1_000)];
@@ -53,9 +60,13 @@ pub(super) fn limits(root: &Reader<'_>, plans: &[Plan]) -> Limits {
         default_plan: known_plan(&reader, "default_plan", plans),
         anonymous_plan: known_plan(&reader, "anonymous_plan", plans),
         multiplier_cap: reader.within("multiplier_cap", 1.0..=1_000_000.0),
+        user_limits: reader.get("user_limits"),
+        user_limits_refresh: reader
+            .duration("user_limits_refresh", Duration::from_millis(100)..=Duration::from_secs(3_600)),
         reset: reader.get("reset"),
         x_ratelimit_headers: reader.get("x_ratelimit_headers"),
         ietf_headers: reader.get("ietf_headers"),
+        coalesce: reader.get("coalesce"),
         local_keys: reader.within("local_keys", 1_000..=10_000_000),
     }
 }
@@ -75,11 +86,13 @@ pub(super) fn dangling<'a>(what: &str, name: &str, known: impl Iterator<Item = &
     format!("no {what} is named {name:?}; accepted: {accepted}{}", did_you_mean(name, known))
 }
 
-pub(super) fn policies(root: &Reader<'_>) -> Vec<Policy> {
-    root.named("policies", "<name>").into_iter().map(|(name, reader)| policy(name, &reader)).collect()
+pub(super) fn policies(root: &Reader<'_>, plans: &[Plan]) -> Vec<Policy> {
+    let names = root.names("policies");
+    let policies = root.named("policies", "<name>").into_iter();
+    policies.map(|(name, reader)| policy(name, &reader, plans, &names)).collect()
 }
 
-fn policy(name: Box<str>, reader: &Reader<'_>) -> Policy {
+fn policy(name: Box<str>, reader: &Reader<'_>, plans: &[Plan], names: &[&str]) -> Policy {
     let key: Vec<KeyPart> = reader.required_list("key");
     if key.iter().collect::<BTreeSet<_>>().len() < key.len() {
         reader.refuse("key", "names a part twice; accepted: each part once");
@@ -87,50 +100,201 @@ fn policy(name: Box<str>, reader: &Reader<'_>) -> Policy {
     if key.contains(&KeyPart::ApiToken) {
         reader.warn("key", "api_token: this version issues no API tokens, so the policy counts nothing");
     }
-    Policy {
-        name,
+    let applies_to = reader.get("applies_to");
+    if applies_to == AppliesTo::Anonymous
+        && let Some(part) = key.iter().find(|part| part.needs_caller())
+    {
+        reader.refuse("applies_to", format!("anonymous callers have no {part}; accepted: a key without it"));
+    }
+    let algorithm = reader.get("algorithm");
+    let quota = quota(reader);
+    let policy = Policy {
         key,
-        algorithm: reader.get("algorithm"),
-        quota: quota(reader),
+        applies_to,
+        algorithm,
+        cooldown: cooldown(reader, algorithm),
         cost: reader.within("cost", 1..=1_000_000),
         on_store_failure: reader.get("on_store_failure"),
         penalise: reader.get("penalise"),
+        shadow: reader.get("shadow"),
+        candidate: candidate(&name, reader, algorithm, names),
+        lease: reader.get("lease"),
+        quota,
+        name,
+    };
+    if matches!(policy.quota, Quota::Concurrency(_)) {
+        alone(reader);
+    } else {
+        suits(reader, &policy, plans);
+    }
+    policy
+}
+
+/// What else a policy may not say that only counts requests in flight.
+fn alone(reader: &Reader<'_>) {
+    for key in ["algorithm", "cooldown", "cost", "on_store_failure", "penalise", "candidate", "lease"] {
+        if reader.has(key) {
+            reader.refuse(key, "says nothing about requests in flight; accepted: a policy of its own");
+        }
     }
 }
 
-fn quota(reader: &Reader<'_>) -> Quota {
-    let mut windows = window_list(reader);
-    let short = (limit(reader, "limit"), length(reader, "window"));
-    let by_plan: bool = reader.get("plan");
-    let forms = [reader.has("windows"), reader.has("limit") || reader.has("window"), by_plan];
-    if forms.into_iter().filter(|form| *form).count() > 1 {
-        reader
-            .refuse("", "has its limits twice; accepted: one of windows, limit with window, or plan = true");
-        return Quota::Plan;
+/// Whether algorithm and lease suit the windows.
+fn suits(reader: &Reader<'_>, policy: &Policy, plans: &[Plan]) {
+    match &policy.quota {
+        Quota::Windows(windows) => fits(reader, policy.algorithm, windows),
+        Quota::Plan if policy.algorithm == LimitAlgorithm::CoolDown => {
+            reader.refuse("plan", "is not for cool-down; accepted: limit with window");
+        }
+        Quota::Plan if policy.algorithm == LimitAlgorithm::SlidingLog => {
+            let mut windows = plans.iter().flat_map(|plan| &plan.windows);
+            if windows.any(|window| window.limit > MAX_LOG_LIMIT) {
+                reader.refuse("algorithm", format!("a plan's limit {}", log_too_long()));
+            }
+        }
+        Quota::Plan | Quota::Concurrency(_) => {}
     }
-    match short {
-        (Some(limit), Some(window)) => windows.push(Window { name: window_name(window), limit, window }),
-        (Some(_), None) if !reader.has("window") => {
-            reader.refuse("window", "is missing beside limit; accepted: a duration such as \"60s\"");
+    if !policy.lease {
+        return;
+    }
+    let large = |window: &Window| window.limit >= LEAST_LEASED;
+    let suited = policy.algorithm == LimitAlgorithm::FixedWindow
+        && matches!(&policy.quota, Quota::Windows(windows) if windows.iter().all(large));
+    if !suited {
+        reader.refuse(
+            "lease",
+            format!(
+                "needs fixed windows of {LEAST_LEASED} requests or more; accepted: false for other policies"
+            ),
+        );
+    }
+}
+
+/// Whether `algorithm` can count in `windows`, those of the policy or of its candidate.
+fn fits(reader: &Reader<'_>, algorithm: LimitAlgorithm, windows: &[Window]) {
+    let key = if reader.has("windows") { "windows" } else { "limit" };
+    if algorithm == LimitAlgorithm::SlidingLog
+        && windows.iter().any(|window| window.limit > MAX_LOG_LIMIT)
+        && !reader.reported(key)
+    {
+        reader.refuse(key, log_too_long());
+    }
+    if algorithm == LimitAlgorithm::CoolDown && windows.len() > 1 {
+        reader.refuse(key, "has several windows; accepted: one for cool-down");
+    }
+}
+
+fn log_too_long() -> String {
+    format!(
+        "is too large for sliding-log, which keeps each admitted request; accepted: up to {MAX_LOG_LIMIT}"
+    )
+}
+
+fn cooldown(reader: &Reader<'_>, algorithm: LimitAlgorithm) -> Option<CoolDown> {
+    let wanted = algorithm == LimitAlgorithm::CoolDown;
+    if wanted != reader.has("cooldown") && !reader.reported("algorithm") {
+        if wanted {
+            reader.refuse("cooldown", "is missing; accepted: { limit, window, quiet } for cool-down");
+        } else {
+            reader
+                .refuse("cooldown", "is for algorithm = \"cool-down\"; accepted: nothing beside another one");
         }
-        (None, Some(_)) if !reader.has("limit") => {
-            reader.refuse("limit", format!("is missing beside window; accepted: 1 to {MOST}"));
-        }
-        _ => {}
+    }
+    let section = reader.opt_section("cooldown")?;
+    let (limit, window) = required_window(&section);
+    let quiet = length(&section, "quiet");
+    let (limit, window) = (limit?, window?);
+    let limit = u32::try_from(limit).unwrap_or(u32::MAX);
+    let interval = (window / limit).max(Duration::from_millis(1));
+    Some(CoolDown { interval, quiet: quiet.unwrap_or(window) })
+}
+
+fn candidate(
+    name: &str,
+    reader: &Reader<'_>,
+    algorithm: LimitAlgorithm,
+    names: &[&str],
+) -> Option<Vec<Window>> {
+    let section = reader.opt_section("candidate")?;
+    let windows = own_windows(&section);
+    let full = Policy::candidate_name(name);
+    if full.len() > MAX_POLICY_NAME {
+        reader.refuse(
+            "candidate",
+            format!(
+                "would be called {full:?}; accepted: a policy's name of up to {MAX_CANDIDATE_STEM} characters"
+            ),
+        );
+    } else if names.contains(&full.as_str()) {
+        reader.refuse("candidate", format!("would be called {full:?}; accepted: no policy of that name"));
+    }
+    let once = "accepted: windows = [{ limit, window }], or limit with window";
+    if section.has("windows") && is_short(&section) {
+        section.refuse("", format!("has its limits twice; {once}"));
+    } else if windows.is_empty() && !section.reported("") {
+        section.refuse("", format!("has no limit; {once}"));
+    }
+    fits(&section, algorithm, &windows);
+    Some(windows)
+}
+
+fn quota(reader: &Reader<'_>) -> Quota {
+    let windows = own_windows(reader);
+    let by_plan: bool = reader.get("plan");
+    let concurrency: Option<u64> = reader.opt("concurrency");
+    let forms = [reader.has("windows"), is_short(reader), by_plan, reader.has("concurrency")];
+    if forms.into_iter().filter(|form| *form).count() > 1 {
+        reader.refuse(
+            "",
+            "has its limits twice; accepted: one of windows, limit with window, plan = true, or concurrency",
+        );
+        return Quota::Plan;
     }
     if by_plan {
         return Quota::Plan;
     }
-    unique(reader, &windows);
-    if windows.is_empty()
-        && !["", "windows", "limit", "window", "plan"].into_iter().any(|key| reader.reported(key))
-    {
+    if let Some(most) = concurrency {
+        if !(1..=MOST_IN_FLIGHT).contains(&most) {
+            reader.refuse("concurrency", format!("is out of range; accepted: 1 to {MOST_IN_FLIGHT}"));
+        }
+        return Quota::Concurrency(most);
+    }
+    let keys = ["", "windows", "limit", "window", "plan", "concurrency"];
+    if windows.is_empty() && !keys.into_iter().any(|key| reader.reported(key)) {
         reader.refuse(
             "",
-            "has no limit; accepted: windows = [{ limit, window }], limit with window, or plan = true",
+            "has no limit; accepted: windows = [{ limit, window }], limit with window, plan = true, or concurrency",
         );
     }
     Quota::Windows(windows)
+}
+
+fn is_short(reader: &Reader<'_>) -> bool {
+    reader.has("limit") || reader.has("window")
+}
+
+/// What `windows`, or `limit` with `window`, say.
+fn own_windows(reader: &Reader<'_>) -> Vec<Window> {
+    let mut windows = window_list(reader);
+    if is_short(reader)
+        && let (Some(limit), Some(window)) = required_window(reader)
+    {
+        windows.push(Window { name: window_name(window), limit, window });
+    }
+    unique(reader, &windows);
+    windows
+}
+
+/// `limit` and `window`, of which none goes without the other.
+fn required_window(reader: &Reader<'_>) -> (Option<u64>, Option<Duration>) {
+    let found = (limit(reader, "limit"), length(reader, "window"));
+    if !reader.has("limit") {
+        reader.refuse("limit", format!("is missing beside window; accepted: 1 to {MOST}"));
+    }
+    if !reader.has("window") {
+        reader.refuse("window", "is missing beside limit; accepted: a duration such as \"60s\"");
+    }
+    found
 }
 
 fn window_list(reader: &Reader<'_>) -> Vec<Window> {

@@ -166,7 +166,7 @@ fn sections(root: &Reader<'_>, environment: Environment) -> Spec {
     let issuers = identity::issuers(root);
     let plans = limits::plans(root);
     let limits = limits::limits(root, &plans);
-    let policies = limits::policies(root);
+    let policies = limits::policies(root, &plans);
     let upstreams = routes::upstreams(root);
     let routes = routes::routes(
         root,
@@ -174,6 +174,8 @@ fn sections(root: &Reader<'_>, environment: Environment) -> Spec {
             server: &server,
             cache: &cache,
             policies: &policies,
+            plans: &plans,
+            limits: &limits,
             upstreams: root.names("upstreams"),
             has_issuers: !root.names("issuers").is_empty(),
         },

@@ -9,9 +9,13 @@ use http::{HeaderName, Method};
 use super::identity::texts;
 use super::limits::dangling;
 use super::reader::Reader;
-use super::spec::{Auth, Cache, KeyPart, Logout, Policy, QueryKey, Route, RouteCache, Server, Upstream};
+use super::spec::{
+    AppliesTo, Auth, Cache, KeyPart, Limits, Logout, Plan, Policy, QueryKey, Quota, Route, RouteCache,
+    Server, Upstream, Window,
+};
 use super::template::Template;
 use super::value::{HostPort, Size, is_host_name, is_name};
+use crate::limits::plan::effective_limit;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -46,9 +50,17 @@ pub(super) struct Known<'a> {
     pub(super) server: &'a Server,
     pub(super) cache: &'a Cache,
     pub(super) policies: &'a [Policy],
+    pub(super) plans: &'a [Plan],
+    pub(super) limits: &'a Limits,
     /// Names as declared, even of tables that are otherwise wrong.
     pub(super) upstreams: Vec<&'a str>,
     pub(super) has_issuers: bool,
+}
+
+impl<'a> Known<'a> {
+    fn policy(&self, name: &str) -> Option<&'a Policy> {
+        self.policies.iter().find(|policy| &*policy.name == name)
+    }
 }
 
 struct Defaults {
@@ -122,6 +134,7 @@ fn route(reader: &Reader<'_>, known: &Known<'_>, defaults: &Defaults) -> Route {
         auth,
         permissions,
         limits,
+        cost: reader.within("cost", 1..=1_000_000),
         logout,
         max_body: reader.opt::<Size>("max_body").map_or(known.server.max_body, |Size(bytes)| bytes),
         allow_encoded_slashes: reader
@@ -162,13 +175,24 @@ fn check(reader: &Reader<'_>, known: &Known<'_>, route: &Route) {
             );
         }
         for (index, name) in route.limits.iter().enumerate() {
-            if let Some(part) = caller_part(known, name) {
+            if known.policy(name).is_some_and(|policy| policy.applies_to == AppliesTo::Identified) {
+                let message = format!(
+                    "{name:?} is for identified callers and this route looks at no token; accepted: auth = \
+                     \"required\" or \"optional\", or a policy that applies to all"
+                );
+                reader.refuse_item("limits", index, message);
+            } else if let Some(part) = caller_part(known, name) {
                 let message = format!(
                     "{name:?} counts by {part} and this route looks at no token; accepted: auth = \"required\" or \
                      \"optional\", or a policy by ip or caller"
                 );
                 reader.refuse_item("limits", index, message);
             }
+        }
+    }
+    for (index, name) in route.limits.iter().enumerate() {
+        if let Some(policy) = known.policy(name) {
+            affordable(reader, known, route, index, policy);
         }
     }
     if route.logout.is_some() && route.auth != Auth::Required && !reader.reported("auth") {
@@ -182,11 +206,49 @@ fn check(reader: &Reader<'_>, known: &Known<'_>, route: &Route) {
     }
 }
 
+/// Whether a request here can ever be admitted: one that costs more than a window holds cannot.
+fn affordable(reader: &Reader<'_>, known: &Known<'_>, route: &Route, index: usize, policy: &Policy) {
+    let cost = u64::from(policy.cost) * u64::from(route.cost);
+    let least = |windows: &[Window]| windows.iter().map(|window| window.limit).min().unwrap_or(u64::MAX);
+    let name = &policy.name;
+    let (most, of) = match &policy.quota {
+        Quota::Windows(windows) => (least(windows), format!("{name:?}")),
+        Quota::Plan => {
+            // Multipliers apply to all plans but the anonymous one.
+            let best = |plan: &Plan| {
+                let raised = *plan.name != *known.limits.anonymous_plan;
+                let factor = if raised { known.limits.multiplier_cap } else { 1.0 };
+                effective_limit(least(&plan.windows), factor)
+            };
+            let most = known.plans.iter().map(best).max().unwrap_or(u64::MAX);
+            let poor = known.plans.iter().filter(|plan| least(&plan.windows) < cost);
+            let poor: Vec<&str> = poor.map(|plan| &*plan.name).collect();
+            if cost <= most && !poor.is_empty() {
+                let poor = poor.join(", ");
+                reader.warn("cost", format!("a request costs {cost}, more than a window of {poor} holds"));
+            }
+            (most, "every plan".to_owned())
+        }
+        Quota::Concurrency(_) => return,
+    };
+    if cost <= most {
+        return;
+    }
+    let message =
+        format!("a request costs {cost}, more than a window of {of} holds, and would never be admitted");
+    if policy.shadow {
+        reader.warn("cost", message);
+    } else if reader.has("cost") {
+        reader.refuse("cost", format!("{message}; accepted: a cost that fits"));
+    } else {
+        reader.refuse_item("limits", index, format!("{message}; accepted: a cost that fits"));
+    }
+}
+
 /// The part of a policy's key that only an identified caller has.
 fn caller_part(known: &Known<'_>, policy: &str) -> Option<KeyPart> {
-    let policy = known.policies.iter().find(|candidate| &*candidate.name == policy)?;
-    let needs_caller = |part: &&KeyPart| matches!(part, KeyPart::User | KeyPart::Token | KeyPart::ApiToken);
-    policy.key.iter().find(needs_caller).copied()
+    let policy = known.policy(policy)?;
+    policy.key.iter().find(|part| part.needs_caller()).copied()
 }
 
 fn known_upstream(reader: &Reader<'_>, known: &Known<'_>) -> Option<Box<str>> {

@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use super::template::Template;
 use super::value::{HostPort, RedisUrl, Secret};
 pub use super::words::{
-    AccessField, Algorithm, Auth, Balance, ClientAddressHeader, Environment, KeyPart, LimitAlgorithm,
-    LogFormat, LogLevel, Logout, OnStoreFailure, ResetFormat, UpstreamProtocol,
+    AccessField, Algorithm, AppliesTo, Auth, Balance, ClientAddressHeader, Environment, KeyPart,
+    LimitAlgorithm, LogFormat, LogLevel, Logout, OnStoreFailure, ResetFormat, UpstreamProtocol,
 };
 
 /// The whole configuration; names used by routes and policies exist.
@@ -229,8 +229,12 @@ pub struct Limits {
     pub default_plan: Box<str>,
     /// Plan of callers without a token; it exists.
     pub anonymous_plan: Box<str>,
-    /// Largest multiplier a token may bring.
+    /// Largest product of a token's multiplier and that of `user_limits:<user>`.
     pub multiplier_cap: f64,
+    /// Whether `user_limits:<user>` in Redis changes the plan limits of that user.
+    pub user_limits: bool,
+    /// How old what is known of it may be before it is read again.
+    pub user_limits_refresh: Duration,
     /// How `X-RateLimit-Reset` is told.
     pub reset: ResetFormat,
     /// Whether `X-RateLimit-*` is sent.
@@ -239,6 +243,8 @@ pub struct Limits {
     pub ietf_headers: bool,
     /// Most subjects counted or remembered in memory.
     pub local_keys: u32,
+    /// Whether requests that share a counter are asked for together.
+    pub coalesce: bool,
 }
 
 /// One window of a policy or plan.
@@ -268,6 +274,17 @@ pub enum Quota {
     Windows(Vec<Window>),
     /// The windows of the caller's plan.
     Plan,
+    /// This many requests of one subject in flight on one instance, at least 1.
+    Concurrency(u64),
+}
+
+/// `[policies.<name>.cooldown]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CoolDown {
+    /// One request is admitted per interval; at least 1 ms.
+    pub interval: Duration,
+    /// The window opens again after this long without any request.
+    pub quiet: Duration,
 }
 
 /// `[policies.<name>]`.
@@ -277,8 +294,12 @@ pub struct Policy {
     pub name: Box<str>,
     /// What it counts by; never empty.
     pub key: Vec<KeyPart>,
+    /// Whose requests it counts.
+    pub applies_to: AppliesTo,
     /// How it counts.
     pub algorithm: LimitAlgorithm,
+    /// What holds once the window has tripped; given exactly where `algorithm` is [`LimitAlgorithm::CoolDown`].
+    pub cooldown: Option<CoolDown>,
     /// How much it allows.
     pub quota: Quota,
     /// What one request costs, at least 1.
@@ -287,6 +308,19 @@ pub struct Policy {
     pub on_store_failure: OnStoreFailure,
     /// Whether refused requests count too.
     pub penalise: bool,
+    /// Whether it only watches.
+    pub shadow: bool,
+    /// Windows that are watched beside the enforced ones, under the name [`Policy::candidate_name`]; never empty.
+    pub candidate: Option<Vec<Window>>,
+    /// Whether an instance may take several requests' worth at once.
+    pub lease: bool,
+}
+
+impl Policy {
+    /// What a candidate of the policy called `name` is called, in keys and metrics.
+    pub fn candidate_name(name: &str) -> String {
+        format!("{name}-candidate")
+    }
 }
 
 /// `[upstreams.<name>]`.
@@ -350,6 +384,8 @@ pub struct Route {
     pub permissions: Vec<Box<str>>,
     /// Declared policies, no duplicates.
     pub limits: Vec<Box<str>>,
+    /// Times the cost of each policy, at least 1.
+    pub cost: u32,
     /// Whether and how this route logs out.
     pub logout: Option<Logout>,
     /// Most bytes of a request body.

@@ -120,6 +120,20 @@ words! {
         SlidingWindow = "sliding-window",
         /// GCRA: a burst of `limit`, refilled over `window`.
         TokenBucket = "token-bucket",
+        /// The time of every admitted request: never more than `limit` in any window.
+        SlidingLog = "sliding-log",
+        /// A fixed window that trips; then one request per interval until it has been quiet.
+        CoolDown = "cool-down",
+    }
+
+    /// Whose requests a policy counts.
+    pub enum AppliesTo {
+        /// Everyone's.
+        All = "all",
+        /// Those of callers without a token.
+        Anonymous = "anonymous",
+        /// Those of callers with a token.
+        Identified = "identified",
     }
 
     /// What a policy does while the shared store is away.
@@ -162,6 +176,13 @@ words! {
         Gateway = "gateway",
         /// The upstream; its 2xx makes it a logout.
         Forward = "forward",
+    }
+}
+
+impl KeyPart {
+    /// Whether only an identified caller has it.
+    pub const fn needs_caller(self) -> bool {
+        matches!(self, Self::User | Self::Token | Self::ApiToken)
     }
 }
 

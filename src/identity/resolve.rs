@@ -35,8 +35,8 @@ pub struct Access {
 }
 
 impl Access {
-    /// Asks for a requirement and for all of `permissions`. With permissions, `Optional` admits nobody
-    /// without a token either.
+    /// Asks for a requirement and for all of `permissions`. Where the requirement is `Optional`, permissions are asked
+    /// of tokens only: callers without one pass.
     pub fn new(
         requirement: Requirement,
         permissions: Vec<Box<str>>,
@@ -140,12 +140,16 @@ pub fn authenticate(
     }
 }
 
-/// Whether the caller has every permission the route asks for.
+/// Whether the caller has every permission the route asks for; a caller without a token needs none where tokens are
+/// optional.
 pub fn permit(access: &Access, identity: Option<&Identity>) -> Result<(), IdentityRefusal> {
     if access.permissions.is_empty() {
         return Ok(());
     }
-    let identity = identity.ok_or(IdentityRefusal::NotAuthenticated)?;
+    let Some(identity) = identity else {
+        let welcome = access.requirement == Requirement::Optional;
+        return if welcome { Ok(()) } else { Err(IdentityRefusal::NotAuthenticated) };
+    };
     if access.permissions.iter().all(|permission| identity.may(permission)) {
         Ok(())
     } else {
@@ -195,7 +199,10 @@ mod tests {
             (Optional, &[], carried(&plain), Ok(true)),
             (Optional, &[], carried("rubbish"), Err(invalid)),
             (Optional, &[], Err(CredentialProblem::Repeated), Err(CredentialProblem::Repeated.into())),
-            (Optional, &["admin"], Ok(None), Err(IdentityRefusal::NotAuthenticated)),
+            (Optional, &["admin"], Ok(None), Ok(false)),
+            (Optional, &["admin"], carried(&plain), Err(IdentityRefusal::Forbidden)),
+            (Optional, &["admin"], carried(&admin), Ok(true)),
+            (Required, &["admin"], Ok(None), Err(IdentityRefusal::NotAuthenticated)),
             (Required, &[], Ok(None), Err(IdentityRefusal::NotAuthenticated)),
             (Required, &[], carried("rubbish"), Err(invalid)),
             (Required, &[], carried(&plain), Ok(true)),

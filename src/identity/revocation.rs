@@ -374,13 +374,16 @@ impl Pending {
         }
     }
 
-    /// Takes at most `max` of what is owed, longest-lived first, leaving out what has no effect any more.
-    pub fn drain(&self, now: UnixMillis, max: usize) -> Vec<Revocation> {
+    /// Takes at most `max` of what is owed under keys that `wanted` accepts, longest-lived first, leaving out what
+    /// has no effect any more.
+    pub fn drain(&self, now: UnixMillis, max: usize, wanted: impl Fn(&str) -> bool) -> Vec<Revocation> {
         let mut owed = self.owed.lock();
-        let mut taken = Vec::with_capacity(max.min(owed.by_key.len()));
-        while taken.len() < max
-            && let Some((until, key)) = owed.by_end.pop_last()
-        {
+        let chosen: Vec<_> =
+            owed.by_end.iter().rev().filter(|(_, key)| wanted(key)).take(max).cloned().collect();
+        let mut taken = Vec::with_capacity(chosen.len());
+        for end in chosen {
+            owed.by_end.remove(&end);
+            let (until, key) = end;
             let Some((_, effect)) = owed.by_key.remove(&key) else { continue };
             if until > now {
                 taken.push(Revocation { key, effect, until });
@@ -528,8 +531,8 @@ mod tests {
         pending.push(token("b", 20));
         pending.push(token("c", 30));
         assert_eq!((pending.len(), pending.dropped()), (2, 1));
-        assert_eq!(pending.drain(UnixMillis(0), 1), [token("a", 40)]);
-        assert_eq!(pending.drain(UnixMillis(30), 10), []);
+        assert_eq!(pending.drain(UnixMillis(0), 1, |_| true), [token("a", 40)]);
+        assert_eq!(pending.drain(UnixMillis(30), 10, |_| true), []);
         assert!(pending.is_empty());
     }
 

@@ -3,7 +3,7 @@
 
 use super::algorithm::{Rule, State};
 use super::plan::effective_limit;
-use super::policy::{OnStoreFailure, Policy, Window};
+use super::policy::{Algorithm, MAX_LOG_LIMIT, OnStoreFailure, Policy, Window};
 use super::subject::{Caller, KeySpace};
 use crate::clock::UnixMillis;
 
@@ -133,6 +133,18 @@ pub struct Checks {
     states: Vec<CounterState>,
     bytes: Vec<u8>,
     at: UnixMillis,
+    shadow_violated: Violated,
+    in_flight: Vec<Seats>,
+}
+
+/// What a policy on requests in flight says of the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seats {
+    /// Requests of the subject that may be in flight.
+    pub most: u64,
+    /// How many more would be let in.
+    pub left: u64,
+    name: (usize, usize),
 }
 
 impl Checks {
@@ -143,6 +155,8 @@ impl Checks {
             states: Vec::with_capacity(4),
             bytes: Vec::with_capacity(256),
             at: UnixMillis(0),
+            shadow_violated: Violated::default(),
+            in_flight: Vec::new(),
         }
     }
 
@@ -152,16 +166,41 @@ impl Checks {
         self.states.clear();
         self.bytes.clear();
         self.at = now;
+        self.shadow_violated = Violated::default();
+        self.in_flight.clear();
     }
 
-    /// Adds the counters of `policy` for `caller`, under the caller's number `index`. Adds nothing when the
-    /// policy does not apply, or when its counters are there already.
+    /// The keyed hash of what `policy` counts `caller` by; `None` when it does not apply.
+    pub fn subject(&mut self, space: &KeySpace, policy: &Policy, caller: &Caller<'_>) -> Option<u64> {
+        let start = self.bytes.len();
+        let applies = space.write_key(policy, caller, &mut self.bytes);
+        let hash = applies.then(|| space.hash(self.bytes.get(start..).unwrap_or_default()));
+        self.bytes.truncate(start);
+        hash
+    }
+
+    /// Notes what `policy`, which counts requests in flight, is to tell the client.
+    pub fn note_in_flight(&mut self, policy: &Policy, most: u64, left: u64) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(policy.name().as_bytes());
+        self.in_flight.push(Seats { most, left, name: (start, self.bytes.len()) });
+    }
+
+    /// What was noted of requests in flight, each with the policy's name.
+    pub fn in_flight(&self) -> impl Iterator<Item = (&str, &Seats)> {
+        self.in_flight.iter().map(|seats| (self.text(seats.name), seats))
+    }
+
+    /// Adds the counters of `policy` for `caller`, under the caller's number `index`; a request costs `factor`
+    /// times what the policy says. Adds nothing when the policy does not apply, has no windows, or when its
+    /// counters are there already.
     pub fn add(
         &mut self,
         space: &KeySpace,
         index: u16,
         policy: &Policy,
         caller: &Caller<'_>,
+        factor: u32,
     ) -> Result<(), TooManyChecks> {
         let (windows, multiplier) = match policy.windows() {
             Some(windows) => (windows, 1.0),
@@ -191,11 +230,15 @@ impl Checks {
                 continue;
             }
             let name = self.write_name(policy, window, several);
+            let effective = effective_limit(window.limit(), multiplier);
             let rule = Rule {
                 algorithm: policy.algorithm(),
-                limit: effective_limit(window.limit(), multiplier),
+                limit: match policy.algorithm() {
+                    Algorithm::SlidingLog => effective.min(MAX_LOG_LIMIT),
+                    _ => effective,
+                },
                 period_ms: window.period_ms(),
-                cost: u64::from(policy.cost()),
+                cost: u64::from(policy.cost()) * u64::from(factor.max(1)),
             };
             self.items.push(Check {
                 policy: index,
@@ -254,10 +297,11 @@ impl Checks {
 
     /// The name of a check of this set in header fields: `<policy>` or `<policy>-<window>`, `[a-z0-9_-]+`.
     pub fn name(&self, check: &Check) -> &str {
-        self.bytes
-            .get(check.name.0..check.name.1)
-            .and_then(|name| std::str::from_utf8(name).ok())
-            .unwrap_or("")
+        self.text(check.name)
+    }
+
+    fn text(&self, (start, end): (usize, usize)) -> &str {
+        self.bytes.get(start..end).and_then(|name| std::str::from_utf8(name).ok()).unwrap_or("")
     }
 
     /// What the counters said, in the order of the checks. Before a decision: untouched counters.
@@ -270,15 +314,46 @@ impl Checks {
         self.at
     }
 
-    /// Notes what a counter said that was only looked at, at `at` on the store's clock.
-    pub fn note(&mut self, index: usize, state: State, at: UnixMillis) {
-        self.at = at;
-        if let (Some(check), Some(answer)) = (self.items.get(index), self.states.get_mut(index)) {
-            let rule = check.rule;
-            let state = rule.roll(state, at);
-            let (remaining, reset_at) = (rule.remaining(state, at), rule.reset_at(state, at));
-            *answer = CounterState { limit: rule.limit, remaining, reset_at, state };
+    /// The checks at the positions that are `wanted`, as a set of their own.
+    #[must_use]
+    pub fn only(&self, wanted: Violated) -> Self {
+        let of = |index: &usize| wanted.contains(*index);
+        let picked = |index: usize| self.items.get(index).zip(self.states.get(index));
+        let (items, states) =
+            (0..self.items.len()).filter(of).filter_map(picked).unzip::<_, _, Vec<_>, Vec<_>>();
+        let items = items.into_iter().cloned().collect();
+        Self {
+            items,
+            states: states.into_iter().copied().collect(),
+            bytes: self.bytes.clone(),
+            ..Self { at: self.at, ..Self::default() }
         }
+    }
+
+    /// Notes the raw state of the counter at `index`; the answers follow with [`Self::conclude`].
+    pub fn tell(&mut self, index: usize, state: State) {
+        if let Some(answer) = self.states.get_mut(index) {
+            answer.state = state;
+        }
+    }
+
+    /// Brings the answers in line with raw states, `at` on the store's clock, and decides nothing.
+    pub fn note(&mut self, at: UnixMillis) {
+        self.conclude(Violated::default(), at);
+    }
+
+    /// The shadow checks that would have refused the request; known once it is decided.
+    pub const fn shadow_violated(&self) -> Violated {
+        self.shadow_violated
+    }
+
+    /// Those of `violated` that refuse, because they do not only watch.
+    pub fn enforced(&self, violated: Violated) -> Violated {
+        let mut enforced = Violated::default();
+        for index in violated.iter().filter(|&index| self.get(index).is_some_and(|check| !check.shadow)) {
+            enforced.insert(index);
+        }
+        enforced
     }
 
     pub(super) fn set_at(&mut self, at: UnixMillis) {
@@ -290,23 +365,26 @@ impl Checks {
         self.items.iter_mut().zip(&mut self.states)
     }
 
-    /// Turns raw states, as they are after the request, into the decision.
+    /// Turns raw states, as they are after the request, into the decision. `violated` are all checks that did not
+    /// fit; those that only watch are set aside as [`Self::shadow_violated`].
     pub fn conclude(&mut self, violated: Violated, at: UnixMillis) -> Decision {
         self.at = at;
+        let enforced = self.enforced(violated);
+        self.shadow_violated = Violated(violated.0 & !enforced.0);
         let mut retry_at = at;
         for (index, (check, answer)) in self.pairs().enumerate() {
             let rule = check.rule;
             answer.limit = rule.limit;
             answer.remaining = rule.remaining(answer.state, at);
             answer.reset_at = rule.reset_at(answer.state, at);
-            if violated.contains(index) {
+            if enforced.contains(index) {
                 retry_at = retry_at.max(rule.retry_at(answer.state, at));
             }
         }
-        if violated.is_empty() {
+        if enforced.is_empty() {
             Decision::Admitted { at }
         } else {
-            Decision::Refused(Refused { violated, retry_at, at })
+            Decision::Refused(Refused { violated: enforced, retry_at, at })
         }
     }
 }

@@ -15,6 +15,9 @@ use crate::header_names::{
 /// RFC 9651 section 3.3.1: integers have at most 15 digits.
 const MAX_SF_INTEGER: u64 = 999_999_999_999_999;
 
+/// Seconds after which a client may try again when too many of its requests are in flight.
+const BUSY_RETRY_AFTER: u64 = 1;
+
 /// How `X-RateLimit-Reset` tells the time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ResetFormat {
@@ -43,14 +46,34 @@ impl Default for Settings {
     }
 }
 
-/// Hands every field of `decision` to `put`; nothing when no policy applied. All values share one buffer.
+/// Hands every field of `decision` to `put`; nothing when no policy applied. Policies that only watch are not told.
+/// All values share one buffer.
 pub fn write(
     settings: &Settings,
     checks: &Checks,
     decision: &Decision,
+    put: impl FnMut(HeaderName, HeaderValue),
+) {
+    let retry = match decision {
+        Decision::Refused(refused) => Some(retry_after(refused)),
+        Decision::Admitted { .. } => None,
+    };
+    write_all(*settings, checks, decision.at(), retry, put);
+}
+
+/// As [`write`], for a request that was refused because too many are in flight: what it would have counted against is
+/// not known.
+pub fn write_busy(settings: &Settings, checks: &Checks, put: impl FnMut(HeaderName, HeaderValue)) {
+    write_all(*settings, checks, checks.at(), Some(BUSY_RETRY_AFTER), put);
+}
+
+fn write_all(
+    settings: Settings,
+    checks: &Checks,
+    at: UnixMillis,
+    retry: Option<u64>,
     mut put: impl FnMut(HeaderName, HeaderValue),
 ) {
-    let at = decision.at();
     let mut fields = Fields { buffer: BytesMut::with_capacity(64 + 96 * checks.len()), ends: [0; 6] };
     let tightest = tightest(checks).filter(|_| settings.x_ratelimit);
     if let Some(state) = tightest {
@@ -67,15 +90,15 @@ pub fn write(
         );
     }
     fields.end(2);
-    let ietf = settings.ietf && !checks.is_empty();
+    let ietf = settings.ietf && (visible(checks).next().is_some() || checks.in_flight().next().is_some());
     if ietf {
         write_policies(checks, &mut fields.buffer);
         fields.end(3);
         write_limits(checks, at, &mut fields.buffer);
     }
     fields.end(4);
-    if let Decision::Refused(refused) = decision {
-        put_number(&mut fields.buffer, retry_after(refused));
+    if let Some(seconds) = retry {
+        put_number(&mut fields.buffer, seconds);
         fields.end(5);
     }
     let ends = fields.ends;
@@ -87,7 +110,7 @@ pub fn write(
         }
         start = end;
     };
-    let [limit, remaining, reset, policies, limits, retry] = ends;
+    let [limit, remaining, reset, policies, limits, retry_end] = ends;
     if tightest.is_some() {
         field(limit, &X_RATELIMIT_LIMIT, true);
         field(remaining, &X_RATELIMIT_REMAINING, true);
@@ -97,7 +120,7 @@ pub fn write(
         field(policies, &RATELIMIT_POLICY, true);
         field(limits, &RATELIMIT, true);
     }
-    field(retry, &RETRY_AFTER, !decision.is_admitted());
+    field(retry_end, &RETRY_AFTER, retry.is_some());
 }
 
 struct Fields {
@@ -120,10 +143,16 @@ fn value(bytes: &Bytes, start: usize, end: usize) -> Option<HeaderValue> {
     HeaderValue::from_maybe_shared(bytes.slice(start..end)).ok()
 }
 
-/// The counter that binds first: the smallest remaining; among equals the longest window.
+/// Checks that clients are told of, with what their counters said.
+fn visible(checks: &Checks) -> impl Iterator<Item = (&Check, &CounterState)> {
+    checks.iter().zip(checks.states()).filter(|(check, _)| !check.shadow)
+}
+
+/// The counter that binds first: the smallest remaining; among equals the longest window. Policies that only watch
+/// do not bind.
 pub fn tightest(checks: &Checks) -> Option<&CounterState> {
-    let pairs = checks.iter().zip(checks.states());
-    let tightest = pairs.min_by_key(|(check, state)| (state.remaining, u64::MAX - check.rule.period_ms));
+    let tightest =
+        visible(checks).min_by_key(|(check, state)| (state.remaining, u64::MAX - check.rule.period_ms));
     tightest.map(|(_, state)| state)
 }
 
@@ -155,29 +184,42 @@ pub fn violated_policies<'a>(refused: &Refused, checks: &'a Checks) -> impl Iter
 
 // `"name";q=50;w=60`; names are [a-z0-9_-] and need no escape in a structured string.
 fn write_policies(checks: &Checks, out: &mut BytesMut) {
-    for (index, check) in checks.iter().enumerate() {
-        put_name(checks, check, index, out);
+    let start = out.len();
+    for (check, _) in visible(checks) {
+        put_name(checks.name(check), start, out);
         out.put_slice(b";q=");
         put_number(out, check.rule.limit.min(MAX_SF_INTEGER));
         out.put_slice(b";w=");
         put_number(out, check.rule.period_ms.div_ceil(1_000).max(1));
     }
+    for (name, seats) in checks.in_flight() {
+        put_name(name, start, out);
+        out.put_slice(b";q=");
+        put_number(out, seats.most.min(MAX_SF_INTEGER));
+        out.put_slice(b";qu=\"concurrent-requests\"");
+    }
 }
 
-// `"name";r=12;t=30`.
+// `"name";r=12;t=30`; requests in flight have no time at which they end.
 fn write_limits(checks: &Checks, at: UnixMillis, out: &mut BytesMut) {
-    for (index, (check, state)) in checks.iter().zip(checks.states()).enumerate() {
-        put_name(checks, check, index, out);
+    let start = out.len();
+    for (check, state) in visible(checks) {
+        put_name(checks.name(check), start, out);
         out.put_slice(b";r=");
         put_number(out, state.remaining.min(MAX_SF_INTEGER));
         out.put_slice(b";t=");
         put_number(out, seconds_until(state.reset_at, at).min(MAX_SF_INTEGER));
     }
+    for (name, seats) in checks.in_flight() {
+        put_name(name, start, out);
+        out.put_slice(b";r=");
+        put_number(out, seats.left.min(MAX_SF_INTEGER));
+    }
 }
 
-fn put_name(checks: &Checks, check: &Check, index: usize, out: &mut BytesMut) {
-    out.put_slice(if index == 0 { b"\"" } else { b", \"" });
-    out.put_slice(checks.name(check).as_bytes());
+fn put_name(name: &str, start: usize, out: &mut BytesMut) {
+    out.put_slice(if out.len() == start { b"\"" } else { b", \"" });
+    out.put_slice(name.as_bytes());
     out.put_u8(b'"');
 }
 
@@ -238,7 +280,7 @@ mod tests {
         let (local, mut checks) = (Local::new(local::Settings::default()), Checks::new());
         checks.begin(NOW);
         for (index, policy) in (0..).zip(policies) {
-            checks.add(&KeySpace::default(), index, policy, &caller).unwrap();
+            checks.add(&KeySpace::default(), index, policy, &caller, 1).unwrap();
         }
         let mut decision = local.decide(&mut checks, NOW);
         for _ in 1..hits {

@@ -199,8 +199,10 @@ impl Local {
             let Some(check) = checks.get(index) else { continue };
             let Some(shard) = self.shards.get(shard_of(check.hash)) else { continue };
             let state = shard.lock().find(check.hash).map(|entry| entry.state);
-            checks.note(index, state.unwrap_or_default(), at);
+            let state = check.rule.roll(state.unwrap_or_default(), at);
+            checks.tell(index, state);
         }
+        checks.note(at);
     }
 
     /// Gives back up to `requests` of what was used of a counter.

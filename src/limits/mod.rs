@@ -9,18 +9,24 @@
 pub mod algorithm;
 pub mod batch;
 pub mod check;
+pub mod concurrency;
 pub mod fields;
 pub mod gate;
 pub mod local;
 pub mod plan;
 pub mod policy;
 pub mod subject;
+pub mod user_limits;
 
 #[cfg(test)]
 mod conformance;
 
 pub use check::{Check, Checks, CounterState, Decision, Refused, Violated};
+pub use concurrency::{InFlight, Permit};
 pub use local::Local;
 pub use plan::{Plan, Plans};
-pub use policy::{Algorithm, CoolDown, KeyPart, LimitSource, OnStoreFailure, Policy, Window};
+pub use policy::{
+    Algorithm, AppliesTo, Concurrency, CoolDown, KeyPart, LimitSource, OnStoreFailure, Policy, Window,
+};
 pub use subject::{Caller, KeySpace};
+pub use user_limits::UserLimits;

@@ -26,6 +26,16 @@ impl Plan {
         Ok(Self { name: "anonymous".into(), windows, detail: "Rate limit exceeded".into() })
     }
 
+    /// The same plan where windows of some periods, in milliseconds, have another limit.
+    #[must_use]
+    pub(super) fn with_limits(&self, limit_of: impl Fn(u64) -> Option<u64>) -> Self {
+        let window = |window: &Window| match limit_of(window.period_ms()) {
+            Some(limit) => window.with_limit(limit),
+            None => window.clone(),
+        };
+        Self { windows: self.windows.iter().map(window).collect(), ..self.clone() }
+    }
+
     /// The declared name.
     pub fn name(&self) -> &str {
         &self.name
@@ -103,13 +113,14 @@ impl Plans {
         self.named.iter()
     }
 
-    /// A multiplier fit for use: 1 when `raw` is not a positive finite number, at most the cap.
-    pub fn multiplier(&self, raw: f64) -> f64 {
-        sane(raw).min(self.multiplier_cap)
+    /// The product of two multipliers, each 1 when it is not a positive finite number; at most the cap.
+    pub fn combined(&self, one: f64, other: f64) -> f64 {
+        (sane(one) * sane(other)).clamp(f64::MIN_POSITIVE, self.multiplier_cap)
     }
 }
 
-fn sane(multiplier: f64) -> f64 {
+/// `multiplier`, or 1 when it is not a positive finite number.
+pub(super) fn sane(multiplier: f64) -> f64 {
     if multiplier.is_finite() && multiplier > 0.0 { multiplier } else { 1.0 }
 }
 
@@ -160,10 +171,16 @@ mod tests {
     fn hostile_multipliers_change_nothing_or_stop_at_the_cap() {
         let plans = Plans::standard().unwrap().with_multiplier_cap(4.0).with_multiplier_cap(f64::NAN);
         for raw in [0.0, -1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-            assert!((plans.multiplier(raw) - 1.0).abs() < f64::EPSILON);
+            assert!((plans.combined(raw, raw) - 1.0).abs() < f64::EPSILON);
             assert_eq!(effective_limit(7, raw), 7);
         }
-        assert!((plans.multiplier(1e308) - 4.0).abs() < f64::EPSILON);
+        assert!((plans.combined(1e308, 1.0) - 4.0).abs() < f64::EPSILON);
+        for (one, other, product) in
+            [(1e308, 1e308, 4.0), (2.0, 1.5, 3.0), (3.0, 2.0, 4.0), (f64::NAN, 0.5, 0.5), (8.0, 0.25, 2.0)]
+        {
+            assert!((plans.combined(one, other) - product).abs() < f64::EPSILON, "{one} {other}");
+        }
+        assert_eq!(effective_limit(1_000, plans.combined(1e-300, 1e-300)), 1, "and never the whole limit");
     }
 
     #[test]

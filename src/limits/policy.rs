@@ -8,6 +8,9 @@ use crate::clock::millis;
 /// The longest window: a leap year. Bounds keep every computation on times far from overflow.
 pub const MAX_PERIOD: Duration = Duration::from_secs(366 * 86_400);
 
+/// The largest limit of a sliding log, which keeps each admitted request.
+pub const MAX_LOG_LIMIT: u64 = 10_000;
+
 /// Why a policy, window or plan cannot be built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
@@ -110,6 +113,29 @@ impl Algorithm {
     }
 }
 
+/// Whose requests a policy counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum AppliesTo {
+    /// Everyone's.
+    #[default]
+    All,
+    /// Those of callers who are not identified.
+    Anonymous,
+    /// Those of callers who are.
+    Identified,
+}
+
+impl AppliesTo {
+    /// Whether the policy counts requests of a caller who is `identified` or not.
+    pub const fn covers(self, identified: bool) -> bool {
+        match self {
+            Self::All => true,
+            Self::Anonymous => !identified,
+            Self::Identified => identified,
+        }
+    }
+}
+
 /// What a policy does while the shared store cannot be asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum OnStoreFailure {
@@ -170,9 +196,18 @@ impl Window {
         if !is_name(name) {
             return Err(PolicyError::Name(name.into()));
         }
+        Ok(Self { limit, period_ms, name: name.into(), detail: Self::text(limit, period_ms) })
+    }
+
+    /// The same window with another limit.
+    #[must_use]
+    pub fn with_limit(&self, limit: u64) -> Self {
+        Self { limit, detail: Self::text(limit, self.period_ms), ..self.clone() }
+    }
+
+    fn text(limit: u64, period_ms: u64) -> Box<str> {
         let (requests, span) = (plural(limit, "request"), span_text(period_ms));
-        let detail = format!("Rate limit exceeded. Max {requests} per {span}.");
-        Ok(Self { limit, period_ms, name: name.into(), detail: detail.into() })
+        format!("Rate limit exceeded. Max {requests} per {span}.").into()
     }
 
     /// Requests per period; 0 refuses everything.
@@ -233,6 +268,32 @@ pub enum LimitSource {
     Windows(Vec<Window>),
     /// The windows of the caller's plan, times the caller's multiplier.
     Plan,
+    /// No windows: at most this many requests of one subject in flight on this instance, at least 1.
+    Concurrency(u64),
+}
+
+/// A limit on requests in flight, with its text prepared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Concurrency {
+    most: u64,
+    detail: Box<str>,
+}
+
+impl Concurrency {
+    fn new(most: u64) -> Self {
+        let most = most.max(1);
+        Self { most, detail: format!("Too many requests at once. Max {most}.").into() }
+    }
+
+    /// Requests of one subject in flight on this instance, at least 1.
+    pub const fn most(&self) -> u64 {
+        self.most
+    }
+
+    /// The public text of a refusal.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
 }
 
 /// A named limit.
@@ -240,8 +301,10 @@ pub enum LimitSource {
 pub struct Policy {
     name: Box<str>,
     key: Box<[KeyPart]>,
+    applies_to: AppliesTo,
     algorithm: Algorithm,
     windows: Option<Box<[Window]>>,
+    concurrency: Option<Concurrency>,
     cost: u32,
     on_store_failure: OnStoreFailure,
     penalise: bool,
@@ -263,15 +326,18 @@ impl Policy {
         if key.is_empty() {
             return Err(PolicyError::EmptyKey);
         }
-        let windows = match limit {
-            LimitSource::Windows(windows) => Some(distinct(windows)?),
-            LimitSource::Plan => None,
+        let (windows, concurrency) = match limit {
+            LimitSource::Windows(windows) => (Some(distinct(windows)?), None),
+            LimitSource::Plan => (None, None),
+            LimitSource::Concurrency(most) => (Some(Box::default()), Some(Concurrency::new(most))),
         };
         Ok(Self {
             name: name.into(),
             key: key.into(),
+            applies_to: AppliesTo::default(),
             algorithm,
             windows,
+            concurrency,
             cost: 1,
             on_store_failure: OnStoreFailure::default(),
             penalise: false,
@@ -283,6 +349,12 @@ impl Policy {
     /// The same policy where a request consumes `cost`, at least 1.
     pub fn with_cost(self, cost: u32) -> Result<Self, PolicyError> {
         if cost == 0 { Err(PolicyError::ZeroCost) } else { Ok(Self { cost, ..self }) }
+    }
+
+    /// The same policy for some callers only.
+    #[must_use]
+    pub fn with_applies_to(self, applies_to: AppliesTo) -> Self {
+        Self { applies_to, ..self }
     }
 
     /// The same policy with another behaviour while the store cannot be asked.
@@ -319,12 +391,22 @@ impl Policy {
         &self.key
     }
 
+    /// Whose requests are counted.
+    pub const fn applies_to(&self) -> AppliesTo {
+        self.applies_to
+    }
+
+    /// What holds for requests in flight, where the policy counts those and has no windows.
+    pub const fn concurrency(&self) -> Option<&Concurrency> {
+        self.concurrency.as_ref()
+    }
+
     /// How requests are counted.
     pub const fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// The policy's own windows, `None` when they come from the caller's plan.
+    /// The policy's own windows, `None` when they come from the caller's plan; empty for requests in flight.
     pub fn windows(&self) -> Option<&[Window]> {
         self.windows.as_deref()
     }

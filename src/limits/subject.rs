@@ -20,7 +20,7 @@ pub struct Caller<'a> {
     pub route: &'a str,
     /// The caller's plan, the anonymous one included.
     pub plan: &'a Plan,
-    /// Multiplies the plan's limits; already sanitised by [`super::plan::Plans::multiplier`].
+    /// Multiplies the plan's limits; already sanitised by [`super::plan::Plans::combined`].
     pub multiplier: f64,
 }
 
@@ -42,9 +42,12 @@ impl KeySpace {
         self.hasher.hash_one(key)
     }
 
-    /// Appends `<prefix>rate_limit:<policy>:<subject>`; `false`, with `out` unchanged, when the caller lacks a
-    /// part of the policy's key.
+    /// Appends `<prefix>rate_limit:<policy>:<subject>`; `false`, with `out` unchanged, when the policy is for
+    /// other callers, or the caller lacks a part of its key.
     pub fn write_key(&self, policy: &Policy, caller: &Caller<'_>, out: &mut Vec<u8>) -> bool {
+        if !policy.applies_to().covers(caller.user.is_some()) {
+            return false;
+        }
         let start = out.len();
         out.extend_from_slice(self.stem.as_bytes());
         out.extend_from_slice(policy.name().as_bytes());

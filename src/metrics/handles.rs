@@ -7,8 +7,8 @@ use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::Metrics;
 use super::labels::{
-    CacheOutcome, Label, LimitOutcome, LimitSource, MethodClass, RevocationKind, StatusClass, StoreFailure,
-    StoreState, UpstreamFailure,
+    CacheOutcome, ExchangePath, Label, LimitOutcome, LimitSource, MethodClass, RefundResult, RevocationKind,
+    StatusClass, StoreFailure, StoreState, UpstreamFailure,
 };
 
 /// One counter per value of a closed set.
@@ -116,6 +116,31 @@ impl StoreMetrics {
     }
 }
 
+/// What is counted about questions to the shared store.
+#[derive(Clone, Debug)]
+pub struct ExchangeMetrics {
+    /// Questions by what carried them.
+    pub paths: Counters<ExchangePath>,
+    /// Requests that waited for another's question.
+    pub coalesced: IntCounter,
+    /// Questions for those who had waited.
+    pub merged: IntCounter,
+    /// Leases taken.
+    pub leases: IntCounter,
+    /// Counters passed from a lease.
+    pub lease_spent: IntCounter,
+    refunds: [IntCounter; 2],
+}
+
+impl ExchangeMetrics {
+    /// Notes what became of so many counts to be taken back.
+    pub fn refunded(&self, result: RefundResult, counts: usize) {
+        let [done, lost] = &self.refunds;
+        let cell = if result == RefundResult::Done { done } else { lost };
+        cell.inc_by(u64::try_from(counts).unwrap_or(u64::MAX));
+    }
+}
+
 /// Holds a gauge one higher for as long as it lives: a connection, a request in flight.
 #[derive(Debug)]
 pub struct Held(IntGauge);
@@ -174,6 +199,20 @@ impl Metrics {
             errors: single(&families.store_errors),
             degraded: families.store_degraded.clone(),
             transitions: single(&families.store_transitions),
+        }
+    }
+
+    /// The counters of questions to the shared store.
+    pub fn exchange(&self) -> ExchangeMetrics {
+        let families = self.families();
+        let refunds = |result: RefundResult| families.refunds.with_label_values(&[result.as_str()]);
+        ExchangeMetrics {
+            paths: single(&families.exchanges),
+            coalesced: families.coalesced.clone(),
+            merged: families.merged.clone(),
+            leases: families.leases.clone(),
+            lease_spent: families.lease_spent.clone(),
+            refunds: [refunds(RefundResult::Done), refunds(RefundResult::Lost)],
         }
     }
 

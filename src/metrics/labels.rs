@@ -43,6 +43,28 @@ macro_rules! label {
 }
 
 label! {
+    /// What carries a question to the shared store.
+    pub enum ExchangePath {
+        /// The script, which judges and counts in one step.
+        Script = "script",
+        /// Plain increments of counters far from their limits.
+        Native = "native",
+        /// A read, where nothing is counted.
+        Read = "read",
+    }
+}
+
+label! {
+    /// What became of a count to be taken back.
+    pub enum RefundResult {
+        /// It was taken back.
+        Done = "done",
+        /// It may still be counted.
+        Lost = "lost",
+    }
+}
+
+label! {
     /// What a method does to the resource (RFC 9110 section 9.2): three values instead of whatever a client sends.
     pub enum MethodClass {
         /// GET and HEAD.
@@ -125,7 +147,7 @@ label! {
         /// Over the limit, answered with 429.
         Refused = "refused",
         /// Over the limit of a policy that only watches.
-        Shadow = "shadow",
+        Shadow = "shadow_refused",
         /// Let through because the store is away and the policy says so.
         AllowedBlind = "allowed_blind",
         /// Refused because the store is away and the policy says so.

@@ -14,6 +14,7 @@ use super::gateway::Gateway;
 use super::head::{self, Framing, Head, HeadInput, Upgrade};
 use super::quota;
 use super::refusal::{Limited, Refusal};
+use super::user_limits;
 use crate::cache::key::{Target as CacheTarget, Unstamped};
 use crate::cache::request::{Bypass, Caller as CacheCaller, is_safe};
 use crate::cache::tag::key_tag;
@@ -23,7 +24,10 @@ use crate::clock::UnixMillis;
 use crate::identity::resolve::{authenticate, permit};
 use crate::identity::revocation::{Effect, Revocation};
 use crate::identity::{Identity, IdentityRefusal, Refused, Requirement, credentials};
-use crate::limits::{self, Caller, Checks, Decision, OnStoreFailure, Plan, fields};
+use crate::limits::user_limits::Adjustment;
+use crate::limits::{
+    self, Caller, Checks, Decision, OnStoreFailure, Permit, Plan, Violated, fields,
+};
 use crate::metrics::{LimitOutcome, LimitSource};
 use crate::route::table::Found;
 use crate::route::{Route, normalise};
@@ -255,10 +259,27 @@ async fn decide(
     let now = context.received_at;
     let plan =
         identity.map_or(gateway.plans.anonymous(), |identity| gateway.plans.named(identity.plan.as_deref()));
+    let adjustment = adjustment(gateway, route, identity, now);
+    let adjusted = adjustment.plan(plan);
+    let plan = adjusted.as_ref().unwrap_or(plan);
     let mut checks = Checks::new();
     checks.begin(now);
-    if origin == Origin::Client {
-        collect(gateway, route, client, identity, plan, &mut checks);
+    // Dropped, and so given back, wherever the request is refused.
+    let mut permits = Vec::new();
+    if origin == Origin::Client && !route.policies.is_empty() {
+        let address = client.subject().text();
+        let caller = Caller {
+            ip: address.as_str(),
+            user: identity.map(|identity| &*identity.account),
+            token: identity.map(|identity| identity.token_id.as_str()),
+            api_token: None,
+            route: &route.name,
+            plan,
+            multiplier: identity
+                .map_or(1.0, |identity| gateway.plans.combined(identity.multiplier, adjustment.multiplier)),
+        };
+        permits = enter(gateway, route, &caller, &mut checks, context)?;
+        collect(gateway, route, &caller, &mut checks);
         if let Some(refused) = shared.local.refused(&mut checks, now) {
             return Err(refuse(gateway, &checks, plan, refused, LimitSource::Known, context));
         }
@@ -266,7 +287,8 @@ async fn decide(
 
     let mut values = None;
     let mut verdict = None;
-    let mut blind = false;
+    // The checks that were decided without the store.
+    let mut blind = Violated::default();
     let mut late = false;
     let needed = !checks.is_empty() || identity.is_some() || matches!(pending, Some(Ok(_)));
     if needed && let Some(store) = &shared.store {
@@ -279,39 +301,43 @@ async fn decide(
             exchange::ask(store, shared, identity.map(|identity| &**identity), tags, &mut checks, now).await;
         late = asked.elapsed() > store.settings().deadline / 2;
         match answer {
-            Some(Answer::Judged { decision, generations }) => {
+            Some(Answer::Judged { decision, generations, away }) => {
                 verdict = Some((decision, LimitSource::Redis));
-                values = Some(generations);
+                values = generations;
+                blind = away;
             }
             Some(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, identity, now)),
             Some(Answer::Banned) => return Err(Refusal::Banned),
             None => {
                 let decision = shared.local.decide_without_store(&mut checks, now);
-                if let Decision::Refused(refused) = &decision
-                    && refused.violated.iter().any(|index| says(&checks, index, OnStoreFailure::Deny))
-                {
-                    // Not the client's doing: nobody may pass, whatever is left of its limit.
-                    count(gateway, &checks, LimitOutcome::DeniedBlind, LimitSource::Memory, |index| {
-                        says(&checks, index, OnStoreFailure::Deny)
-                    });
-                    return Err(Refusal::StoreRequired);
-                }
-                blind = true;
+                blind = Violated::from_bits(u32::MAX);
                 verdict = Some((decision, LimitSource::Memory));
             }
         }
+    }
+    let denied = |index| blind.contains(index) && says(&checks, index, OnStoreFailure::Deny);
+    if let Some((Decision::Refused(refused), _)) = &verdict
+        && refused.violated.iter().any(denied)
+    {
+        // Not the client's doing: nobody may pass, whatever is left of its limit.
+        count(gateway, &checks, LimitOutcome::DeniedBlind, LimitSource::Memory, denied);
+        return Err(Refusal::StoreRequired);
     }
     let (decision, source) =
         verdict.unwrap_or_else(|| (shared.local.decide(&mut checks, now), LimitSource::Memory));
     match decision {
         Decision::Refused(refused) => return Err(refuse(gateway, &checks, plan, refused, source, context)),
         Decision::Admitted { .. } => {
-            let unseen = |index| blind && says(&checks, index, OnStoreFailure::Allow);
-            count(gateway, &checks, LimitOutcome::Admitted, source, |index| !unseen(index));
-            if blind {
+            let unseen = |index| blind.contains(index) && says(&checks, index, OnStoreFailure::Allow);
+            let over = |index| over_in_shadow(&checks, index);
+            count(gateway, &checks, LimitOutcome::Admitted, source, |index| !unseen(index) && !over(index));
+            if !blind.is_empty() {
                 count(gateway, &checks, LimitOutcome::AllowedBlind, source, unseen);
             }
-            context.limit = (!checks.is_empty()).then_some(LimitOutcome::Admitted.as_str());
+            count_shadow(gateway, &checks, source);
+            context.permits = permits;
+            let limited = !checks.is_empty() || !context.permits.is_empty();
+            context.limit = limited.then_some(LimitOutcome::Admitted.as_str());
             fields::write(&gateway.fields, &checks, &decision, |name, value| {
                 context.quota.push((name, value));
             });
@@ -339,30 +365,71 @@ fn says(checks: &Checks, index: usize, wanted: OnStoreFailure) -> bool {
     checks.get(index).is_some_and(|check| check.on_store_failure == wanted)
 }
 
-fn collect(
+/// How the caller's limits differ from the plan's; looks it up in the background when that is due.
+fn adjustment(
     gateway: &Gateway,
     route: &Route,
-    client: ClientAddr,
     identity: Option<&Arc<Identity>>,
-    plan: &Plan,
-    checks: &mut Checks,
-) {
-    if route.policies.is_empty() {
-        return;
+    now: UnixMillis,
+) -> Adjustment {
+    let policy = |index: &u16| gateway.policies.get(usize::from(*index));
+    let by_plan = || route.policies.iter().filter_map(policy).any(|policy| policy.windows().is_none());
+    let shared = &gateway.shared;
+    let (Some(known), Some(identity)) = (&shared.user_limits, identity) else { return Adjustment::default() };
+    if !by_plan() {
+        return Adjustment::default();
     }
-    let address = client.subject().text();
-    let caller = Caller {
-        ip: address.as_str(),
-        user: identity.map(|identity| &*identity.account),
-        token: identity.map(|identity| identity.token_id.as_str()),
-        api_token: None,
-        route: &route.name,
-        plan,
-        multiplier: identity.map_or(1.0, |identity| gateway.plans.multiplier(identity.multiplier)),
-    };
+    let (adjustment, due) = known.of(&identity.account, now);
+    if let Some(due) = due {
+        user_limits::refresh(shared, &identity.account, due);
+    }
+    adjustment
+}
+
+/// Lets the request in where policies limit how many are in flight; local, so it comes first.
+fn enter(
+    gateway: &Gateway,
+    route: &Route,
+    caller: &Caller<'_>,
+    checks: &mut Checks,
+    context: &mut Context,
+) -> Result<Vec<Permit>, Refusal> {
+    let mut permits = Vec::new();
     for &index in &route.policies {
         let Some(policy) = gateway.policies.get(usize::from(index)) else { continue };
-        if let Err(problem) = checks.add(&gateway.shared.keys, index, policy, &caller) {
+        let Some(limit) = policy.concurrency() else { continue };
+        let Some(subject) = checks.subject(&gateway.shared.keys, policy, caller) else { continue };
+        let entered = gateway.shared.in_flight.enter(subject, limit.most());
+        let outcome = match (&entered, policy.shadow()) {
+            (Some(_), _) => LimitOutcome::Admitted,
+            (None, true) => LimitOutcome::Shadow,
+            (None, false) => LimitOutcome::Refused,
+        };
+        if let Some(metrics) = gateway.policy_metrics.get(usize::from(index)) {
+            metrics.decisions.count(outcome, LimitSource::Memory);
+        }
+        if !policy.shadow() {
+            let left = entered.as_ref().map_or(0, |(_, left)| *left);
+            checks.note_in_flight(policy, limit.most(), left);
+        }
+        match entered {
+            Some((permit, _)) => permits.push(permit),
+            None if policy.shadow() => {}
+            None => {
+                context.limit = Some(LimitOutcome::Refused.as_str());
+                fields::write_busy(&gateway.fields, checks, |name, value| context.quota.push((name, value)));
+                let violated = vec![policy.name().into()];
+                return Err(Refusal::Limited(Limited { detail: limit.detail().into(), violated }));
+            }
+        }
+    }
+    Ok(permits)
+}
+
+fn collect(gateway: &Gateway, route: &Route, caller: &Caller<'_>, checks: &mut Checks) {
+    for &index in &route.policies {
+        let Some(policy) = gateway.policies.get(usize::from(index)) else { continue };
+        if let Err(problem) = checks.add(&gateway.shared.keys, index, policy, caller, route.cost) {
             // Refused when the configuration is loaded; the policies that fit still hold.
             tracing::error!(route = %route.name, %problem, "a policy is not applied");
         }
@@ -388,6 +455,7 @@ fn refuse(
     context: &mut Context,
 ) -> Refusal {
     count(gateway, checks, LimitOutcome::Refused, source, |index| refused.violated.contains(index));
+    count_shadow(gateway, checks, source);
     context.limit = Some(LimitOutcome::Refused.as_str());
     let decision = Decision::Refused(refused);
     fields::write(&gateway.fields, checks, &decision, |name, value| context.quota.push((name, value)));
@@ -395,6 +463,20 @@ fn refuse(
         detail: fields::detail(&refused, checks, &gateway.policies, plan).into(),
         violated: fields::violated_policies(&refused, checks).map(Into::into).collect(),
     })
+}
+
+/// Whether another window of the policy of check `index`, or this one, would have refused, although it only watches.
+fn over_in_shadow(checks: &Checks, index: usize) -> bool {
+    let policy = checks.get(index).map(|check| check.policy);
+    let mut violated = checks.shadow_violated().iter().filter_map(|violated| checks.get(violated));
+    violated.any(|check| Some(check.policy) == policy)
+}
+
+/// Counts, once each, the policies that would have refused if they did not only watch.
+fn count_shadow(gateway: &Gateway, checks: &Checks, source: LimitSource) {
+    if !checks.shadow_violated().is_empty() {
+        count(gateway, checks, LimitOutcome::Shadow, source, |index| over_in_shadow(checks, index));
+    }
 }
 
 fn count(

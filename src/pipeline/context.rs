@@ -12,6 +12,7 @@ use super::reply::Reply;
 use crate::client_addr::{ClientAddr, Scheme};
 use crate::clock::UnixMillis;
 use crate::identity::Identity;
+use crate::limits::Permit;
 use crate::metrics::Held;
 use crate::route::Route;
 use crate::upstream::forward::TraceParent;
@@ -94,6 +95,8 @@ pub struct Context {
     pub body_bytes: u64,
     /// What the cache did, for the log.
     pub cache_outcome: Option<crate::metrics::CacheOutcome>,
+    /// What the request holds of limits on requests in flight, until its response was sent or it broke off.
+    pub permits: Vec<Permit>,
     /// Counts the request while it is in flight.
     pub in_flight: Held,
 }
@@ -121,6 +124,7 @@ impl Context {
             upstream_micros: None,
             body_bytes: 0,
             cache_outcome: None,
+            permits: Vec::new(),
             in_flight,
         }
     }

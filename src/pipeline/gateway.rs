@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::exchange::Exchange;
 use super::head::HeadLimits;
 use super::outcome::Outcomes;
 use crate::cache::Cache;
@@ -11,7 +12,7 @@ use crate::client_addr;
 use crate::clock::Clock;
 use crate::identity::revocation::{Known, Pending};
 use crate::identity::{Sources, Verifier};
-use crate::limits::{self, KeySpace, Local, Plans, Policy};
+use crate::limits::{self, InFlight, KeySpace, Local, Plans, Policy, UserLimits};
 use crate::logging::AccessLog;
 use crate::metrics::{Metrics, PolicyMetrics, RouteMetrics};
 use crate::redis::{Script, Store};
@@ -86,8 +87,14 @@ pub struct Shared {
     pub store: Option<Arc<Store>>,
     /// The script that decides in the store.
     pub gate: &'static Script,
+    /// Questions to the store that are under way.
+    pub exchange: Arc<Exchange>,
     /// Counters of this instance.
     pub local: Local,
+    /// Requests in flight, for the policies that limit them.
+    pub in_flight: Arc<InFlight>,
+    /// What is known of single users' limits, where the configuration looks at them.
+    pub user_limits: Option<UserLimits>,
     /// Makes counter keys and their hashes.
     pub keys: KeySpace,
     /// Revocations of this instance.

@@ -4,13 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::aio::MultiplexedConnection;
 use ::redis::{Cmd, RedisResult, cmd};
 
 use super::gateway::Shared;
 use crate::cache::generations::Write;
 use crate::clock::millis;
-use crate::redis::Lane;
+use crate::redis::{Lane, Link};
 
 /// Generations handed over in one go on recovery.
 const BATCH: usize = 1_000;
@@ -25,12 +24,12 @@ impl Shared {
         if writes.is_empty() {
             return true;
         }
-        if !store.available() {
-            store.hand_over_soon();
-            return false;
-        }
         let commands: Vec<Cmd> = writes.iter().map(|write| command(write, false)).collect();
-        let calls = commands.iter().map(|command| store.call(Lane::Decisions, command));
+        // A call to a node that is away ends at once.
+        let calls = writes
+            .iter()
+            .zip(&commands)
+            .map(|(write, command)| store.call(Lane::Decisions, store.shard(write.key.as_bytes()), command));
         let outcomes = futures::future::join_all(calls).await;
         let mut all = true;
         let mut settled = Vec::with_capacity(writes.len());
@@ -55,25 +54,26 @@ impl Shared {
         tokio::spawn(async move {
             let commands: Vec<Cmd> = writes.iter().map(|write| command(write, true)).collect();
             // Another instance may be first, or the store may fail: then somebody fetches once more.
-            let call = |command| store.call_within(PATIENCE, Lane::Decisions, command);
-            futures::future::join_all(commands.iter().map(call)).await;
+            let calls = writes.iter().zip(&commands).map(|(write, command)| {
+                let shard = store.shard(write.key.as_bytes());
+                store.call_within(PATIENCE, Lane::Decisions, shard, command)
+            });
+            futures::future::join_all(calls).await;
         });
     }
 
-    /// Hands invalidations made during an outage to the store. What cannot be written stays pending.
-    pub(super) async fn hand_over_invalidations(
-        &self,
-        connection: &mut MultiplexedConnection,
-    ) -> RedisResult<()> {
-        let writes = self.cache.generations().pending();
+    /// Hands invalidations made during an outage, as far as they live on this node, to it. What cannot be written
+    /// stays pending.
+    pub(super) async fn hand_over_invalidations(&self, link: &mut Link<'_>) -> RedisResult<()> {
+        let mut writes = self.cache.generations().pending();
+        writes.retain(|write| link.holds(write.key.as_bytes()));
         for batch in writes.chunks(BATCH) {
-            let mut pipeline = ::redis::pipe();
-            for write in batch {
-                pipeline.add_command(command(write, false)).ignore();
-            }
-            pipeline.exec_async(connection).await?;
+            let commands: Vec<Cmd> = batch.iter().map(|write| command(write, false)).collect();
+            let executed = link.send(&commands).await?;
+            let written = batch.iter().zip(executed).filter(|(_, executed)| *executed);
+            let settled: Vec<Write> = written.map(|(write, _)| write.clone()).collect();
+            self.cache.generations().settle(&settled);
         }
-        self.cache.generations().settle(&writes);
         Ok(())
     }
 }

@@ -12,10 +12,11 @@ mod recovery;
 pub mod refusal;
 pub mod reply;
 mod revoke;
+mod user_limits;
 
 pub use self::admit::{CacheUse, Origin, admit, find_param};
 pub use self::context::{Admission, Admitted, Context};
-pub use self::exchange::GATE;
+pub use self::exchange::{Exchange, GATE};
 pub use self::gateway::{Gateway, Shared, Timeouts};
 pub use self::recovery::Recoverer;
 pub use self::refusal::{Limited, Refusal};

@@ -259,8 +259,9 @@ impl Shared {
         {
             let at = clock.unwrap_or_else(|| self.local.store_time(now));
             for (index, state) in states {
-                checks.note(index, state, at);
+                checks.tell(index, state);
             }
+            checks.note(at);
             return true;
         }
         self.local.look(checks, now);

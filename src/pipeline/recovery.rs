@@ -10,7 +10,7 @@ use super::gateway::Shared;
 use crate::clock::UnixMillis;
 use crate::identity::revocation::{Effect, Revocation};
 use crate::limits::gate;
-use crate::redis::{EventHandler, Recovery};
+use crate::redis::{EventHandler, Link, Recovery};
 
 /// Revocations read from the store when a connection is made: enough for any logout habit, bounded against a
 /// store that is full of something else.
@@ -28,21 +28,23 @@ impl Recovery for Recoverer {
         !self.0.pending.is_empty() || self.0.cache.generations().owes()
     }
 
-    async fn verify(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+    async fn verify(&self, link: &mut Link<'_>) -> RedisResult<()> {
         let Some(store) = &self.0.store else { return Ok(()) };
-        let key = format!("{}{PROBE}", store.settings().key_prefix);
+        let stem = format!("{}{PROBE}", store.settings().key_prefix);
+        // A node without slots cannot count, and nothing is counted there.
+        let Some(key) = link.trial_key(&stem) else { return Ok(()) };
         // The second time finds the counter there and reads its end.
         for _ in 0..2 {
             let mut command = self.0.gate.command();
             gate::encode_trial(key.as_bytes(), &mut command);
-            command.exec_async(connection).await?;
+            command.exec_async(link.connection()).await?;
         }
         Ok(())
     }
 
-    async fn recover(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
-        self.0.hand_over_revocations(connection).await?;
-        self.0.hand_over_invalidations(connection).await
+    async fn recover(&self, link: &mut Link<'_>) -> RedisResult<()> {
+        self.0.hand_over_revocations(link).await?;
+        self.0.hand_over_invalidations(link).await
     }
 }
 
@@ -105,10 +107,14 @@ impl Shared {
         for key in &keys {
             pipeline.cmd("PEXPIRETIME").arg(key).cmd("GET").arg(key);
         }
-        let answers: Vec<::redis::Value> = pipeline.query_async(connection).await?;
+        // Each for itself: in a cluster a key may have moved since it was seen.
+        let answers = connection.send_packed_commands(&pipeline, 0, pipeline.len()).await?;
         let now = self.clock.now();
         for (key, answer) in keys.into_iter().zip(answers.chunks(2)) {
             let [ends, value] = answer else { continue };
+            if matches!(ends, ::redis::Value::ServerError(_)) {
+                continue;
+            }
             let until = match ends {
                 ::redis::Value::Int(at) if *at > 0 => UnixMillis(at.unsigned_abs()),
                 // A key that never expires was set by hand: believed until it is asked for again.

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::aio::MultiplexedConnection;
 use ::redis::{Cmd, RedisResult, cmd};
 
 use super::gateway::Shared;
@@ -11,7 +10,7 @@ use crate::clock::millis;
 use crate::identity::Identity;
 use crate::identity::revocation::{Effect, Pending, Revocation};
 use crate::metrics::RevocationKind;
-use crate::redis::{Lane, Publisher};
+use crate::redis::{Lane, Link, Publisher};
 
 /// Revocations handed over in one go on recovery.
 const BATCH: usize = 1_000;
@@ -38,8 +37,9 @@ impl Shared {
         });
         let Some(store) = &self.store else { return true };
         let Some(ttl) = revocation.ttl(now) else { return true };
+        let shard = store.shard(revocation.key.as_bytes());
         let written = match command(&revocation, ttl) {
-            command if store.available() => store.call(Lane::Decisions, &command).await.is_ok(),
+            command if store.available(shard) => store.call(Lane::Decisions, shard, &command).await.is_ok(),
             _ => false,
         };
         if written {
@@ -62,41 +62,43 @@ impl Shared {
         tokio::join!(self.revoke(revocation), self.invalidate(vec![tag]));
     }
 
-    /// Hands revocations made during an outage to the store and tells the other instances. What was not
-    /// written stays pending, also when the call is given up halfway.
-    pub(super) async fn hand_over_revocations(
-        &self,
-        connection: &mut MultiplexedConnection,
-    ) -> RedisResult<()> {
+    /// Hands revocations made during an outage, as far as they live on this node, to it and tells the other
+    /// instances. What was not written stays pending, also when the call is given up halfway.
+    pub(super) async fn hand_over_revocations(&self, link: &mut Link<'_>) -> RedisResult<()> {
         let Some(store) = &self.store else { return Ok(()) };
         loop {
             let now = self.clock.now();
-            let owed = Owed { pending: &self.pending, revocations: self.pending.drain(now, BATCH) };
+            let revocations = self.pending.drain(now, BATCH, |key| link.holds(key.as_bytes()));
+            let mut owed = Owed { pending: &self.pending, revocations };
             if owed.revocations.is_empty() {
                 return Ok(());
             }
-            let mut pipeline = ::redis::pipe();
-            for revocation in &owed.revocations {
-                let Some(ttl) = revocation.ttl(now) else { continue };
-                pipeline.add_command(command(revocation, ttl)).ignore();
-                pipeline.add_command(store.publication(revocation.to_message().as_bytes())).ignore();
+            let mut commands = Vec::with_capacity(2 * owed.revocations.len());
+            owed.revocations.retain(|revocation| {
+                let Some(ttl) = revocation.ttl(now) else { return false };
+                commands.push(command(revocation, ttl));
+                commands.push(store.publication(revocation.to_message().as_bytes()));
+                true
+            });
+            let executed = link.send(&commands).await?;
+            let mut written = executed.iter().step_by(2);
+            let before = owed.revocations.len();
+            owed.revocations.retain(|_| written.next() != Some(&true));
+            let moved = !owed.revocations.is_empty();
+            let count = before - owed.revocations.len();
+            tracing::info!(count, "revocations that Redis had not got were handed over");
+            if moved {
+                // Their new node gets them once it is known.
+                return Ok(());
             }
-            pipeline.exec_async(connection).await?;
-            tracing::info!(count = owed.settle(), "revocations that Redis had not got were handed over");
         }
     }
 }
 
-/// Revocations under way to the store: pending again when dropped before they are settled.
+/// Revocations under way to the store: those that are still in here when it is dropped are pending again.
 struct Owed<'a> {
     pending: &'a Pending,
     revocations: Vec<Revocation>,
-}
-
-impl Owed<'_> {
-    fn settle(mut self) -> usize {
-        std::mem::take(&mut self.revocations).len()
-    }
 }
 
 impl Drop for Owed<'_> {

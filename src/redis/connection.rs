@@ -1,7 +1,8 @@
-//! One connection per worker thread and lane. A connection's driver task lives on the runtime that made it,
+//! One connection per worker thread, node and lane. A connection's driver task lives on the runtime that made it,
 //! and calling across runtimes doubles its cost, so each pingora worker keeps its own.
 
 use std::cell::{Cell, RefCell};
+use std::sync::{Arc, Weak};
 
 use ::redis::aio::MultiplexedConnection;
 use futures::FutureExt;
@@ -9,6 +10,7 @@ use futures::future::{BoxFuture, Shared};
 use tokio::time::Instant;
 
 use super::breaker::Epoch;
+use super::node::Node;
 use super::{Store, Unavailable, within};
 
 /// A connection that swallowed this many commands in a row is given up, whatever the others do: a middlebox
@@ -47,7 +49,9 @@ enum Slot {
 }
 
 struct Entry {
-    store: u64,
+    node: u64,
+    /// To see that the node is gone, and with it the use of this connection.
+    of: Weak<Node>,
     lane: Lane,
     epoch: Epoch,
     serial: Serial,
@@ -66,14 +70,15 @@ enum Found {
 }
 
 impl Store {
-    /// This thread's connection; connects when there is none, once for all callers that wait.
+    /// This thread's connection to `node`; connects when there is none, once for all callers that wait.
     pub(super) async fn connection(
         &self,
+        node: &Arc<Node>,
         lane: Lane,
         epoch: Epoch,
         until: Instant,
     ) -> Result<(Serial, MultiplexedConnection), Unavailable> {
-        let (serial, outcome) = match self.find_or_connect(lane, epoch)? {
+        let (serial, outcome) = match self.find_or_connect(node, lane, epoch)? {
             Found::Ready(serial, connection) => return Ok((serial, connection)),
             Found::Wait(serial, outcome) => (serial, outcome),
         };
@@ -94,10 +99,10 @@ impl Store {
         }
     }
 
-    fn find_or_connect(&self, lane: Lane, epoch: Epoch) -> Result<Found, Unavailable> {
+    fn find_or_connect(&self, node: &Arc<Node>, lane: Lane, epoch: Epoch) -> Result<Found, Unavailable> {
         CONNECTIONS.with_borrow_mut(|entries| {
-            entries.retain(|entry| entry.store != self.id || entry.epoch == epoch);
-            let known = entries.iter().position(|entry| entry.store == self.id && entry.lane == lane);
+            entries.retain(|entry| entry.node != node.id || entry.epoch == epoch);
+            let known = entries.iter().position(|entry| entry.node == node.id && entry.lane == lane);
             if let Some(index) = known
                 && let Some(entry) = entries.get_mut(index)
             {
@@ -120,18 +125,16 @@ impl Store {
                     },
                 }
             }
-            let client = self.client.clone();
-            let config = self.config.clone();
-            let outcome =
-                async move { client.get_multiplexed_async_connection_with_config(&config).await.ok() }
-                    .boxed()
-                    .shared();
+            entries.retain(|entry| entry.of.upgrade().is_some_and(|node| !node.is_retired()));
+            let (target, config) = (Arc::clone(node), self.config.clone());
+            let outcome = async move { target.connect(&config).await.ok() }.boxed().shared();
             // Driven by a task of its own, so that a caller whose deadline passes does not abort it.
             tokio::spawn(outcome.clone());
             let serial = Serial(NEXT_SERIAL.replace(NEXT_SERIAL.get().wrapping_add(1)));
             let overdue = Instant::now() + self.settings.deadline * CONNECT_DEADLINES;
             let slot = Slot::Connecting { outcome: outcome.clone(), overdue };
-            entries.push(Entry { store: self.id, lane, epoch, serial, slot });
+            let of = Arc::downgrade(node);
+            entries.push(Entry { node: node.id, of, lane, epoch, serial, slot });
             Ok(Found::Wait(serial, outcome))
         })
     }

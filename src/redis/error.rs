@@ -26,6 +26,12 @@ pub enum Unavailable {
     /// Redis cannot serve at the moment: loading, read-only, out of memory, authentication.
     #[error("Redis refuses to serve")]
     Refusing,
+    /// The key's slot is on the move between nodes of the cluster, and no node did as asked.
+    #[error("the key is moving to another node")]
+    Redirected,
+    /// The node sees no working cluster.
+    #[error("the cluster is down")]
+    ClusterDown,
     /// Redis rejected this one command.
     #[error("Redis rejected the command")]
     Rejected,
@@ -66,13 +72,18 @@ impl Unavailable {
             Self::BreakerOpen => FailureKind::BreakerOpen,
             Self::DeadlinePassed => FailureKind::Deadline,
             Self::NotConnected | Self::CannotConnect | Self::ConnectionLost => FailureKind::Connection,
-            Self::ScriptUnknown | Self::Refusing | Self::Rejected => FailureKind::Reply,
+            Self::ScriptUnknown | Self::Refusing | Self::Redirected | Self::ClusterDown | Self::Rejected => {
+                FailureKind::Reply
+            }
         }
     }
 
     /// Whether the failure says something about the store and not only about one command.
     pub(super) const fn counts_against_store(self) -> bool {
-        !matches!(self, Self::BreakerOpen | Self::NotConnected | Self::ScriptUnknown | Self::Rejected)
+        !matches!(
+            self,
+            Self::BreakerOpen | Self::NotConnected | Self::ScriptUnknown | Self::Redirected | Self::Rejected
+        )
     }
 
     /// Whether one such failure is proof enough, so that no further request need try.
@@ -86,12 +97,13 @@ impl From<RedisError> for Unavailable {
         match error.kind() {
             ErrorKind::Server(ServerErrorKind::NoScript) => Self::ScriptUnknown,
             ErrorKind::Server(
-                ServerErrorKind::BusyLoading
-                | ServerErrorKind::ReadOnly
-                | ServerErrorKind::MasterDown
-                | ServerErrorKind::ClusterDown,
+                ServerErrorKind::BusyLoading | ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown,
             )
             | ErrorKind::AuthenticationFailed => Self::Refusing,
+            ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::TryAgain) => {
+                Self::Redirected
+            }
+            ErrorKind::Server(ServerErrorKind::ClusterDown) => Self::ClusterDown,
             ErrorKind::Io => Self::ConnectionLost,
             _ if error.is_unrecoverable_error() => Self::ConnectionLost,
             _ if matches!(

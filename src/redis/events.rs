@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ::redis::aio::{MultiplexedConnection, PubSubSink};
-use ::redis::{Cmd, RedisResult, Value, cmd};
+use ::redis::{Cmd, RedisError, RedisResult, Value, cmd};
 use async_trait::async_trait;
 use futures::StreamExt;
 
-use super::{Lane, Store, Unavailable};
+use super::node::Node;
+use super::{Lane, Store, Topology, Unavailable};
 
 /// The channel's name after the key prefix.
 const CHANNEL: &str = "tollgate:events";
@@ -24,7 +25,8 @@ pub trait EventHandler: Send + Sync + 'static {
     /// One message. Malformed ones must be ignored: anyone with access to Redis can send them.
     fn event(&self, payload: &[u8]);
 
-    /// Reads what may have been told before the subscription was made, which it is when this is called.
+    /// Reads what may have been told before the subscription was made, which it is when this is called. Called for
+    /// each node that owns keys, with a connection to it.
     async fn catch_up(&self, connection: &mut MultiplexedConnection) -> RedisResult<()>;
 }
 
@@ -40,7 +42,7 @@ impl Publisher {
 
     /// Sends `payload` to every subscribed instance.
     pub async fn publish(&self, payload: &[u8]) -> Result<(), Unavailable> {
-        self.0.call(Lane::Decisions, &self.0.publication(payload)).await.map(drop)
+        self.0.ask_any(Lane::Decisions, &self.0.publication(payload)).await.map(drop)
     }
 }
 
@@ -60,25 +62,53 @@ impl Store {
     pub async fn subscribe(self: Arc<Self>, handler: Arc<dyn EventHandler>) {
         let warned = AtomicBool::new(false);
         loop {
-            self.breaker.wait_until_closed().await;
+            let node = self.node_to_hear().await;
             // Made anew after each outage: a subscription may outlive it in appearance only.
             let ended = tokio::select! {
-                _ = self.listen(handler.as_ref(), &warned) => true,
-                () = self.breaker.wait_until_open() => false,
+                _ = self.listen(&node, handler.as_ref(), &warned) => true,
+                () = node.breaker.wait_until_open() => false,
+                () = self.elsewhere_missed() => false,
             };
             if ended {
-                // Errors only mean another try: the supervisor reports an absent store.
-                self.suspected.notify_one();
+                // Errors only mean another try: the supervisor reports an absent node.
+                node.suspected.notify_one();
                 tokio::time::sleep(RESUBSCRIBE_PAUSE).await;
             }
         }
     }
 
-    async fn listen(&self, handler: &dyn EventHandler, warned: &AtomicBool) -> RedisResult<()> {
+    /// A node to subscribe at, once there is one: a cluster tells all its nodes what one is told.
+    async fn node_to_hear(&self) -> Arc<Node> {
+        loop {
+            match &self.topology {
+                Topology::One(node) => {
+                    node.breaker.wait_until_closed().await;
+                    return Arc::clone(node);
+                }
+                Topology::Many(_) => {
+                    if let Some(node) = self.any_node() {
+                        return node;
+                    }
+                    tokio::time::sleep(RESUBSCRIBE_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Returns when a node of a cluster is there again: what is stored there may be news.
+    async fn elsewhere_missed(&self) {
+        match &self.topology {
+            Topology::One(_) => std::future::pending().await,
+            Topology::Many(_) => self.missed.notified().await,
+        }
+    }
+
+    async fn listen(&self, node: &Node, handler: &dyn EventHandler, warned: &AtomicBool) -> RedisResult<()> {
         let subscribing = async {
-            let mut pubsub = self.client.get_async_pubsub().await?;
+            let Some(client) = node.client().await else { return Err(not_connected()) };
+            let mut pubsub = client.get_async_pubsub().await?;
             pubsub.subscribe(self.channel()).await?;
-            Ok::<_, ::redis::RedisError>(pubsub)
+            Ok(pubsub)
         };
         let subscribing = tokio::time::timeout(self.settings.connect_timeout, subscribing);
         let (sink, mut messages) = subscribing.await.map_err(std::io::Error::from)??.split();
@@ -88,7 +118,16 @@ impl Store {
             }
         };
         let background = async {
-            self.catch_up(handler, warned).await?;
+            // Those that are away are read when they are back.
+            for node in self.nodes().iter().filter(|node| node.breaker.closed().is_some()) {
+                let read = tokio::select! {
+                    read = self.catch_up(node, handler, warned) => read,
+                    () = node.breaker.wait_until_open() => continue,
+                };
+                if let (Err(error), Topology::One(_)) = (read, &self.topology) {
+                    return Err(error);
+                }
+            }
             self.keep_asking(sink).await
         };
         tokio::select! {
@@ -97,8 +136,13 @@ impl Store {
         }
     }
 
-    async fn catch_up(&self, handler: &dyn EventHandler, warned: &AtomicBool) -> RedisResult<()> {
-        let mut connection = self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
+    async fn catch_up(
+        &self,
+        node: &Node,
+        handler: &dyn EventHandler,
+        warned: &AtomicBool,
+    ) -> RedisResult<()> {
+        let mut connection = node.connect(&self.config).await?;
         match handler.catch_up(&mut connection).await {
             Err(error) if !error.is_unrecoverable_error() => {
                 // Told once: it will be the same each time, such as a command that is not permitted.
@@ -120,4 +164,8 @@ impl Store {
                 .map_err(std::io::Error::from)??;
         }
     }
+}
+
+fn not_connected() -> RedisError {
+    std::io::Error::from(std::io::ErrorKind::NotConnected).into()
 }

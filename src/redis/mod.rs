@@ -1,85 +1,55 @@
-//! The road to Redis: one multiplexed connection per worker thread and lane, a deadline on every call, and
-//! a breaker that keeps requests off a store that does not answer. It knows nothing of what is stored.
+//! The road to Redis, be it one server, a master under sentinels, or a Cluster: one multiplexed connection per worker
+//! thread, node and lane, a deadline on every call, and a breaker for each node that keeps requests off one that does
+//! not answer. It knows nothing of what is stored.
 
 mod breaker;
+mod cluster;
 mod connection;
 mod error;
 mod events;
+mod link;
+mod node;
 mod script;
+mod sentinel;
+mod settings;
+mod slot;
 mod supervise;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ::redis::{AsyncConnectionConfig, Client, Cmd, ConnectionInfo, IntoConnectionInfo, Value};
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{AsyncConnectionConfig, Cmd, ConnectionInfo, Pipeline, RedisError, RedisResult, Value};
 use futures::FutureExt;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 pub use self::connection::Lane;
 pub use self::error::{FailureKind, Unavailable};
 pub use self::events::{EventHandler, Publisher};
+pub use self::link::Link;
 pub use self::script::Script;
+pub use self::settings::{Settings, UnusableUrl};
+pub use self::slot::Shard;
 pub use self::supervise::Recovery;
 
-use self::breaker::{Breaker, Epoch};
+use self::breaker::Epoch;
+use self::cluster::{Cluster, Redirection};
+use self::node::Node;
+use self::settings::{Address, Target};
 
 /// For how many deadlines the store must have failed before the breaker opens.
 const STALL_DEADLINES: u32 = 2;
 /// Turns of the worker's loop in which an answer that is there already reaches the caller.
 const LAST_CHANCES: u32 = 3;
 
-/// How the store is reached; valid by construction.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    info: ConnectionInfo,
-    /// Put before every key this gateway writes or reads; may be empty.
-    pub key_prefix: Arc<str>,
-    /// Longest time one connection attempt may take.
-    pub connect_timeout: Duration,
-    /// Longest time a request waits for the store, connecting included.
-    pub deadline: Duration,
-    /// Pause between two `PING`s while all is well.
-    pub health_check_interval: Duration,
-    /// Consecutive failures after which requests stop asking, once they span two deadlines.
-    pub breaker_failures: u32,
-}
-
-/// The URL cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("not a usable Redis URL; accepted: redis://[user:password@]host[:port][/db] and rediss://…")]
-pub struct UnusableUrl;
-
-impl Settings {
-    /// Settings for `url` with the documented defaults: connect 2 s, deadline 20 ms, health check 30 s,
-    /// breaker after 5 failures.
-    ///
-    /// # Errors
-    /// When `url` is not a `redis://` or `rediss://` URL.
-    pub fn new(url: &str) -> Result<Self, UnusableUrl> {
-        let info = url.into_connection_info().map_err(|_| UnusableUrl)?;
-        let tcp = info
-            .tcp_settings()
-            .clone()
-            // Nagle would hold small pipelines back; a dead peer must surface in seconds, not minutes.
-            .set_nodelay(true)
-            .set_user_timeout(Duration::from_secs(2));
-        Ok(Self {
-            info: info.set_tcp_settings(tcp),
-            key_prefix: Arc::from(""),
-            connect_timeout: Duration::from_secs(2),
-            deadline: Duration::from_millis(20),
-            health_check_interval: Duration::from_secs(30),
-            breaker_failures: 5,
-        })
-    }
-}
-
-/// Sees what becomes of calls and of the breaker; implemented by metrics.
+/// Sees what becomes of calls and of the breakers; implemented by metrics.
 pub trait Observer: Send + Sync + 'static {
-    /// The store became unavailable (`true`) or available again (`false`).
+    /// The store, or in Cluster the first of its nodes, became unavailable (`true`), or all of it is available
+    /// again (`false`).
     fn degraded(&self, degraded: bool);
     /// One call ended after `elapsed`.
     fn call(&self, elapsed: Duration, result: Result<(), FailureKind>);
@@ -94,49 +64,74 @@ impl Observer for Unobserved {
     fn call(&self, _: Duration, _: Result<(), FailureKind>) {}
 }
 
-/// A Redis that may be away. Cheap to share; connects on first use.
+/// A Redis that may be away, in part or as a whole. Cheap to share; connects on first use.
 pub struct Store {
-    /// Distinguishes stores in the per-thread connection slots.
-    id: u64,
-    client: Client,
+    topology: Topology,
     config: AsyncConnectionConfig,
     settings: Settings,
-    breaker: Breaker,
-    /// Wakes the supervisor to write what requests could not.
-    owed: Notify,
-    /// Wakes the supervisor to look whether the store is still there.
-    suspected: Notify,
+    /// Nodes that operators were told to be away; the cluster itself counts while no node ever told its map.
+    away: Mutex<usize>,
+    /// Wakes whoever listens to events: some may have been missed.
+    missed: Notify,
     observer: Box<dyn Observer>,
 }
 
-static NEXT_STORE_ID: AtomicU64 = AtomicU64::new(0);
+/// What a store is made of.
+enum Topology {
+    /// One node that answers for all keys, at a fixed address or wherever sentinels say.
+    One(Arc<Node>),
+    /// A Cluster.
+    Many(Box<Cluster>),
+}
+
+/// Why a node did not do as asked.
+enum Failure {
+    /// It could not.
+    Unavailable(Unavailable),
+    /// Another node is to be asked; nothing was executed.
+    Redirected(Redirection),
+}
+
+impl From<Unavailable> for Failure {
+    fn from(unavailable: Unavailable) -> Self {
+        Self::Unavailable(unavailable)
+    }
+}
+
+/// What one node answered to a question that all were asked, and how long that took.
+#[derive(Debug)]
+pub struct Answer {
+    /// The answer.
+    pub outcome: Result<Value, Unavailable>,
+    /// From asking to answer.
+    pub elapsed: Duration,
+}
 
 impl Store {
-    /// A store that will be reached as `settings` say. Does not connect.
+    /// A store that will be reached as `settings` say. Does not connect. With Sentinel and Cluster nothing is
+    /// reached before [`Store::supervise`] runs.
     ///
     /// # Errors
     /// When the connection parameters are unusable (for example TLS parameters).
     pub fn new(settings: Settings, observer: Box<dyn Observer>) -> Result<Arc<Self>, UnusableUrl> {
-        let client = Client::open(settings.info.clone()).map_err(|_| UnusableUrl)?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(settings.connect_timeout))
             // Our own deadline covers the wait; a second timer per command would only cost.
             .set_response_timeout(None)
             .set_pipeline_buffer_size(1_024);
-        Ok(Arc::new(Self {
-            id: NEXT_STORE_ID.fetch_add(1, Ordering::Relaxed),
-            client,
-            config,
-            breaker: Breaker::new(
-                settings.breaker_failures,
-                settings.deadline * STALL_DEADLINES,
-                Instant::now(),
-            ),
-            owed: Notify::new(),
-            suspected: Notify::new(),
-            settings,
-            observer,
-        }))
+        let one = |info: Option<ConnectionInfo>| -> Result<Topology, UnusableUrl> {
+            Ok(Topology::One(Arc::new(Node::new(&settings, info, None)?)))
+        };
+        let topology = match &settings.target {
+            Target::Single(info) => one(Some(info.clone()))?,
+            Target::Sentinel { .. } => one(None)?,
+            Target::Cluster { seeds } => {
+                let like = seeds.first().ok_or(UnusableUrl)?.clone();
+                Topology::Many(Box::new(Cluster::new(seeds.clone(), like)))
+            }
+        };
+        let (away, missed) = (Mutex::new(0), Notify::new());
+        Ok(Arc::new(Self { topology, config, settings, away, missed, observer }))
     }
 
     /// How this store is reached.
@@ -144,18 +139,49 @@ impl Store {
         &self.settings
     }
 
-    /// Whether requests may ask the store at the moment.
-    pub fn available(&self) -> bool {
-        self.breaker.closed().is_some()
+    /// Whether keys are spread over several nodes, so that only those of one shard can be used together.
+    pub const fn is_cluster(&self) -> bool {
+        matches!(self.topology, Topology::Many(_))
     }
 
-    /// Sends one command within the configured deadline.
+    /// The shard that `key` belongs to.
+    pub fn shard(&self, key: &[u8]) -> Shard {
+        match &self.topology {
+            Topology::One(_) => Shard::ONLY,
+            Topology::Many(_) => Shard::of(key),
+        }
+    }
+
+    /// Whether requests may ask for keys of `shard` at the moment.
+    pub fn available(&self, shard: Shard) -> bool {
+        match &self.topology {
+            Topology::One(node) => node.breaker.closed().is_some(),
+            Topology::Many(cluster) => cluster.available(shard),
+        }
+    }
+
+    /// Whether requests may ask for any key at the moment.
+    pub fn available_everywhere(&self) -> bool {
+        match &self.topology {
+            Topology::One(node) => node.breaker.closed().is_some(),
+            Topology::Many(cluster) => {
+                cluster.map().is_some_and(|map| map.nodes.iter().all(|node| node.breaker.closed().is_some()))
+            }
+        }
+    }
+
+    /// Whether operators were told that the store, or a part of it, is away.
+    pub fn degraded(&self) -> bool {
+        *self.away.lock() > 0
+    }
+
+    /// Sends one command, all of whose keys are of `shard`, within the configured deadline.
     ///
     /// # Errors
     /// [`Unavailable`] when the breaker is open, the deadline passed or Redis answered with an error. A
     /// command whose deadline passed may still be executed: count it as done.
-    pub async fn call(&self, lane: Lane, command: &Cmd) -> Result<Value, Unavailable> {
-        self.call_within(self.settings.deadline, lane, command).await
+    pub async fn call(&self, lane: Lane, shard: Shard, command: &Cmd) -> Result<Value, Unavailable> {
+        self.call_within(self.settings.deadline, lane, shard, command).await
     }
 
     /// As [`Store::call`], with a deadline of its own: for work that no request waits for.
@@ -163,91 +189,327 @@ impl Store {
         &self,
         deadline: Duration,
         lane: Lane,
+        shard: Shard,
         command: &Cmd,
     ) -> Result<Value, Unavailable> {
-        let Some(epoch) = self.breaker.closed() else { return Err(Unavailable::BreakerOpen) };
-        let started = tokio::time::Instant::now();
-        let outcome = self.attempt(epoch, lane, command, started + deadline).await;
-        self.account(epoch, started.elapsed(), &outcome);
-        outcome
+        let until = tokio::time::Instant::now() + deadline;
+        match &self.topology {
+            Topology::One(node) => self.ask(node, lane, command, until).await.map_err(Failure::settle),
+            Topology::Many(cluster) => {
+                let owner = cluster.owner(shard, until).await?;
+                match self.ask(&owner, lane, command, until).await {
+                    Err(Failure::Redirected(to)) => {
+                        // Not executed there, so that it may be repeated; once, so that nothing goes in circles.
+                        let node = cluster.follow(&to, until).await?;
+                        if to.asking {
+                            let mut pipeline = Pipeline::with_capacity(2);
+                            pipeline.cmd("ASKING").add_command(command.clone());
+                            let values = self.ask_many(&node, lane, &pipeline, until).await?;
+                            values.into_iter().nth(1).map_or(Err(Unavailable::Rejected), value_of)
+                        } else {
+                            self.ask(&node, lane, command, until).await.map_err(Failure::settle)
+                        }
+                    }
+                    other => other.map_err(Failure::settle),
+                }
+            }
+        }
     }
 
-    async fn attempt(
+    /// Sends commands, all of whose keys are of `shard`, in one go within the configured deadline. The answers are
+    /// in the commands' order; an error that Redis gave to one of them stands in its place as
+    /// [`Value::ServerError`], and says nothing about the others. `pipeline` must not be atomic.
+    ///
+    /// # Errors
+    /// As [`Store::call`]: when there are no answers at all.
+    pub async fn pipeline(
         &self,
-        epoch: Epoch,
         lane: Lane,
-        command: &Cmd,
+        shard: Shard,
+        pipeline: &Pipeline,
+    ) -> Result<Vec<Value>, Unavailable> {
+        let until = tokio::time::Instant::now() + self.settings.deadline;
+        match &self.topology {
+            Topology::One(node) => self.ask_many(node, lane, pipeline, until).await,
+            Topology::Many(cluster) => {
+                let owner = cluster.owner(shard, until).await?;
+                let mut values = self.ask_many(&owner, lane, pipeline, until).await?;
+                if values.iter().any(|value| matches!(value, Value::ServerError(_))) {
+                    self.repeat_redirected(cluster, &owner, lane, pipeline, &mut values, until).await;
+                }
+                Ok(values)
+            }
+        }
+    }
+
+    /// Repeats the commands that were redirected, once, where the first of them was sent; the others keep their
+    /// answers, since they were executed.
+    async fn repeat_redirected(
+        &self,
+        cluster: &Cluster,
+        asked: &Node,
+        lane: Lane,
+        pipeline: &Pipeline,
+        values: &mut [Value],
         until: tokio::time::Instant,
-    ) -> Result<Value, Unavailable> {
-        let (serial, mut connection) = self.connection(lane, epoch, until).await?;
-        match within(until, connection.send_packed_command(command)).await {
-            Ok(Ok(value)) => {
-                connection::note_answer(serial);
-                match value {
-                    // The client library hands error replies on as values here.
-                    Value::ServerError(_) => value.extract_error().map_err(Unavailable::from),
-                    value => Ok(value),
-                }
+    ) {
+        let mut target: Option<Redirection> = None;
+        let mut again = Pipeline::new();
+        let mut places = Vec::new();
+        for (index, (command, value)) in pipeline.cmd_iter().zip(&*values).enumerate() {
+            let Value::ServerError(error) = value else { continue };
+            let error = RedisError::from(error.clone());
+            let Some(to) = Redirection::of(&error, asked.address.as_ref()) else { continue };
+            let to = target.get_or_insert(to);
+            if to.asking {
+                again.cmd("ASKING");
             }
-            Ok(Err(error)) => {
-                if error.is_unrecoverable_error() {
-                    connection::discard(serial);
-                }
-                Err(error.into())
-            }
-            Err(_) => {
-                connection::note_silence(serial);
-                Err(Unavailable::DeadlinePassed)
+            again.add_command(command.clone());
+            places.push(index);
+        }
+        let Some(to) = target else { return };
+        let Ok(node) = cluster.follow(&to, until).await else { return };
+        let Ok(answers) = self.ask_many(&node, lane, &again, until).await else { return };
+        let step = if to.asking { 2 } else { 1 };
+        for (place, answer) in places.into_iter().zip(answers.into_iter().skip(step - 1).step_by(step)) {
+            if let Some(value) = values.get_mut(place) {
+                *value = answer;
             }
         }
     }
 
     /// Runs `script` through `EVALSHA`, loading it when Redis does not know it. `command` must be made by
-    /// [`Script::command`].
-    pub async fn eval(&self, lane: Lane, script: &Script, command: &Cmd) -> Result<Value, Unavailable> {
+    /// [`Script::command`]; its keys are all of `shard`.
+    pub async fn eval(
+        &self,
+        lane: Lane,
+        shard: Shard,
+        script: &Script,
+        command: &Cmd,
+    ) -> Result<Value, Unavailable> {
         let started = Instant::now();
-        match self.call(lane, command).await {
+        match self.call(lane, shard, command).await {
             Err(Unavailable::ScriptUnknown) => {
                 // All three share one deadline: the request waits no longer for a store that was restarted.
                 let left = || self.settings.deadline.saturating_sub(started.elapsed());
-                self.call_within(left(), lane, &script.load()).await?;
-                self.call_within(left(), lane, command).await
+                self.call_within(left(), lane, shard, &script.load()).await?;
+                self.call_within(left(), lane, shard, command).await
             }
             other => other,
         }
     }
 
-    fn account(&self, epoch: Epoch, elapsed: Duration, outcome: &Result<Value, Unavailable>) {
-        match outcome {
-            Ok(_) => {
-                self.breaker.succeeded();
+    /// Sends one command to every node that owns keys, each with this deadline. For operators' questions.
+    pub async fn ask_all(&self, deadline: Duration, lane: Lane, command: &Cmd) -> Vec<Answer> {
+        let until = tokio::time::Instant::now() + deadline;
+        let nodes = self.nodes();
+        let asked = nodes.iter().map(|node| async move {
+            let started = Instant::now();
+            let outcome = self.ask(node, lane, command, until).await.map_err(Failure::settle);
+            Answer { outcome, elapsed: started.elapsed() }
+        });
+        let answers = futures::future::join_all(asked).await;
+        if answers.is_empty() {
+            return vec![Answer { outcome: Err(Unavailable::NotConnected), elapsed: Duration::ZERO }];
+        }
+        answers
+    }
+
+    /// Sends one command that concerns no key to any node that can be asked.
+    pub(crate) async fn ask_any(&self, lane: Lane, command: &Cmd) -> Result<Value, Unavailable> {
+        let until = tokio::time::Instant::now() + self.settings.deadline;
+        let node = self.any_node().ok_or(Unavailable::BreakerOpen)?;
+        self.ask(&node, lane, command, until).await.map_err(Failure::settle)
+    }
+
+    /// All nodes that are known.
+    fn nodes(&self) -> Vec<Arc<Node>> {
+        match &self.topology {
+            Topology::One(node) => vec![Arc::clone(node)],
+            Topology::Many(cluster) => cluster.map().map_or_else(Vec::new, |map| map.nodes.to_vec()),
+        }
+    }
+
+    /// A node that can be asked, any of them.
+    fn any_node(&self) -> Option<Arc<Node>> {
+        match &self.topology {
+            Topology::One(node) => Some(Arc::clone(node)).filter(|node| node.breaker.closed().is_some()),
+            Topology::Many(cluster) => {
+                let map = cluster.map()?;
+                let start = fastrand::usize(..map.nodes.len().max(1));
+                let (front, back) = map.nodes.split_at_checked(start)?;
+                back.iter().chain(front).find(|node| node.breaker.closed().is_some()).map(Arc::clone)
+            }
+        }
+    }
+
+    /// One command, one node.
+    async fn ask(
+        &self,
+        node: &Arc<Node>,
+        lane: Lane,
+        command: &Cmd,
+        until: tokio::time::Instant,
+    ) -> Result<Value, Failure> {
+        let Some(epoch) = node.breaker.closed() else { return Err(Unavailable::BreakerOpen.into()) };
+        let started = tokio::time::Instant::now();
+        let send = |mut connection: MultiplexedConnection| async move {
+            // The client library hands error replies on as values here.
+            match connection.send_packed_command(command).await? {
+                Value::ServerError(error) => Err(error.into()),
+                value => Ok(value),
+            }
+        };
+        let outcome = self.attempt(node, epoch, lane, until, send).await;
+        self.account(node, epoch, started.elapsed(), outcome.as_ref().err().and_then(Failure::unavailable));
+        outcome
+    }
+
+    /// Several commands, one node. Errors of single commands stay values.
+    async fn ask_many(
+        &self,
+        node: &Arc<Node>,
+        lane: Lane,
+        pipeline: &Pipeline,
+        until: tokio::time::Instant,
+    ) -> Result<Vec<Value>, Unavailable> {
+        let Some(epoch) = node.breaker.closed() else { return Err(Unavailable::BreakerOpen) };
+        let started = tokio::time::Instant::now();
+        let send = |mut connection: MultiplexedConnection| async move {
+            connection.send_packed_commands(pipeline, 0, pipeline.len()).await
+        };
+        let outcome = self.attempt(node, epoch, lane, until, send).await.map_err(Failure::settle);
+        let failure = match &outcome {
+            Ok(values) => values.iter().find_map(|value| match value {
+                Value::ServerError(error) => Some(Unavailable::from(RedisError::from(error.clone())))
+                    .filter(|failure| failure.counts_against_store()),
+                _ => None,
+            }),
+            Err(failure) => Some(*failure),
+        };
+        self.account(node, epoch, started.elapsed(), failure);
+        outcome
+    }
+
+    async fn attempt<T, F>(
+        &self,
+        node: &Arc<Node>,
+        epoch: Epoch,
+        lane: Lane,
+        until: tokio::time::Instant,
+        send: impl FnOnce(MultiplexedConnection) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = RedisResult<T>>,
+    {
+        let (serial, connection) = self.connection(node, lane, epoch, until).await?;
+        match within(until, send(connection)).await {
+            Ok(Ok(value)) => {
+                connection::note_answer(serial);
+                Ok(value)
+            }
+            Ok(Err(error)) => {
+                if error.is_unrecoverable_error() {
+                    connection::discard(serial);
+                } else {
+                    connection::note_answer(serial);
+                }
+                Err(Redirection::of(&error, node.address.as_ref())
+                    .map_or_else(|| Unavailable::from(error).into(), Failure::Redirected))
+            }
+            Err(_) => {
+                connection::note_silence(serial);
+                Err(Unavailable::DeadlinePassed.into())
+            }
+        }
+    }
+
+    fn account(&self, node: &Node, epoch: Epoch, elapsed: Duration, failure: Option<Unavailable>) {
+        match failure {
+            None => {
+                node.breaker.succeeded();
                 self.observer.call(elapsed, Ok(()));
             }
-            Err(failure) => {
+            Some(failure) => {
                 self.observer.call(elapsed, Err(failure.kind()));
+                if matches!(failure, Unavailable::Redirected | Unavailable::ClusterDown) {
+                    self.doubt_map();
+                }
                 if !failure.counts_against_store() {
                     return;
                 }
-                if self.breaker.failed(epoch, failure.is_conclusive(), Instant::now()) {
-                    self.opened(*failure, None);
+                if node.breaker.failed(epoch, failure.is_conclusive(), Instant::now()) {
+                    self.lost(node, failure, None);
                 } else {
                     // Too few to tell, and perhaps no other request follows.
-                    self.suspected.notify_one();
+                    node.suspected.notify_one();
                 }
             }
         }
     }
 
-    /// Called once per transition to open.
-    fn opened(&self, cause: Unavailable, detail: Option<&str>) {
-        tracing::warn!(%cause, detail, "Redis is unavailable: limits and revocations go on from memory");
-        self.observer.degraded(true);
+    /// The map of a cluster may be old: it is to be learned again soon.
+    fn doubt_map(&self) {
+        if let Topology::Many(cluster) = &self.topology {
+            cluster.stale.notify_one();
+        }
     }
 
-    /// Called once per transition to closed.
-    fn closed(&self) {
-        tracing::warn!("Redis is available again: limits are shared again");
-        self.observer.degraded(false);
+    /// Tells operators, once per transition, that this node is away. Its breaker is open already.
+    fn lost(&self, node: &Node, cause: Unavailable, detail: Option<&str>) {
+        let mut away = self.away.lock();
+        if node.is_retired() || node.told_away.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let node = node.address.as_ref().map(Address::to_string);
+        tracing::warn!(%cause, detail, node, "Redis is unavailable: limits and revocations go on from memory");
+        self.count_away(&mut away, 1);
+        self.doubt_map();
+    }
+
+    /// Tells operators, once per transition, that this node is back.
+    fn found(&self, node: &Node) {
+        let mut away = self.away.lock();
+        if node.told_away.swap(false, Ordering::AcqRel) {
+            let node = node.address.as_ref().map(Address::to_string);
+            tracing::warn!(node, "Redis is available again: limits are shared again");
+            self.count_away(&mut away, -1);
+        }
+    }
+
+    /// Takes the count under its lock, so that the last word told is the right one.
+    fn count_away(&self, away: &mut usize, by: isize) {
+        let before = *away;
+        *away = before.saturating_add_signed(by);
+        if (before == 0) != (*away == 0) {
+            self.observer.degraded(*away > 0);
+        }
+    }
+}
+
+impl Failure {
+    /// For those who follow no redirection.
+    fn settle(self) -> Unavailable {
+        match self {
+            Self::Unavailable(unavailable) => unavailable,
+            Self::Redirected(_) => Unavailable::Redirected,
+        }
+    }
+
+    /// The failure of the node; a redirection is none.
+    fn unavailable(&self) -> Option<Unavailable> {
+        match self {
+            Self::Unavailable(unavailable) => Some(*unavailable),
+            Self::Redirected(_) => None,
+        }
+    }
+}
+
+/// A value that is an error as what it means.
+fn value_of(value: Value) -> Result<Value, Unavailable> {
+    match value {
+        Value::ServerError(error) => Err(RedisError::from(error).into()),
+        value => Ok(value),
     }
 }
 
@@ -274,6 +536,9 @@ struct Late;
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Store").field("available", &self.available()).finish_non_exhaustive()
+        formatter
+            .debug_struct("Store")
+            .field("available", &self.available_everywhere())
+            .finish_non_exhaustive()
     }
 }

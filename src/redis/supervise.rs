@@ -1,14 +1,18 @@
-//! Watches the store in the background: an idle `PING`, probes while the breaker is open, and the work that
-//! must be done before requests ask again. Requests never run any of this.
+//! Watches the nodes in the background: an idle `PING`, probes while a breaker is open, the sentinels and the map of
+//! a cluster, and the work that must be done before requests ask again. Requests never run any of this.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ::redis::aio::MultiplexedConnection;
 use ::redis::{RedisError, RedisResult, cmd};
 use async_trait::async_trait;
 
-use super::{Script, Store, Unavailable};
+use super::cluster::Cluster;
+use super::node::Node;
+use super::sentinel::Sentinels;
+use super::settings::{Address, Target};
+use super::{Link, Script, Store, Topology, Unavailable};
 
 /// Pause between two probes while the store is away; recovery is noticed within this and one connect.
 const PROBE_PAUSE: Duration = Duration::from_millis(250);
@@ -26,6 +30,13 @@ const STEADY: Duration = Duration::from_secs(5);
 /// The most it has to prove, in doublings of [`PROMPT_ANSWERS`].
 const MOST_DOUBLINGS: u32 = 3;
 
+/// Pause between two questions to the sentinels while all is well: a failover shows within this.
+const SENTINEL_PAUSE: Duration = Duration::from_secs(1);
+/// Pause between two questions for the map of a cluster while all is well: redirections tell of changes before.
+const MAP_PAUSE: Duration = Duration::from_secs(10);
+/// Pause before a map that is known to be old is learned again: redirections come in swarms.
+const STALE_PAUSE: Duration = Duration::from_millis(20);
+
 /// What must reach Redis after an outage before it is asked again: revocations and invalidations that were
 /// made meanwhile.
 #[async_trait]
@@ -33,13 +44,13 @@ pub trait Recovery: Send + Sync + 'static {
     /// Whether anything waits to be written.
     fn owes(&self) -> bool;
 
-    /// Tries whether Redis can do what requests need of it: answering a `PING` does not say that it takes
-    /// writes. An error keeps the store closed to requests.
-    async fn verify(&self, connection: &mut MultiplexedConnection) -> RedisResult<()>;
+    /// Tries whether the node can do what requests need of it: answering a `PING` does not say that it takes
+    /// writes. An error keeps the node closed to requests.
+    async fn verify(&self, link: &mut Link<'_>) -> RedisResult<()>;
 
-    /// Writes what is pending. Called at start-up too. An error keeps the store closed to requests; nothing may
-    /// be lost when the call is given up halfway.
-    async fn recover(&self, connection: &mut MultiplexedConnection) -> RedisResult<()>;
+    /// Writes what is pending and lives on this node; everything else stays pending. Called at start-up too. An
+    /// error keeps the node closed to requests; nothing may be lost when the call is given up halfway.
+    async fn recover(&self, link: &mut Link<'_>) -> RedisResult<()>;
 }
 
 /// Why a probe failed, with Redis' own words where there are any.
@@ -61,103 +72,235 @@ impl From<tokio::time::error::Elapsed> for ProbeFailure {
     }
 }
 
+/// What each node's supervisor needs.
+#[derive(Clone)]
+struct Duties {
+    scripts: Arc<[&'static Script]>,
+    recovery: Arc<dyn Recovery>,
+}
+
 impl Store {
-    /// Runs until the process ends: probes, health checks and recovery. Spawn it once.
+    /// Runs until the process ends: probes, health checks, discovery and recovery. Spawn it once.
     pub async fn supervise(self: Arc<Self>, scripts: Vec<&'static Script>, recovery: Arc<dyn Recovery>) {
-        let mut doublings = 0;
-        loop {
-            match self.probe(&scripts, recovery.as_ref(), PROMPT_ANSWERS << doublings).await {
-                Ok(()) => {
-                    if self.breaker.close() {
-                        self.closed();
+        let duties = Duties { scripts: scripts.into(), recovery };
+        match &self.topology {
+            Topology::One(node) => {
+                let sentinels = match &self.settings.target {
+                    Target::Sentinel { sentinels, service, master } => {
+                        // Parsed already: it fails on TLS parameters only, of which there are none here.
+                        Sentinels::new(sentinels, service, master, &self.config).ok()
                     }
+                    _ => None,
+                };
+                self.attend(node, &duties, sentinels).await;
+            }
+            Topology::Many(cluster) => self.follow_map(cluster, &duties).await,
+        }
+    }
+
+    /// Asks for [`Recovery::recover`] soon: something is owed to the store that a request could not write.
+    pub fn hand_over_soon(&self) {
+        match &self.topology {
+            // A permit stays until the supervisor takes it, however long the outage.
+            Topology::One(node) => node.owed.notify_one(),
+            Topology::Many(cluster) => {
+                cluster.map().iter().flat_map(|map| &map.nodes).for_each(|node| node.owed.notify_one());
+            }
+        }
+    }
+
+    /// Keeps the map of the cluster, and a supervisor for each of its nodes.
+    async fn follow_map(self: &Arc<Self>, cluster: &Cluster, duties: &Duties) {
+        let mut told_away = false;
+        loop {
+            let changes = cluster.refresh(&self.settings, &self.config).await;
+            if let Some(changes) = &changes {
+                if std::mem::take(&mut told_away) {
+                    tracing::warn!("Redis is available again: limits are shared again");
+                    self.count_away(&mut self.away.lock(), -1);
+                }
+                for node in &changes.joined {
+                    let (store, node, duties) = (Arc::clone(self), Arc::clone(node), duties.clone());
+                    tokio::spawn(async move { store.attend(&node, &duties, None).await });
+                }
+                for node in &changes.left {
+                    self.let_go(node);
+                }
+                // Slots may have other owners now, who must get what is pending for them.
+                self.hand_over_soon();
+            } else if cluster.map().is_none() && !std::mem::replace(&mut told_away, true) {
+                tracing::warn!("Redis is unavailable: no node of the cluster tells who owns what");
+                self.count_away(&mut self.away.lock(), 1);
+            }
+            let pause = if changes.is_none() || self.degraded() { PROBE_PAUSE } else { MAP_PAUSE };
+            let stale = async {
+                cluster.stale.notified().await;
+                tokio::time::sleep(STALE_PAUSE).await;
+            };
+            let _ = tokio::time::timeout(pause, stale).await;
+        }
+    }
+
+    /// Ends what is kept for a node that owns no keys any more.
+    fn let_go(&self, node: &Node) {
+        let mut away = self.away.lock();
+        node.retire();
+        if node.told_away.swap(false, Ordering::AcqRel) {
+            let node = node.address.as_ref().map(Address::to_string);
+            tracing::warn!(node, "Redis is available again: other nodes own the keys of this one");
+            self.count_away(&mut away, -1);
+        }
+    }
+
+    /// Supervises one node until it is retired.
+    async fn attend(&self, node: &Node, duties: &Duties, mut sentinels: Option<Sentinels>) {
+        tokio::select! {
+            () = self.attend_always(node, duties, sentinels.as_mut()) => {}
+            () = node.wait_until_retired() => {}
+        }
+    }
+
+    async fn attend_always(&self, node: &Node, duties: &Duties, mut sentinels: Option<&mut Sentinels>) {
+        let mut doublings = 0;
+        // Where sentinels say that the node is.
+        let mut place: Option<Address> = None;
+        loop {
+            match self
+                .reach(node, duties, sentinels.as_deref_mut(), &mut place, PROMPT_ANSWERS << doublings)
+                .await
+            {
+                Ok(()) => {
+                    if node.breaker.close() {
+                        // Others may have spoken while it was away.
+                        self.missed.notify_one();
+                    }
+                    self.found(node);
                     let since = Instant::now();
-                    self.watch(recovery.as_ref()).await;
+                    self.watch(node, duties, sentinels.as_deref_mut(), place.as_ref()).await;
                     let steady = since.elapsed() >= STEADY;
                     doublings = if steady { 0 } else { MOST_DOUBLINGS.min(doublings + 1) };
                 }
-                Err(failure) => self.note_probe_failure(&failure),
+                Err(failure) => self.note_probe_failure(node, &failure),
             }
             let jitter = Duration::from_millis(fastrand::u64(0..100));
             tokio::time::sleep(PROBE_PAUSE + jitter).await;
         }
     }
 
-    /// Asks for [`Recovery::recover`] soon: something is owed to the store that a request could not write.
-    pub fn hand_over_soon(&self) {
-        // A permit stays until the supervisor takes it, however long the outage.
-        self.owed.notify_one();
+    /// Finds the node where it may be anywhere, and probes it.
+    async fn reach(
+        &self,
+        node: &Node,
+        duties: &Duties,
+        sentinels: Option<&mut Sentinels>,
+        place: &mut Option<Address>,
+        answers: u32,
+    ) -> Result<(), ProbeFailure> {
+        if let Some(sentinels) = sentinels {
+            let Some((address, client)) = sentinels.find().await else {
+                let detail = Some("no sentinel names a master that can be reached".to_owned());
+                return Err(ProbeFailure { cause: Unavailable::CannotConnect, detail });
+            };
+            if place.as_ref() != Some(&address) {
+                tracing::info!(%address, "the sentinels name this master");
+                // Connections of requests go to the old one until its epoch ends.
+                if place.is_some() && node.breaker.open() {
+                    self.lost(node, Unavailable::ConnectionLost, Some("another master was elected"));
+                }
+                node.locate(client);
+                *place = Some(address);
+            }
+        }
+        self.probe(node, duties, answers).await
     }
 
     /// One attempt to connect, load the scripts and hand over what is pending.
-    async fn probe(
-        &self,
-        scripts: &[&'static Script],
-        recovery: &dyn Recovery,
-        answers: u32,
-    ) -> Result<(), ProbeFailure> {
+    async fn probe(&self, node: &Node, duties: &Duties, answers: u32) -> Result<(), ProbeFailure> {
         let ready = async {
-            let mut connection =
-                self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
+            let mut connection = node.connect(&self.config).await?;
             for _ in 0..answers {
                 let ping = cmd("PING");
                 tokio::time::timeout(self.settings.deadline, ping.exec_async(&mut connection)).await??;
             }
-            for script in scripts {
+            for script in &*duties.scripts {
                 script.load().query_async::<()>(&mut connection).await?;
             }
-            recovery.verify(&mut connection).await?;
-            Ok::<_, ProbeFailure>(connection)
+            let mut link = Link::new(self, node, connection);
+            duties.recovery.verify(&mut link).await?;
+            Ok::<_, ProbeFailure>(link)
         };
-        let mut connection = tokio::time::timeout(PROBE_TIMEOUT, ready).await??;
-        Ok(tokio::time::timeout(HAND_OVER_TIMEOUT, recovery.recover(&mut connection)).await??)
+        let mut link = tokio::time::timeout(PROBE_TIMEOUT, ready).await??;
+        Ok(tokio::time::timeout(HAND_OVER_TIMEOUT, duties.recovery.recover(&mut link)).await??)
     }
 
     /// Returns when the breaker opened, here or by requests.
-    async fn watch(&self, recovery: &dyn Recovery) {
+    async fn watch(
+        &self,
+        node: &Node,
+        duties: &Duties,
+        mut sentinels: Option<&mut Sentinels>,
+        place: Option<&Address>,
+    ) {
+        let mut next_check = tokio::time::Instant::now() + self.settings.health_check_interval;
         loop {
             let work = async {
                 tokio::select! {
-                    () = self.owed.notified() => self.hand_over(recovery).await,
-                    () = self.suspected.notified() => {
+                    () = node.owed.notified() => self.hand_over(node, duties).await,
+                    () = node.suspected.notified() => {
                         // More failures of the same moment are one suspicion.
                         tokio::time::sleep(SUSPICION_PAUSE).await;
-                        self.check().await
+                        self.check(node).await
                     }
-                    () = tokio::time::sleep(self.settings.health_check_interval) => self.check().await,
+                    () = tokio::time::sleep_until(next_check) => {
+                        next_check = tokio::time::Instant::now() + self.settings.health_check_interval;
+                        self.check(node).await
+                    }
+                    () = another_master(sentinels.as_deref_mut(), place) => Err(ProbeFailure {
+                        cause: Unavailable::Refusing,
+                        detail: Some("another master was elected".to_owned()),
+                    }),
                 }
             };
             let outcome = tokio::select! {
-                () = self.breaker.wait_until_open() => return,
+                () = node.breaker.wait_until_open() => return,
                 outcome = work => outcome,
             };
             if let Err(failure) = outcome {
-                return self.note_probe_failure(&failure);
+                return self.note_probe_failure(node, &failure);
             }
         }
     }
 
-    async fn hand_over(&self, recovery: &dyn Recovery) -> Result<(), ProbeFailure> {
-        if !recovery.owes() {
+    async fn hand_over(&self, node: &Node, duties: &Duties) -> Result<(), ProbeFailure> {
+        if !duties.recovery.owes() {
             return Ok(());
         }
-        let connect = self.client.get_multiplexed_async_connection_with_config(&self.config);
-        let mut connection = tokio::time::timeout(PROBE_TIMEOUT, connect).await??;
-        Ok(tokio::time::timeout(HAND_OVER_TIMEOUT, recovery.recover(&mut connection)).await??)
+        let connection = tokio::time::timeout(PROBE_TIMEOUT, node.connect(&self.config)).await??;
+        let mut link = Link::new(self, node, connection);
+        Ok(tokio::time::timeout(HAND_OVER_TIMEOUT, duties.recovery.recover(&mut link)).await??)
     }
 
-    async fn check(&self) -> Result<(), ProbeFailure> {
+    async fn check(&self, node: &Node) -> Result<(), ProbeFailure> {
         let ping = async {
-            let mut connection =
-                self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
+            let mut connection = node.connect(&self.config).await?;
             cmd("PING").exec_async(&mut connection).await
         };
         Ok(tokio::time::timeout(PROBE_TIMEOUT, ping).await??)
     }
 
-    fn note_probe_failure(&self, failure: &ProbeFailure) {
-        if self.breaker.open() {
-            self.opened(failure.cause, failure.detail.as_deref());
+    fn note_probe_failure(&self, node: &Node, failure: &ProbeFailure) {
+        node.breaker.open();
+        self.lost(node, failure.cause, failure.detail.as_deref());
+    }
+}
+
+/// Returns once the sentinels agree on another master than the one at `place`; never without sentinels.
+async fn another_master(sentinels: Option<&mut Sentinels>, place: Option<&Address>) {
+    let (Some(sentinels), Some(place)) = (sentinels, place) else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(SENTINEL_PAUSE).await;
+        if sentinels.have_moved_on_from(place).await {
+            return;
         }
     }
 }

@@ -59,7 +59,7 @@ fn store(addr: SocketAddr, breaker_failures: u32) -> Arc<Store> {
 }
 
 async fn ask(store: &Store) -> Result<Value, Unavailable> {
-    store.call(Lane::Decisions, &cmd("PING")).await
+    store.call(Lane::Decisions, store.shard(b""), &cmd("PING")).await
 }
 
 #[tokio::test]
@@ -74,7 +74,7 @@ async fn a_connection_that_falls_silent_is_given_up_while_the_breaker_stays_clos
     }
     assert!(ask(&store).await.is_ok(), "on a new connection");
     assert_eq!(server.accepted(), 2);
-    assert!(store.available());
+    assert!(store.available_everywhere());
 }
 
 #[tokio::test]
@@ -101,7 +101,7 @@ async fn a_connection_that_does_not_come_about_is_not_waited_for_again_and_again
         begin.elapsed()
     );
     assert_eq!(server.accepted(), 1);
-    assert!(store.available(), "a slow connect says nothing yet");
+    assert!(store.available_everywhere(), "a slow connect says nothing yet");
 }
 
 #[tokio::test]
@@ -111,7 +111,7 @@ async fn an_error_reply_is_an_error_and_opens_the_breaker_where_it_is_about_the_
     assert!(ask(&store).await.is_ok());
     server.refuses.store(true, SeqCst);
     assert_eq!(ask(&store).await, Err(Unavailable::Refusing));
-    assert!(!store.available());
+    assert!(!store.available_everywhere());
     assert_eq!(ask(&store).await, Err(Unavailable::BreakerOpen));
 }
 
@@ -122,7 +122,7 @@ async fn nobody_there_opens_the_breaker_at_once() {
     drop(listener);
     let store = store(addr, 5);
     assert_eq!(ask(&store).await, Err(Unavailable::CannotConnect));
-    assert!(!store.available());
+    assert!(!store.available_everywhere());
 }
 
 #[tokio::test]

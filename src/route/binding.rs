@@ -29,6 +29,8 @@ pub struct Route {
     pub access: Access,
     /// Indices of the limit policies, in the order of the configuration.
     pub policies: Box<[u16]>,
+    /// Times the cost of each policy, at least 1.
+    pub cost: u32,
     /// How responses are cached.
     pub cache: Option<Arc<RouteCache>>,
     /// What a successful unsafe request invalidates.

@@ -70,6 +70,24 @@ fn seventy_requests_in_turn_give_sixty_and_a_restart_does_not_reset_them() {
 }
 
 #[test]
+fn a_limit_that_changes_in_the_file_keeps_the_counts() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let start =
+        |limit| gateway(&config(&origin, PATIENT, &ip_policy(limit, "1h", "fixed-window")), &redis.url());
+    let first = start(5);
+    assert_eq!(codes(&first.client(), "/x", "10.0.0.1", 7), [200, 200, 200, 200, 200, 429, 429]);
+    first.terminate();
+    let second = start(8);
+    assert_eq!(codes(&second.client(), "/x", "10.0.0.1", 4), [200, 200, 200, 429]);
+    assert_eq!(counter(&redis, "rate_limit:ip:10.0.0.1"), Some(8));
+    second.terminate();
+    let third = start(4);
+    assert_eq!(codes(&third.client(), "/x", "10.0.0.1", 2), [429, 429]);
+    assert_eq!(codes(&third.client(), "/x", "10.0.0.2", 5), [200, 200, 200, 200, 429]);
+    assert_eq!(counter(&redis, "rate_limit:ip:10.0.0.1"), Some(8), "nothing is forgotten");
+}
+
+#[test]
 fn keys_and_lives_are_the_documented_ones() {
     let (redis, origin) = (Redis::start(), Origin::start());
     let policies = format!(

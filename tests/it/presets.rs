@@ -379,7 +379,7 @@ fn api_gateway_goes_on_from_memory_with_one_warning_while_redis_is_away() {
 #[test]
 fn presets_start_without_redis_and_with_several_upstream_members() {
     let (one, two) = (Origin::start(), Origin::start());
-    for name in ["todo", "api-gateway"] {
+    for name in ["todo", "api-gateway", "codepitamah"] {
         let members = format!("{}, {}", one.addr(), two.addr());
         let gateway = shipped(name, &one, "").env("TOLLGATE_UPSTREAM", &members).start();
         let before = (one.hits(), two.hits());
@@ -434,4 +434,148 @@ fn an_application_that_breaks_off_or_is_gone_gives_a_gateway_s_status() {
     drop(origin);
     let gone = gateway.client().get("/x").within(Duration::from_secs(5)).send();
     assert!(matches!(gone.code(), 502 | 503), "{}", gone.code());
+}
+
+/// A token as this application issues it.
+fn member(user: &str, plan: &str, permissions: &[&str]) -> Token {
+    Token::of("unused")
+        .without("sub")
+        .claim("user_id", user)
+        .claim("email", format!("{user}@example.com"))
+        .claim("subscription_plan", plan)
+        .claim("permissions", json!(permissions))
+}
+
+/// On a Redis and in memory alone.
+fn codepitamah(test: impl Fn(&Gateway, &Origin, Option<&Redis>)) {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let gateway = preset("codepitamah", &origin, &redis.url()).start();
+    wait_for_the_store(&gateway);
+    test(&gateway, &origin, Some(&redis));
+    drop(gateway);
+    let origin = Origin::start();
+    test(&preset("codepitamah", &origin, "").start(), &origin, None);
+}
+
+#[test]
+fn codepitamah_permissions_are_asked_of_tokens_and_architecture_needs_one() {
+    codepitamah(|gateway, origin, _| {
+        let post = |path: &str, token: Option<Token>| {
+            let request = gateway.client().post(path);
+            match token {
+                Some(token) => request.bearer(&token.sign()).send(),
+                None => request.send(),
+            }
+        };
+        let with = |permission: &str| Some(member("ada", "pro", &[permission]));
+        for path in ["/analyze", "/analyze/"] {
+            assert_eq!(post(path, None).code(), 200, "{path}");
+            assert_eq!(post(path, with("code_analysis")).code(), 200, "{path}");
+            let refused = post(path, with("architecture_generation"));
+            assert_eq!(
+                (refused.code(), refused.detail().as_str()),
+                (403, "Not enough permissions"),
+                "{path}"
+            );
+            assert_eq!(post(path, Some(member("ada", "pro", &[]).expires_in(-100))).code(), 401, "{path}");
+        }
+        assert_eq!(post("/architecture", None).code(), 401);
+        assert_eq!(post("/architecture", with("code_analysis")).code(), 403);
+        assert_eq!(post("/architecture", with("architecture_generation")).code(), 200);
+        assert_eq!(origin.hits(), 5);
+        assert_eq!(origin.last().header("x-user-id"), Some("ada"));
+        assert_eq!(origin.last().header("x-user-plan"), Some("pro"));
+    });
+}
+
+#[test]
+fn codepitamah_plans_allow_10_50_200_and_1000_a_minute_times_at_most_20() {
+    codepitamah(|gateway, _, redis| {
+        let limit = |token: Option<Token>| {
+            let request = gateway.client().get("/x");
+            let response = match token {
+                Some(token) => request.bearer(&token.sign()).send(),
+                None => request.send(),
+            };
+            assert_eq!(response.code(), 200);
+            response.header("x-ratelimit-limit").unwrap().parse::<u64>().unwrap()
+        };
+        assert_eq!(limit(None), 10);
+        for (plan, expected) in [("free", 50), ("pro", 200), ("enterprise", 1_000), ("gold", 50)] {
+            assert_eq!(limit(Some(member(plan, plan, &[]))), expected, "{plan}");
+        }
+        let times = |multiplier: serde_json::Value| {
+            limit(Some(member("eve", "pro", &[]).claim("rate_limit_multiplier", multiplier)))
+        };
+        for (multiplier, expected) in [
+            (json!(10), 2_000),
+            (json!(0.5), 100),
+            (json!(1_000), 4_000),
+            (json!(-3), 200),
+            (json!(0), 200),
+            (json!(null), 200),
+        ] {
+            assert_eq!(times(multiplier.clone()), expected, "{multiplier}");
+        }
+        if let Some(redis) = redis {
+            let keys = redis.keys();
+            for key in ["rate_limit:plan:ip:127.0.0.1", "rate_limit:plan:user:free"] {
+                assert!(keys.iter().any(|known| known.starts_with(key)), "{key}: {keys:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn codepitamah_refusals_name_the_plan_of_known_callers() {
+    codepitamah(|gateway, _, _| {
+        let client = gateway.client();
+        let over = |send: &dyn Fn() -> Response| {
+            let refused = (0..1_000).map(|_| send()).find(|response| response.code() != 200).unwrap();
+            assert_eq!(refused.code(), 429);
+            assert!(refused.header("retry-after").is_some());
+            refused.detail()
+        };
+        assert_eq!(over(&|| client.get("/x").send()), "Rate limit exceeded");
+        let pro = member("ada", "pro", &[]).sign();
+        assert_eq!(over(&|| client.get("/x").bearer(&pro).send()), "Rate limit exceeded for pro plan");
+    });
+}
+
+#[test]
+fn codepitamah_bursts_of_anonymous_analyses_are_slowed_down_to_one_a_minute() {
+    codepitamah(|gateway, _, redis| {
+        let client = gateway.client();
+        assert_eq!(
+            codes((0..7).map(|_| client.post("/analyze").send())),
+            [200, 200, 200, 200, 200, 429, 429]
+        );
+        let refused = client.post("/analyze").send();
+        assert_eq!(refused.json()["violated-policies"], json!(["burst"]));
+        let retry: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+        assert!((11..=60).contains(&retry), "the burst has tripped: {retry}");
+        assert_eq!(client.get("/x").send().code(), 200, "only analyses are slowed down");
+        let ada = member("ada", "pro", &["code_analysis"]).sign();
+        assert_eq!(codes((0..20).map(|_| client.post("/analyze").bearer(&ada).send())), [200; 20]);
+        if let Some(redis) = redis {
+            assert!((1..=130).contains(&ttl(redis, "rate_limit:burst:127.0.0.1")));
+        }
+    });
+}
+
+#[test]
+fn codepitamah_follows_what_behaviour_makes_of_a_user_s_limits() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let text = std::fs::read_to_string(path("codepitamah")).unwrap();
+    let quick = text.replace("user_limits = true", "user_limits = true\nuser_limits_refresh = \"100ms\"");
+    let gateway = environment(&quick, &origin, &redis.url()).start();
+    wait_for_the_store(&gateway);
+    let token = member("ada", "pro", &[]).sign();
+    let limit = || {
+        let response = gateway.client().get("/x").bearer(&token).send();
+        response.header("x-ratelimit-limit").unwrap().to_owned()
+    };
+    assert_eq!(limit(), "200");
+    let () = redis.client().hset("user_limits:ada", "multiplier", "0.5").unwrap();
+    assert_eventually!(limit() == "100", "suspicious behaviour halves it");
 }

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use crate::config::spec::{Auth, KeyPart, Logout, Quota};
+use crate::config::spec::{AppliesTo, Auth, CoolDown, KeyPart, LimitAlgorithm, Logout, Quota};
 
 use super::*;
 
@@ -62,6 +62,36 @@ fn api_gateway_preset_is_what_its_page_says() {
 }
 
 #[test]
+fn codepitamah_preset_is_what_its_page_says() {
+    let loaded = preset("codepitamah", &[("JWT_SECRET", SECRET)]);
+    assert_eq!(loaded.warnings, []);
+    let spec = &loaded.spec;
+    let per_minute = |name: &str| {
+        let plan = spec.plans.iter().find(|plan| &*plan.name == name).unwrap();
+        assert_eq!((plan.windows.len(), plan.windows[0].window.as_secs()), (1, 60), "{name}");
+        plan.windows[0].limit
+    };
+    assert_eq!(["anonymous", "free", "pro", "enterprise"].map(per_minute), [10, 50, 200, 1_000]);
+    assert!(spec.limits.user_limits);
+    assert!((spec.limits.multiplier_cap - 20.0).abs() < f64::EPSILON);
+    let [plan, burst] = &spec.policies[..] else { panic!("{:?}", spec.policies) };
+    assert_eq!((&plan.key[..], plan.algorithm), (&[KeyPart::Caller][..], LimitAlgorithm::SlidingWindow));
+    assert_eq!(plan.quota, Quota::Plan);
+    assert_eq!(quota(&loaded, "burst"), [("10s".into(), 5, 10)]);
+    assert_eq!((burst.applies_to, burst.algorithm), (AppliesTo::Anonymous, LimitAlgorithm::CoolDown));
+    let minute = Duration::from_secs(60);
+    assert_eq!(burst.cooldown, Some(CoolDown { interval: minute, quiet: minute }));
+    let route = |name: &str| {
+        let route = spec.routes.iter().find(|route| &*route.name == name).unwrap();
+        let limits: Vec<&str> = route.limits.iter().map(|limit| &**limit).collect();
+        (route.auth, route.permissions.iter().map(|text| &**text).collect::<Vec<&str>>(), limits)
+    };
+    assert_eq!(route("analyze"), (Auth::Optional, vec!["code_analysis"], vec!["plan", "burst"]));
+    assert_eq!(route("architecture"), (Auth::Required, vec!["architecture_generation"], vec!["plan"]));
+    assert_eq!(route("everything-else"), (Auth::Optional, vec![], vec!["plan"]));
+}
+
+#[test]
 fn api_gateway_preset_allows_more_in_development() {
     let loaded = preset("api-gateway", &[("JWT_SECRET", "short"), ("TOLLGATE_ENV", "development")]);
     assert_eq!(quota(&loaded, "ip"), [("minute".into(), 300, 60)]);
@@ -70,7 +100,7 @@ fn api_gateway_preset_allows_more_in_development() {
 
 #[test]
 fn presets_read_their_environment() {
-    for name in ["todo", "api-gateway"] {
+    for name in ["todo", "api-gateway", "codepitamah"] {
         let loaded = preset(
             name,
             &[
@@ -94,7 +124,7 @@ fn presets_read_their_environment() {
 
 #[test]
 fn presets_need_a_secret_of_32_bytes_in_production() {
-    for name in ["todo", "api-gateway"] {
+    for name in ["todo", "api-gateway", "codepitamah"] {
         let path = repository(&format!("config/{name}.toml"));
         let missing = load(&path, &variables(&[])).unwrap_err().to_string();
         assert!(missing.contains("the environment variable JWT_SECRET is not set"), "{missing}");

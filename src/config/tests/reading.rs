@@ -4,7 +4,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use crate::config::keys::KEYS;
-use crate::config::spec::{Algorithm, KeyMaterial, KeyPart, OnStoreFailure, QueryKey, Quota, TokenSource};
+use crate::config::spec::{
+    Algorithm, AppliesTo, CoolDown, KeyMaterial, KeyPart, OnStoreFailure, QueryKey, Quota, TokenSource,
+};
 
 use super::*;
 
@@ -142,7 +144,7 @@ fn overlays_are_merged_and_mistakes_keep_their_place() {
     );
     let limit = |pairs| match &spec(&text, pairs).policies[0].quota {
         Quota::Windows(windows) => windows[0].limit,
-        Quota::Plan => 0,
+        Quota::Plan | Quota::Concurrency(_) => 0,
     };
     assert_eq!(limit(&[]), 1);
     assert_eq!(limit(&[("TOLLGATE_ENV", "development")]), 2);
@@ -176,7 +178,7 @@ fn policies_take_every_form() {
     assert_eq!(spec.policies[0].on_store_failure, OnStoreFailure::Deny);
     let names = |quota: &Quota| match quota {
         Quota::Windows(windows) => windows.iter().map(|window| window.name.to_string()).collect(),
-        Quota::Plan => Vec::new(),
+        Quota::Plan | Quota::Concurrency(_) => Vec::new(),
     };
     assert_eq!(names(&spec.policies[1].quota), ["90s"]);
     assert_eq!(names(&spec.policies[2].quota), ["day", "x"]);
@@ -396,4 +398,43 @@ proptest! {
         let text = String::from_utf8_lossy(&bytes);
         let _ = from_str(&text, "t.toml", &variables(&[("JWT_SECRET", SECRET)]));
     }
+}
+
+#[test]
+fn policies_say_what_they_do_beyond_counting() {
+    let text = with(
+        "limits = [\"a\", \"b\", \"c\"]\ncost = 3\n\
+         [policies.a]\nkey = \"ip\"\nalgorithm = \"cool-down\"\nlimit = 5\nwindow = \"10s\"\n\
+         cooldown = { limit = 4, window = \"2s\" }\nshadow = true\napplies_to = \"anonymous\"\n\
+         [policies.b]\nkey = \"ip\"\nconcurrency = 7\nshadow = true\n\
+         [policies.c]\nkey = \"ip\"\nlimit = 100\nwindow = \"60s\"\nlease = true\ncost = 2\n\
+         [policies.c.candidate]\nwindows = [{ limit = 50, window = \"60s\" }, { limit = 9, window = \"1s\" }]\n",
+    );
+    let spec = spec(&text, &[]);
+    assert_eq!(spec.routes[0].cost, 3);
+    let [a, b, c] = &spec.policies[..] else { panic!() };
+    let (interval, quiet) = (Duration::from_millis(500), Duration::from_secs(2));
+    assert_eq!(a.cooldown, Some(CoolDown { interval, quiet }), "quiet is as long as the window");
+    assert!(a.shadow && a.applies_to == AppliesTo::Anonymous && a.candidate.is_none());
+    assert_eq!(b.quota, Quota::Concurrency(7));
+    let windows: Vec<_> = c.candidate.iter().flatten().map(|window| (&*window.name, window.limit)).collect();
+    assert_eq!(windows, [("minute", 50), ("second", 9)]);
+    assert!(c.lease && !c.shadow && c.cost == 2);
+}
+
+#[test]
+fn a_request_that_some_plans_cannot_afford_is_remarked_on() {
+    let text = |cost: u32| {
+        with(&format!("limits = [\"p\"]\ncost = {cost}\n[policies.p]\nkey = \"ip\"\nplan = true\n"))
+    };
+    assert_eq!(warnings(&text(10), &[]), Vec::<String>::new());
+    let shown = warnings(&text(60), &[]);
+    assert_eq!(shown.len(), 1, "{shown:?}");
+    assert!(
+        shown[0].ends_with("a request costs 60, more than a window of anonymous, free holds"),
+        "{shown:?}"
+    );
+    // Multipliers may raise the largest plan that far.
+    assert_eq!(warnings(&text(20_000), &[]).len(), 1);
+    assert_eq!(messages(&text(20_001), &[]).len(), 1);
 }

@@ -53,7 +53,7 @@ fn checks_in(space: &KeySpace, policies: &[&Policy], user: &str, now: UnixMillis
     let mut checks = Checks::new();
     checks.begin(now);
     for (index, policy) in (0..).zip(policies) {
-        checks.add(space, index, policy, &caller).unwrap();
+        checks.add(space, index, policy, &caller, 1).unwrap();
     }
     checks
 }
@@ -544,10 +544,10 @@ fn more_checks_than_fit_are_an_error_and_repeated_policies_count_once() {
     };
     let (space, mut checks) = (KeySpace::new("gw:"), Checks::new());
     let added: Vec<_> =
-        policies.iter().map(|policy| checks.add(&space, 0, policy, &caller).is_ok()).collect();
+        policies.iter().map(|policy| checks.add(&space, 0, policy, &caller, 1).is_ok()).collect();
     assert_eq!((added.iter().filter(|ok| **ok).count(), added[32]), (32, false));
     checks.begin(UnixMillis(0));
-    assert!((0..3).all(|index| checks.add(&space, index, &policies[0], &caller).is_ok()));
+    assert!((0..3).all(|index| checks.add(&space, index, &policies[0], &caller, 1).is_ok()));
     assert_eq!(checks.len(), 1);
     assert_eq!(checks.key(checks.get(0).unwrap()), b"gw:rate_limit:p0:192.0.2.1");
 }

@@ -21,6 +21,7 @@ macro_rules! assert_eventually {
 }
 
 pub mod client;
+pub mod cluster;
 pub mod gateway;
 pub mod load;
 pub mod origin;
@@ -32,6 +33,7 @@ pub mod redis;
 pub mod relay;
 pub mod reply;
 pub mod resp;
+pub mod sentinel;
 pub mod strict_origin;
 pub mod token;
 

@@ -1,0 +1,478 @@
+//! What a request asks the store: is its token revoked, its user banned or cut off, what are the generations of its
+//! cache tags, and do all of its limits admit it? One round trip, or one shared with others who count on the same
+//! keys. It asks and adds up; what the answer means for the request is decided above.
+//!
+//! The path of a question: leases ([`lease`]) → alone or with others ([`combine`], [`question`]) → by shard
+//! ([`parts`]) → plain commands or the script ([`native`], [`reach`]) → the answers added up ([`parts`]) → what was
+//! counted in vain is taken back ([`background`]).
+
+mod background;
+mod combine;
+mod lease;
+mod native;
+mod parts;
+mod question;
+mod reach;
+
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use self::combine::{Carrier, Combiner, Held};
+use self::lease::Leases;
+use self::question::{Asked, Merged, Owed, Question, Reply, Told, UNKNOWN};
+use super::gateway::Shared;
+use crate::cache::generations::Generations;
+use crate::cache::tag::Tags;
+use crate::clock::UnixMillis;
+use crate::identity::Identity;
+use crate::limits::batch::{BatchReply, Counter, Item, ItemReply};
+use crate::limits::{Checks, Decision, Violated, gate};
+use crate::metrics::{ExchangeMetrics, ExchangePath};
+use crate::redis::{Script, Shard, Store};
+
+/// The script that decides.
+pub static GATE: LazyLock<Script> = LazyLock::new(|| Script::new(gate::GATE));
+/// The script that takes counts back.
+static REFUND: LazyLock<Script> = LazyLock::new(|| Script::new(gate::REFUND));
+
+/// Positions of the guards in the question.
+const BLACKLIST: usize = 0;
+const BAN: usize = 1;
+const CUTOFF: usize = 2;
+
+/// How many instances are taken to share a limit when leases are measured.
+const INSTANCES: u64 = 4;
+
+/// Questions under way, and what is left to spend of what was taken.
+pub struct Exchange {
+    combiner: Combiner<Question>,
+    coalesce: bool,
+    leases: Leases,
+    gate: &'static Script,
+    refund: &'static Script,
+    /// Tasks in the background.
+    tasks: AtomicUsize,
+    metrics: ExchangeMetrics,
+}
+
+impl Exchange {
+    /// No question yet. With `coalesce` requests that share a counter are asked for together while its last
+    /// question is under way.
+    pub fn new(metrics: ExchangeMetrics, coalesce: bool) -> Self {
+        Self {
+            combiner: Combiner::new(),
+            coalesce,
+            leases: Leases::new(),
+            gate: &GATE,
+            refund: &REFUND,
+            tasks: AtomicUsize::new(0),
+            metrics,
+        }
+    }
+}
+
+impl std::fmt::Debug for Exchange {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Exchange").field("coalesce", &self.coalesce).finish_non_exhaustive()
+    }
+}
+
+/// What a question needs to be asked, whoever asks it.
+#[derive(Clone)]
+struct Link {
+    store: Arc<Store>,
+    exchange: Arc<Exchange>,
+}
+
+/// What the store said.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// The token is on the blacklist.
+    Revoked,
+    /// The subject's tokens of that time were all revoked.
+    CutOff,
+    /// The subject is banned.
+    Banned,
+    /// No guard bars the request; the counters' states are in the checks.
+    Judged {
+        /// What the limits decided.
+        decision: Decision,
+        /// Generations of the tags, in their order; `None` when they could not be asked.
+        generations: Option<Vec<Option<Bytes>>>,
+        /// The checks whose part of the store is away: they were decided from memory.
+        away: Violated,
+    },
+}
+
+/// Asks the store. `None` when it gave no usable answer: the caller decides from memory.
+pub(super) async fn ask(
+    store: &Arc<Store>,
+    shared: &Shared,
+    identity: Option<&Identity>,
+    tags: Option<(&Generations, &Tags)>,
+    checks: &mut Checks,
+    now: UnixMillis,
+) -> Option<Answer> {
+    if !store.is_cluster() && !store.available(store.shard(b"")) {
+        return None;
+    }
+    let link = Link { store: Arc::clone(store), exchange: Arc::clone(&shared.exchange) };
+    let leased = spend(&link.exchange, checks);
+    // The session is only asked for so that sessions add no round trip; nothing depends on it yet.
+    let session = identity.map(|identity| identity.keys.session.as_bytes());
+    let tag_keys: Vec<Box<str>> =
+        tags.map(|(generations, tags)| generations.keys(tags).collect()).unwrap_or_default();
+    let (told, positions, owed) = {
+        let (asked, positions, hashes) = question(identity, session, &tag_keys, checks, &leased);
+        let told = match asked.batch.items.first() {
+            Some(item)
+                if item.guards.is_empty() && item.counters.is_empty() && asked.batch.tags.is_empty() =>
+            {
+                Some(nothing())
+            }
+            _ => one(&link, &asked, &hashes).await,
+        };
+        let Some(told) = told else {
+            give_back(&link.exchange, checks, &leased);
+            return None;
+        };
+        let some_away = told.counters.iter().any(Option::is_none);
+        let item = asked.batch.items.first().filter(|_| some_away);
+        let owed = item.map(|item| question::taken_back(item, &told)).unwrap_or_default();
+        (told, positions, owed)
+    };
+    if let Some(guard) = told.barred {
+        give_back(&link.exchange, checks, &leased);
+        return Some(match guard {
+            BLACKLIST => Answer::Revoked,
+            BAN => Answer::Banned,
+            _ => Answer::CutOff,
+        });
+    }
+    let (decision, away) = conclude(&link, shared, checks, &told, &positions, &leased, owed, now);
+    let generations =
+        told.tags.map(|values| values.into_iter().skip(usize::from(session.is_some())).collect());
+    Some(Answer::Judged { decision, generations, away })
+}
+
+/// A check passed by a lease, and its state.
+type Leased = Vec<(usize, crate::limits::algorithm::State)>;
+
+fn spend(exchange: &Exchange, checks: &Checks) -> Leased {
+    let mut leased = Vec::new();
+    for (index, check) in checks.iter().enumerate().filter(|(_, check)| check.lease) {
+        if let Some(state) = exchange.leases.spend(checks.key(check), &check.rule, checks.at()) {
+            exchange.metrics.lease_spent.inc();
+            leased.push((index, state));
+        }
+    }
+    leased
+}
+
+fn give_back(exchange: &Exchange, checks: &Checks, leased: &Leased) {
+    for (index, state) in leased {
+        if let Some(check) = checks.get(*index) {
+            exchange.leases.give_back(checks.key(check), *state);
+        }
+    }
+}
+
+/// The question, the checks its counters stand for, and their keys' hashes.
+fn question<'a>(
+    identity: Option<&'a Identity>,
+    session: Option<&'a [u8]>,
+    tag_keys: &'a [Box<str>],
+    checks: &'a Checks,
+    leased: &Leased,
+) -> (Asked<'a>, Vec<usize>, Vec<u64>) {
+    let guards = identity.map(|identity| &identity.keys);
+    let guards =
+        guards.map(|keys| vec![keys.blacklist.as_bytes(), keys.ban.as_bytes(), keys.cutoff.as_bytes()]);
+    let mut item = Item {
+        guards: guards.unwrap_or_default(),
+        cutoff: identity.map(|_| CUTOFF),
+        issued_at: identity.and_then(|identity| identity.issued_at).unwrap_or(0),
+        counters: Vec::with_capacity(checks.len()),
+        count: 1,
+    };
+    let mut asked = Asked { at: checks.at(), ..Asked::default() };
+    let (mut positions, mut hashes) = (Vec::with_capacity(checks.len()), Vec::with_capacity(checks.len()));
+    let mut used = Vec::with_capacity(checks.len());
+    for (index, (check, answer)) in checks.iter().zip(checks.states()).enumerate() {
+        if leased.iter().any(|(spent, _)| *spent == index) {
+            continue;
+        }
+        let known = check.known_end > 0 && answer.state.anchor == check.known_end;
+        let count = if known { answer.state.used } else { UNKNOWN };
+        if check.lease && known && !check.penalise && !check.shadow {
+            let wish = lease::size(&check.rule, count, check.known_end, INSTANCES, checks.at());
+            if wish > 0 {
+                asked.wishes.push((0, item.counters.len(), wish));
+            }
+        }
+        item.counters.push(Counter {
+            key: checks.key(check),
+            rule: check.rule,
+            penalise: check.penalise,
+            shadow: check.shadow,
+            known_end: check.known_end,
+        });
+        used.push(count);
+        positions.push(index);
+        hashes.push(check.hash);
+    }
+    asked.batch.tags = session.into_iter().chain(tag_keys.iter().map(|key| key.as_bytes())).collect();
+    asked.batch.items.push(item);
+    asked.used.push(used);
+    (asked, positions, hashes)
+}
+
+/// What is told where nothing is asked.
+fn nothing() -> Told {
+    Told {
+        barred: None,
+        violated: Violated::default(),
+        counters: Vec::new(),
+        clock: None,
+        tags: Some(Vec::new()),
+        waited: false,
+    }
+}
+
+/// Brings what was told into the checks and the memory of this instance. What could not be asked is decided from
+/// memory; if that refuses, `owed` is taken back from the store.
+#[allow(clippy::too_many_arguments, reason = "one step of `ask`, split off for its length")]
+fn conclude(
+    link: &Link,
+    shared: &Shared,
+    checks: &mut Checks,
+    told: &Told,
+    positions: &[usize],
+    leased: &Leased,
+    owed: Vec<Owed>,
+    now: UnixMillis,
+) -> (Decision, Violated) {
+    let at = told.clock.unwrap_or(checks.at());
+    let (mut violated, mut away, mut heard) = (Violated::default(), Violated::default(), Violated::default());
+    for (position, (index, counter)) in positions.iter().zip(&told.counters).enumerate() {
+        match counter {
+            Some(counter) => {
+                checks.tell(*index, counter.last);
+                heard.insert(*index);
+            }
+            None => away.insert(*index),
+        }
+        if told.violated.contains(position) {
+            violated.insert(*index);
+        }
+    }
+    // Its clock is not compared with ours where the request waited for an unknown part of the time between.
+    let clock = told.clock.filter(|_| !told.waited);
+    if heard.iter().count() == checks.len() {
+        checks.note(at);
+        shared.local.observe(checks, clock, now);
+    } else if !heard.is_empty() {
+        let mut heard = checks.only(heard);
+        heard.note(at);
+        shared.local.observe(&heard, clock, now);
+    }
+    for (index, counter) in positions.iter().zip(&told.counters) {
+        if let Some(counter) = counter {
+            checks.tell(*index, counter.state);
+        }
+    }
+    for (index, state) in leased {
+        checks.tell(*index, *state);
+    }
+    if !away.is_empty() && checks.enforced(violated).is_empty() {
+        let mut blind = checks.only(away);
+        let decision = shared.local.decide_without_store(&mut blind, now);
+        for (place, (index, answer)) in away.iter().zip(blind.states()).enumerate() {
+            checks.tell(index, answer.state);
+            if matches!(&decision, Decision::Refused(refused) if refused.violated.contains(place)) {
+                violated.insert(index);
+            }
+        }
+        if !checks.enforced(violated).is_empty() {
+            background::refund(link, owed);
+        }
+    }
+    if !checks.enforced(violated).is_empty() {
+        give_back(&link.exchange, checks, leased);
+    }
+    (checks.conclude(violated, at), away)
+}
+
+/// Asks for one request: at once when none of its counters is being asked about, else together with others who
+/// wait. `hashes` are those of its counters' keys. `None` when there is no answer within the deadline.
+async fn one(link: &Link, asked: &Asked<'_>, hashes: &[u64]) -> Option<Told> {
+    let alone = |reply: &Reply| {
+        let (item, judged) = asked.batch.items.first().zip(reply.items.first())?;
+        Some(judged.tell(item, 0, reply.clock, reply.tags.clone()))
+    };
+    if hashes.is_empty() || !link.exchange.coalesce {
+        return alone(&call(link, asked).await?);
+    }
+    let mut waits = None;
+    let held = Held::take_or_wait(link, hashes, || {
+        let (reply, answer) = oneshot::channel();
+        waits = Some(answer);
+        Question::new(asked, hashes, reply)
+    });
+    if let Some(held) = held {
+        let reply = call(link, asked).await;
+        drop(held);
+        return alone(&reply?);
+    }
+    link.exchange.metrics.coalesced.inc();
+    let told = timeout(deadline(link), waits?).await.ok()?.ok()??;
+    Some(Told { waited: true, ..told })
+}
+
+impl Carrier for Link {
+    type Waiter = Question;
+
+    fn combiner(&self) -> &Combiner<Question> {
+        &self.exchange.combiner
+    }
+
+    fn carry(&self, waiters: Vec<Question>, held: Held<Self>) {
+        // Without a runtime nobody is left to wait; those who do are told by their senders going away.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let link = self.clone();
+        runtime.spawn(async move {
+            link.exchange.metrics.merged.inc();
+            let reply = call(&link, &Merged::of(&waiters).asked).await;
+            drop(held);
+            background::refund(&link, question::tell_all(waiters, reply));
+        });
+    }
+}
+
+fn deadline(link: &Link) -> Duration {
+    link.store.settings().deadline
+}
+
+/// Asks, and takes the leases that are wished for with it.
+async fn call(link: &Link, asked: &Asked<'_>) -> Option<Reply> {
+    if asked.wishes.is_empty() {
+        return send(link, asked).await;
+    }
+    let mut more = asked.clone();
+    let mut wished = Vec::with_capacity(asked.wishes.len());
+    for (number, index, wish) in &asked.wishes {
+        let counter = asked.batch.items.get(*number).and_then(|item| item.counters.get(*index));
+        let used = asked.used.get(*number).and_then(|used| used.get(*index));
+        let Some((counter, used)) = counter.zip(used) else { continue };
+        more.batch.items.push(Item { counters: vec![*counter], count: *wish, ..Item::default() });
+        more.used.push(vec![*used]);
+        wished.push(*counter);
+    }
+    let mut reply = send(link, &more).await?;
+    let leases = reply.items.split_off(asked.batch.items.len().min(reply.items.len()));
+    for (counter, judged) in wished.iter().zip(leases) {
+        if let Some(Some(counted)) = judged.counters.first()
+            && judged.granted > 0
+            && link.exchange.leases.keep(counter.key, counter.rule, judged.granted, counted.state, asked.at)
+        {
+            link.exchange.metrics.leases.inc();
+        }
+    }
+    Some(reply)
+}
+
+/// Sends every part of the question at once.
+async fn send(link: &Link, asked: &Asked<'_>) -> Option<Reply> {
+    let until = Instant::now() + deadline(link);
+    if !link.store.is_cluster() {
+        let shard = link.store.shard(b"");
+        return Some(parts::whole(asked, send_part(link, shard, asked, until).await?));
+    }
+    let parts = parts::split(asked, |key| link.store.shard(key));
+    let replies = match parts.as_slice() {
+        [part] => vec![send_part(link, part.shard, &part.asked, until).await],
+        parts => join_all(parts.iter().map(|part| send_part(link, part.shard, &part.asked, until))).await,
+    };
+    let (reply, owed) = parts::merge(asked, &parts, replies)?;
+    background::refund(link, owed);
+    Some(reply)
+}
+
+/// Asks one shard: by a plain read where nothing is counted, by plain counts far from every limit, else by the
+/// script.
+async fn send_part(link: &Link, shard: Shard, asked: &Asked<'_>, until: Instant) -> Option<BatchReply> {
+    if !link.store.available(shard) {
+        return None;
+    }
+    let paths = &link.exchange.metrics.paths;
+    if !asked.has_counters() {
+        paths.count(ExchangePath::Read);
+        let command = native::read(asked)?;
+        let values = reach::call(&link.store, shard, &command).await.ok()?;
+        return native::judge(asked, vec![values]).reply;
+    }
+    if native::suits(asked, asked.at) {
+        paths.count(ExchangePath::Native);
+        let Ok(values) = reach::pipeline(&link.store, shard, &native::pipeline(asked)).await else {
+            // It may be counted later, when the window that was known is over: no counter may stay without end.
+            background::end(link, ends(asked));
+            return None;
+        };
+        let outcome = native::judge(asked, values);
+        background::refund(link, outcome.owed);
+        if let Some(mut reply) = outcome.reply {
+            for (number, index) in outcome.fresh {
+                learn_end(link, shard, asked, &mut reply, (number, index), until).await;
+            }
+            return Some(reply);
+        }
+        // The script mends what another program has written there, in what is left of the time.
+        paths.count(ExchangePath::Script);
+        return timeout_at(until, reach::batch(link, shard, &asked.batch)).await.ok()?;
+    }
+    paths.count(ExchangePath::Script);
+    // The store keeps the deadline itself, and notes when it passes.
+    reach::batch(link, shard, &asked.batch).await
+}
+
+fn ends(asked: &Asked<'_>) -> Vec<(Box<[u8]>, u64)> {
+    let counters = asked.batch.items.iter().flat_map(|item| &item.counters);
+    counters.map(|counter| (counter.key.into(), asked.at.0.saturating_add(counter.rule.period_ms))).collect()
+}
+
+/// Gives an end to a counter that was new after all, and tells it with the counter.
+async fn learn_end(
+    link: &Link,
+    shard: Shard,
+    asked: &Asked<'_>,
+    reply: &mut BatchReply,
+    (number, index): (usize, usize),
+    until: Instant,
+) {
+    let Some(counter) = asked.batch.items.get(number).and_then(|item| item.counters.get(index)) else {
+        return;
+    };
+    let mut end = asked.at.0.saturating_add(counter.rule.period_ms);
+    let pipeline = native::end(counter.key, end);
+    match timeout_at(until, reach::pipeline(&link.store, shard, &pipeline)).await {
+        Ok(Ok(values)) => {
+            if let Some(redis::Value::Int(told)) = values.get(1)
+                && let Ok(told @ 1..) = u64::try_from(*told)
+            {
+                end = told;
+            }
+        }
+        _ => background::end(link, vec![(counter.key.into(), end)]),
+    }
+    if let Some(ItemReply::Judged { counters, .. }) = reply.items.get_mut(number)
+        && let Some(counted) = counters.get_mut(index)
+    {
+        counted.state.anchor = end;
+    }
+}

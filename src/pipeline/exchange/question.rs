@@ -1,0 +1,358 @@
+//! What one request asks, owned while it waits, and what one request is told of an answer to many. It asks nobody.
+
+use std::hash::{BuildHasher, Hasher};
+
+use ahash::RandomState;
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::combine::Waiter;
+use crate::clock::UnixMillis;
+use crate::limits::Violated;
+use crate::limits::algorithm::{Rule, State};
+use crate::limits::batch::{Batch, Counted, Counter, Item, Refund};
+use crate::limits::policy::Algorithm;
+
+/// A count of a window of which nothing is known.
+pub(super) const UNKNOWN: u64 = u64::MAX;
+
+/// A batch, and what this instance knows of its counters.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Asked<'a> {
+    /// What is asked.
+    pub(super) batch: Batch<'a>,
+    /// The last known count of each item's counters whose `known_end` is told; else [`UNKNOWN`].
+    pub(super) used: Vec<Vec<u64>>,
+    /// How many requests' worth of a counter to take for later, by position of item and counter.
+    pub(super) wishes: Vec<(usize, usize, u32)>,
+    /// When it is asked, on the store's clock as far as known.
+    pub(super) at: UnixMillis,
+}
+
+impl Asked<'_> {
+    pub(super) fn has_counters(&self) -> bool {
+        self.batch.items.iter().any(|item| !item.counters.is_empty())
+    }
+}
+
+/// What became of an item, over all parts of the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Judged {
+    /// The guard that bars its requests.
+    pub(super) barred: Option<usize>,
+    /// How many of its requests are admitted by all counters that were asked.
+    pub(super) granted: u32,
+    /// In the order of its counters; `None` where that part of the store gave no answer.
+    pub(super) counters: Vec<Option<Counted>>,
+}
+
+/// The answer to [`Asked`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reply {
+    /// The store's clock, where it was read.
+    pub(super) clock: Option<UnixMillis>,
+    /// The tags' values in the order asked; `None` within: absent, `None` outside: not all could be asked.
+    pub(super) tags: Option<Vec<Option<Bytes>>>,
+    /// In the order of the items.
+    pub(super) items: Vec<Judged>,
+}
+
+/// What one request is told.
+#[derive(Clone, Debug)]
+pub(super) struct Told {
+    /// The guard that bars it.
+    pub(super) barred: Option<usize>,
+    /// The counters without room for it, those that only watch among them.
+    pub(super) violated: Violated,
+    /// Its counters, in its order.
+    pub(super) counters: Vec<Option<CounterTold>>,
+    /// The store's clock, where it was read.
+    pub(super) clock: Option<UnixMillis>,
+    /// The values of its tags.
+    pub(super) tags: Option<Vec<Option<Bytes>>>,
+    /// Whether it was asked with others, some time after it came.
+    pub(super) waited: bool,
+}
+
+/// One counter as one request sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CounterTold {
+    /// Right after this request.
+    pub(super) state: State,
+    /// After all that went with it: the newest knowledge.
+    pub(super) last: State,
+    /// Whether the request is counted in it, and may be taken back.
+    pub(super) counted: bool,
+}
+
+/// `state` as if `times` requests fewer had been counted.
+pub(super) fn rewind(rule: &Rule, state: State, times: u32) -> State {
+    let cost = u64::from(times).saturating_mul(rule.cost.max(1));
+    let taken = match rule.algorithm {
+        Algorithm::FixedWindow | Algorithm::SlidingWindow | Algorithm::SlidingLog => cost,
+        Algorithm::TokenBucket => cost.saturating_mul(rule.period_ms.max(1)),
+        Algorithm::CoolDown(_) if state.before == 0 => cost,
+        // Once tripped the state is a time, which later requests do not change for earlier ones.
+        Algorithm::CoolDown(_) => 0,
+    };
+    State { used: state.used.saturating_sub(taken), ..state }
+}
+
+impl Judged {
+    /// What the request at `position` (from 0, in order of arrival) of this item is told.
+    pub(super) fn tell(
+        &self,
+        item: &Item<'_>,
+        position: u32,
+        clock: Option<UnixMillis>,
+        tags: Option<Vec<Option<Bytes>>>,
+    ) -> Told {
+        let admitted = self.barred.is_none() && position < self.granted;
+        let mut violated = Violated::default();
+        let mut counters = Vec::with_capacity(item.counters.len());
+        for (index, (counter, counted)) in item.counters.iter().zip(&self.counters).enumerate() {
+            counters.push(counted.map(|counted| {
+                // Had they come one after the other, it would have found the granted ones counted before it, and
+                // by a penalising counter the refused ones too.
+                let before_it = if counter.penalise { position } else { position.min(self.granted) };
+                if counted.fits <= before_it && !(admitted && !counter.shadow) {
+                    violated.insert(index);
+                }
+                let all = match (counter.penalise, counter.shadow) {
+                    (true, _) => item.count,
+                    (false, true) => self.granted.min(counted.fits),
+                    (false, false) => self.granted,
+                };
+                let later = all.saturating_sub(position.saturating_add(1));
+                let state = rewind(&counter.rule, counted.state, later);
+                let counted_it = admitted && !counter.penalise && position < all;
+                CounterTold { state, last: counted.state, counted: counted_it }
+            }));
+        }
+        Told { barred: self.barred, violated, counters, clock, tags, waited: false }
+    }
+}
+
+/// Something to be taken off a counter again.
+#[derive(Clone, Debug)]
+pub(super) struct Owed {
+    pub(super) key: Box<[u8]>,
+    pub(super) rule: Rule,
+    pub(super) state: State,
+    pub(super) count: u32,
+}
+
+impl Owed {
+    pub(super) fn new(counter: &Counter<'_>, state: State, count: u32) -> Self {
+        Self { key: counter.key.into(), rule: counter.rule, state, count }
+    }
+
+    pub(super) fn as_refund(&self) -> Refund<'_> {
+        Refund { key: &self.key, rule: self.rule, state: self.state, count: self.count }
+    }
+}
+
+/// What must be taken back when the request that asked `item` and was told `told` is not let through after all.
+pub(super) fn taken_back(item: &Item<'_>, told: &Told) -> Vec<Owed> {
+    let counters = item.counters.iter().zip(&told.counters);
+    let counted =
+        counters.filter_map(|(counter, told)| told.filter(|told| told.counted).map(|told| (counter, told)));
+    counted.map(|(counter, told)| Owed::new(counter, told.state, 1)).collect()
+}
+
+/// One counter of a waiting request.
+#[derive(Clone, Debug)]
+struct Wanted {
+    key: Box<[u8]>,
+    rule: Rule,
+    penalise: bool,
+    shadow: bool,
+    known_end: u64,
+    used: u64,
+    wish: u32,
+}
+
+/// A request that waits: what it asks, and where it is told.
+#[derive(Debug)]
+pub(super) struct Question {
+    keys: Box<[u64]>,
+    digest: u64,
+    guards: Vec<Box<[u8]>>,
+    cutoff: Option<usize>,
+    issued_at: u64,
+    tags: Vec<Box<[u8]>>,
+    counters: Vec<Wanted>,
+    at: UnixMillis,
+    reply: oneshot::Sender<Option<Told>>,
+}
+
+impl Question {
+    /// The only item of `asked` and its tags, owned; `keys` are the hashes of its counters.
+    pub(super) fn new(asked: &Asked<'_>, keys: &[u64], reply: oneshot::Sender<Option<Told>>) -> Self {
+        let (item, used) = (asked.batch.items.first(), asked.used.first());
+        let guards: Vec<Box<[u8]>> =
+            item.iter().flat_map(|item| &item.guards).map(|key| (*key).into()).collect();
+        let counters = item.iter().flat_map(|item| &item.counters).zip(used.into_iter().flatten());
+        let wish = |index: usize| asked.wishes.iter().find(|wish| wish.1 == index).map_or(0, |wish| wish.2);
+        let counters = counters.enumerate().map(|(index, (counter, used))| Wanted {
+            key: counter.key.into(),
+            rule: counter.rule,
+            penalise: counter.penalise,
+            shadow: counter.shadow,
+            known_end: counter.known_end,
+            used: *used,
+            wish: wish(index),
+        });
+        // Only to find what may be identical; any seeds do, the same for all.
+        let mut hasher = RandomState::with_seeds(1, 2, 3, 4).build_hasher();
+        keys.iter().for_each(|key| hasher.write_u64(*key));
+        guards.iter().for_each(|key| hasher.write(key));
+        Self {
+            keys: keys.into(),
+            digest: hasher.finish(),
+            guards,
+            cutoff: item.and_then(|item| item.cutoff),
+            issued_at: item.map_or(0, |item| item.issued_at),
+            tags: asked.batch.tags.iter().map(|key| (*key).into()).collect(),
+            counters: counters.collect(),
+            at: asked.at,
+            reply,
+        }
+    }
+
+    fn item(&self, count: u32) -> Item<'_> {
+        let counters = self.counters.iter().map(|wanted| Counter {
+            key: &wanted.key,
+            rule: wanted.rule,
+            penalise: wanted.penalise,
+            shadow: wanted.shadow,
+            known_end: wanted.known_end,
+        });
+        Item {
+            guards: self.guards.iter().map(|key| &**key).collect(),
+            cutoff: self.cutoff,
+            issued_at: self.issued_at,
+            counters: counters.collect(),
+            count,
+        }
+    }
+}
+
+impl Waiter for Question {
+    fn keys(&self) -> &[u64] {
+        &self.keys
+    }
+
+    fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        let asks = |one: &Wanted, two: &Wanted| {
+            one.key == two.key
+                && one.rule == two.rule
+                && (one.penalise, one.shadow) == (two.penalise, two.shadow)
+        };
+        self.issued_at == other.issued_at
+            && self.cutoff == other.cutoff
+            && self.guards == other.guards
+            && self.counters.len() == other.counters.len()
+            && self.counters.iter().zip(&other.counters).all(|(one, two)| asks(one, two))
+    }
+
+    fn is_gone(&self) -> bool {
+        self.reply.is_closed()
+    }
+}
+
+/// Waiting requests as one question.
+pub(super) struct Merged<'a> {
+    pub(super) asked: Asked<'a>,
+    /// Per request: its item and its position in it.
+    places: Vec<(usize, u32)>,
+}
+
+impl<'a> Merged<'a> {
+    /// Merges identical requests into one item each, in order of arrival, and unites the tags.
+    pub(super) fn of(questions: &'a [Question]) -> Self {
+        let at = questions.iter().map(|question| question.at).max().unwrap_or_default();
+        let mut asked = Asked { at, ..Asked::default() };
+        let mut first: Vec<&Question> = Vec::new();
+        let mut places = Vec::with_capacity(questions.len());
+        for question in questions {
+            for tag in &question.tags {
+                if !asked.batch.tags.contains(&&**tag) {
+                    asked.batch.tags.push(tag);
+                }
+            }
+            let same = |known: &&Question| known.digest == question.digest && known.is_same(question);
+            let index = if let Some(index) = first.iter().position(same) {
+                index
+            } else {
+                first.push(question);
+                asked.batch.items.push(question.item(0));
+                asked.used.push(question.counters.iter().map(|wanted| wanted.used).collect());
+                let number = first.len() - 1;
+                for (index, wanted) in
+                    question.counters.iter().enumerate().filter(|(_, wanted)| wanted.wish > 0)
+                {
+                    let twice = |wish: &(usize, usize, u32)| {
+                        let known = first.get(wish.0).and_then(|known| known.counters.get(wish.1));
+                        known.is_some_and(|known| known.key == wanted.key)
+                    };
+                    if !asked.wishes.iter().any(twice) {
+                        asked.wishes.push((number, index, wanted.wish));
+                    }
+                }
+                number
+            };
+            let Some((item, used)) = asked.batch.items.get_mut(index).zip(asked.used.get_mut(index)) else {
+                continue;
+            };
+            places.push((index, item.count));
+            item.count = item.count.saturating_add(1);
+            // The last to come knows most.
+            for ((counter, used), wanted) in item.counters.iter_mut().zip(used).zip(&question.counters) {
+                (counter.known_end, *used) = (wanted.known_end, wanted.used);
+            }
+        }
+        Self { asked, places }
+    }
+
+    /// What the request at `index` is told.
+    fn told(&self, index: usize, question: &Question, reply: &Reply) -> Option<(&Item<'a>, Told)> {
+        let (item, position) = *self.places.get(index)?;
+        let judged = reply.items.get(item)?;
+        let item = self.asked.batch.items.get(item)?;
+        let tags = reply.tags.as_ref().map(|values| {
+            let place = |tag: &[u8]| self.asked.batch.tags.iter().position(|known| *known == tag);
+            question
+                .tags
+                .iter()
+                .map(|tag| place(tag).and_then(|at| values.get(at).cloned().flatten()))
+                .collect()
+        });
+        Some((item, judged.tell(item, position, reply.clock, tags)))
+    }
+}
+
+/// Tells every request its part of `reply`, and returns what was counted for those who are gone.
+pub(super) fn tell_all(questions: Vec<Question>, reply: Option<Reply>) -> Vec<Owed> {
+    let told: Vec<Option<(Told, Vec<Owed>)>> = {
+        let merged = Merged::of(&questions);
+        let tell = |(index, question)| {
+            let (item, told) = merged.told(index, question, reply.as_ref()?)?;
+            let owed = taken_back(item, &told);
+            Some((told, owed))
+        };
+        questions.iter().enumerate().map(tell).collect()
+    };
+    let mut lost = Vec::new();
+    for (question, told) in questions.into_iter().zip(told) {
+        let (told, owed) = told.unzip();
+        if question.reply.send(told).is_err() {
+            lost.extend(owed.unwrap_or_default());
+        }
+    }
+    lost
+}

@@ -1,0 +1,60 @@
+//! How a question reaches one shard of the store, and how its answer reads. It decides nothing and retries nothing.
+
+use redis::{Cmd, Pipeline, Value};
+
+use super::Link;
+use super::question::Owed;
+use crate::limits::batch::{Batch, BatchReply};
+use crate::limits::gate;
+use crate::redis::{Lane, Shard, Store, Unavailable};
+
+/// `things` by the shard of the key of each.
+pub(super) fn by_shard<T>(store: &Store, things: Vec<T>, key: impl Fn(&T) -> &[u8]) -> Vec<(Shard, Vec<T>)> {
+    let mut parts: Vec<(Shard, Vec<T>)> = Vec::new();
+    for thing in things {
+        let shard = store.shard(key(&thing));
+        match parts.iter_mut().find(|(known, _)| *known == shard) {
+            Some((_, part)) => part.push(thing),
+            None => parts.push((shard, vec![thing])),
+        }
+    }
+    parts
+}
+
+/// One command.
+pub(super) async fn call(store: &Store, shard: Shard, command: &Cmd) -> Result<Value, Unavailable> {
+    store.call(Lane::Decisions, shard, command).await
+}
+
+/// Commands sent together; an error to one of them is a value.
+pub(super) async fn pipeline(
+    store: &Store,
+    shard: Shard,
+    pipeline: &Pipeline,
+) -> Result<Vec<Value>, Unavailable> {
+    store.pipeline(Lane::Decisions, shard, pipeline).await
+}
+
+/// The script, which judges and counts all items in one step. `None`: no usable answer.
+pub(super) async fn batch(link: &Link, shard: Shard, batch: &Batch<'_>) -> Option<BatchReply> {
+    let script = link.exchange.gate;
+    let mut command = script.command();
+    gate::encode(batch, &mut command);
+    let value = link.store.eval(Lane::Decisions, shard, script, &command).await.ok()?;
+    match gate::decode(value, batch) {
+        Ok(reply) => Some(reply),
+        Err(malformed) => {
+            tracing::error!(%malformed, "the store answered what the gate script cannot have said");
+            None
+        }
+    }
+}
+
+/// Takes counts back.
+pub(super) async fn refund(link: &Link, shard: Shard, owed: &[Owed]) -> Result<(), Unavailable> {
+    let script = link.exchange.refund;
+    let mut command = script.command();
+    let refunds: Vec<_> = owed.iter().map(Owed::as_refund).collect();
+    gate::encode_refunds(&refunds, &mut command);
+    link.store.eval(Lane::Decisions, shard, script, &command).await.map(drop)
+}

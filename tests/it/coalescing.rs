@@ -1,0 +1,276 @@
+//! Requests that count on the same keys share questions to Redis, and are decided as if each had asked for itself.
+
+use std::time::Duration;
+
+use crate::setup::{PATIENT, admitted, codes, config, counter, gateway, get_from, pair};
+use crate::support::cluster::Cluster;
+use crate::support::concurrently;
+use crate::support::gateway::Gateway;
+use crate::support::origin::Origin;
+use crate::support::redis::Redis;
+use crate::support::relay::Relay;
+use crate::support::token::Token;
+
+const CLIENTS: usize = 512;
+
+/// How often Redis was asked: the commands that count, read or run the script, as one where they came together.
+fn questions(gateway: &Gateway) -> f64 {
+    ["script", "native", "read"]
+        .iter()
+        .filter_map(|path| gateway.metric("tollgate_exchanges_total", &[("path", path)]))
+        .sum()
+}
+
+fn calls(redis: &Redis, command: &str) -> u64 {
+    let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut redis.client()).unwrap();
+    let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.and_then(|rest| rest.split(',').next()).map_or(0, |calls| calls.parse().unwrap())
+}
+
+struct Crowd {
+    codes: Vec<u16>,
+    questions: f64,
+    calls: u64,
+}
+
+/// Everybody asks at once, several times in turn, of a Redis that is slow to answer.
+fn crowd(rest: &str, requests: usize, request: impl Fn(&Gateway, usize) -> Vec<u16> + Sync) -> Crowd {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let relay = Relay::to(redis.addr());
+    let gateway = gateway(&config(&origin, PATIENT, rest), &relay.redis_url());
+    // What connecting and the first script cost is not what is measured.
+    assert_eq!(gateway.client().get("/other").send().code(), 200);
+    relay.delay(Duration::from_millis(50));
+    let before = (questions(&gateway), calls(&redis, "evalsha") + calls(&redis, "incrby"));
+    let codes = concurrently(CLIENTS, |number| request(&gateway, number)).concat();
+    assert_eq!(codes.len(), CLIENTS * requests);
+    Crowd {
+        codes,
+        questions: questions(&gateway) - before.0,
+        calls: calls(&redis, "evalsha") + calls(&redis, "incrby") - before.1,
+    }
+}
+
+const OTHER: &str = r#"
+[policies.other]
+key = "ip"
+limit = 1000
+window = "1h"
+[[routes]]
+name = "other"
+path = "/other"
+upstream = "app"
+limits = ["other"]
+"#;
+
+#[test]
+fn a_hot_key_needs_a_sixty_fourth_of_the_calls_and_is_decided_the_same() {
+    let hot = |coalesce: bool| {
+        let rest = format!(
+            "[limits]\ncoalesce = {coalesce}\n[policies.hot]\nkey = \"ip\"\nlimit = 2500\nwindow = \"1h\"\n{OTHER}\
+             [[routes]]\nname = \"hot\"\npath = \"/hot\"\nupstream = \"app\"\nlimits = [\"hot\"]\n"
+        );
+        crowd(&rest, 6, |gateway, _| codes(&gateway.client(), "/hot", "10.0.0.1", 6))
+    };
+    let (apart, together) = (hot(false), hot(true));
+    assert_eq!((admitted(&apart.codes), admitted(&together.codes)), (2_500, 2_500));
+    assert!(apart.questions >= 2_500.0, "{}", apart.questions);
+    assert!(
+        together.questions * 64.0 <= apart.questions,
+        "{} questions together, {} apart",
+        together.questions,
+        apart.questions
+    );
+    assert!(together.calls * 64 <= apart.calls, "{} calls together, {} apart", together.calls, apart.calls);
+}
+
+#[test]
+fn different_users_on_one_counter_share_calls_and_are_granted_exactly_its_limit() {
+    let rest = format!(
+        "[policies.hot]\nkey = \"route\"\nlimit = 700\nwindow = \"1h\"\n{OTHER}\
+         [[routes]]\nname = \"hot\"\npath = \"/hot\"\nupstream = \"app\"\nauth = \"required\"\nlimits = [\"hot\"]\n"
+    );
+    let tokens: Vec<String> = (0..CLIENTS).map(|number| Token::of(&format!("u{number}")).sign()).collect();
+    let seen = crowd(&rest, 2, |gateway, number| {
+        let client = gateway.client();
+        (0..2).map(|_| client.get("/hot").bearer(&tokens[number]).send().code()).collect()
+    });
+    assert_eq!(admitted(&seen.codes), 700);
+    assert!(seen.questions <= 100.0, "{}", seen.questions);
+}
+
+#[test]
+fn two_instances_admit_exactly_the_limit_of_twenty_thousand_attempts_and_siblings_agree() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let rest = r#"
+[policies.api]
+key = "ip"
+windows = [
+    { limit = 9000, window = "60s" },
+    { limit = 1500, window = "1h" },
+    { limit = 5000, window = "24h" },
+]
+[[routes]]
+name = "all"
+path = "/**"
+upstream = "app"
+limits = ["api"]
+"#;
+    let gateways = pair(&config(&origin, PATIENT, rest), &redis);
+    let codes =
+        concurrently(100, |number| codes(&gateways[number % 2].client(), "/x", "10.0.0.1", 200)).concat();
+    assert_eq!((admitted(&codes), codes.len(), origin.hits()), (1_500, 20_000, 1_500));
+    for window in ["minute", "hour", "day"] {
+        let key = format!("rate_limit:api:10.0.0.1:{window}");
+        assert_eventually!(counter(&redis, &key) == Some(1_500), "{key} holds what was admitted");
+    }
+    assert!(redis.keys_without_ttl().is_empty());
+    assert!(gateways.iter().all(|gateway| {
+        gateway.metric("tollgate_limit_refunds_total", &[("result", "lost")]) == Some(0.0)
+    }));
+}
+
+#[test]
+fn far_from_its_limit_a_counter_needs_no_script_and_near_it_one_a_request() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let rest = "[policies.ip]\nkey = \"ip\"\nlimit = 100\nwindow = \"1h\"\n\
+                [[routes]]\nname = \"all\"\npath = \"/**\"\nupstream = \"app\"\nlimits = [\"ip\"]\n";
+    let gateway = gateway(&config(&origin, PATIENT, rest), &redis.url());
+    let client = gateway.client();
+    let ask = |requests| admitted(&codes(&client, "/x", "10.0.0.1", requests));
+    assert_eq!(ask(2), 2);
+    let scripts = calls(&redis, "evalsha");
+    assert_eq!(ask(70), 70);
+    assert_eq!(calls(&redis, "evalsha"), scripts, "far from the limit");
+    assert_eq!(ask(40), 28);
+    assert!(calls(&redis, "evalsha") >= scripts + 20, "near the limit");
+    assert_eq!(counter(&redis, "rate_limit:ip:10.0.0.1"), Some(100));
+}
+
+#[test]
+fn a_counter_that_was_evicted_far_from_its_limit_has_an_end_again_and_tells_it() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let rest = "[policies.ip]\nkey = \"ip\"\nlimit = 100\nwindow = \"1h\"\n\
+                [[routes]]\nname = \"all\"\npath = \"/**\"\nupstream = \"app\"\nlimits = [\"ip\"]\n";
+    let gateway = gateway(&config(&origin, PATIENT, rest), &redis.url());
+    let client = gateway.client();
+    assert_eq!(admitted(&codes(&client, "/x", "10.0.0.1", 5)), 5);
+    redis::cmd("DEL").arg("rate_limit:ip:10.0.0.1").exec(&mut redis.client()).unwrap();
+    let reset = || {
+        let reply = get_from(&client, "/x", "10.0.0.1").send();
+        assert_eq!(reply.code(), 200);
+        reply.header("x-ratelimit-reset").unwrap().parse::<i64>().unwrap()
+    };
+    let told: Vec<i64> = (0..5).map(|_| reset()).collect();
+    assert!(redis.keys_without_ttl().is_empty());
+    let end: i64 =
+        redis::cmd("PEXPIRETIME").arg("rate_limit:ip:10.0.0.1").query(&mut redis.client()).unwrap();
+    assert!(told.iter().all(|told| *told == (end + 999) / 1_000), "{told:?} {end}");
+}
+
+#[test]
+fn a_counter_that_another_program_spoilt_is_mended_at_once() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let rest = "[policies.ip]\nkey = \"ip\"\nlimit = 100\nwindow = \"1h\"\n\
+                [[routes]]\nname = \"all\"\npath = \"/**\"\nupstream = \"app\"\nlimits = [\"ip\"]\n";
+    let gateway = gateway(&config(&origin, PATIENT, rest), &redis.url());
+    let client = gateway.client();
+    assert_eq!(admitted(&codes(&client, "/x", "10.0.0.1", 5)), 5);
+    redis::cmd("SET").arg("rate_limit:ip:10.0.0.1").arg("nonsense").exec(&mut redis.client()).unwrap();
+    assert_eq!(admitted(&codes(&client, "/x", "10.0.0.1", 5)), 5);
+    assert_eq!(counter(&redis, "rate_limit:ip:10.0.0.1"), Some(5));
+    assert!(redis.keys_without_ttl().is_empty());
+}
+
+#[test]
+fn what_is_left_never_grows_and_the_end_never_moves_for_a_crowd() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let rest = "[policies.ip]\nkey = \"ip\"\nlimit = 400\nwindow = \"1h\"\n\
+                [[routes]]\nname = \"all\"\npath = \"/**\"\nupstream = \"app\"\nlimits = [\"ip\"]\n";
+    let gateway = gateway(&config(&origin, PATIENT, rest), &redis.url());
+    let seen = concurrently(32, |_| {
+        let client = gateway.client();
+        let tell = |_| {
+            let reply = get_from(&client, "/x", "10.0.0.1").send();
+            assert_eq!(reply.code(), 200);
+            let number = |name: &str| reply.header(name).unwrap().parse::<i64>().unwrap();
+            (number("x-ratelimit-remaining"), number("x-ratelimit-reset"))
+        };
+        (0..10).map(tell).collect::<Vec<_>>()
+    });
+    for of_client in &seen {
+        assert!(of_client.windows(2).all(|pair| pair[1].0 < pair[0].0), "{of_client:?}");
+    }
+    let all = seen.concat();
+    assert!(all.iter().all(|(_, reset)| *reset == all[0].1), "{all:?}");
+    let mut left: Vec<i64> = all.iter().map(|(left, _)| *left).collect();
+    left.sort_unstable();
+    assert_eq!(left, (80..400).collect::<Vec<_>>(), "every request has its own place");
+}
+
+#[test]
+fn a_lease_is_spent_without_asking_and_never_admits_too_many() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let rest = "[policies.ip]\nkey = \"ip\"\nlimit = 1000\nwindow = \"1h\"\nlease = true\n\
+                [[routes]]\nname = \"all\"\npath = \"/**\"\nupstream = \"app\"\nlimits = [\"ip\"]\n";
+    let gateways = pair(&config(&origin, PATIENT, rest), &redis);
+    let seen =
+        concurrently(8, |number| codes(&gateways[number % 2].client(), "/x", "10.0.0.1", 200)).concat();
+    let admitted = admitted(&seen);
+    // What the other instance holds and does not spend is at most one lease.
+    assert!((950..=1_000).contains(&admitted), "{admitted}");
+    assert!(counter(&redis, "rate_limit:ip:10.0.0.1") <= Some(1_000));
+    let asked: f64 = gateways.iter().map(questions).sum();
+    assert!(asked < 500.0, "{asked} questions");
+    assert!(gateways.iter().all(|gateway| gateway.metric("tollgate_limit_leases_total", &[]) > Some(0.0)));
+}
+
+/// A counter of a cluster.
+fn in_cluster(cluster: &Cluster, key: &str) -> Option<u64> {
+    cluster.query(key, redis::cmd("GET").arg(key))
+}
+
+#[test]
+fn in_a_cluster_a_refusal_by_one_slot_is_taken_back_from_the_others() {
+    let (cluster, origin) = (Cluster::start(), Origin::start());
+    let rest = r#"
+[policies.ip]
+key = "ip"
+limit = 1000
+window = "1h"
+[policies.user]
+key = "user"
+limit = 60
+window = "1h"
+[policies.route]
+key = "route"
+algorithm = "token-bucket"
+limit = 5000
+window = "1h"
+[[routes]]
+name = "all"
+path = "/**"
+upstream = "app"
+auth = "required"
+limits = ["ip", "user", "route"]
+"#;
+    let config = config(&origin, PATIENT, rest);
+    let gateways = [gateway(&config, &cluster.url()), gateway(&config, &cluster.url())];
+    let token = Token::of("ada").sign();
+    let codes = concurrently(16, |number| {
+        let client = gateways[number % 2].client();
+        (0..20).map(|_| get_from(&client, "/x", "10.0.0.1").bearer(&token).send().code()).collect::<Vec<_>>()
+    })
+    .concat();
+    assert_eq!((admitted(&codes), origin.hits()), (60, 60));
+    let keys = cluster.keys();
+    for part in ["rate_limit:user:", "rate_limit:ip:"] {
+        let key =
+            keys.iter().find(|key| key.starts_with(part)).unwrap_or_else(|| panic!("{part} in {keys:?}"));
+        assert_eventually!(in_cluster(&cluster, key) == Some(60), "{key} holds what was admitted");
+    }
+    let revoked = Token::of("ada");
+    assert!(crate::setup::revoke(&gateways[0], &serde_json::json!({"jti": revoked.jti()})));
+    let reply = gateways[1].client().get("/x").bearer(&revoked.sign()).send();
+    assert_eq!(reply.code(), 401, "guards in other slots than the counters bar too");
+}
