@@ -11,11 +11,13 @@ use std::fmt::Write as _;
 use parking_lot::Mutex;
 use prometheus::{Registry, TextEncoder};
 
-pub use handles::{Counters, ExchangeMetrics, Grid, Held, PolicyMetrics, RouteMetrics, StoreMetrics, UpstreamMetrics};
+pub use handles::{
+    Counters, ExchangeMetrics, Grid, Held, PolicyMetrics, RouteMetrics, StoreMetrics, UpstreamMetrics,
+};
 pub use instrument::Described;
 pub use labels::{
-    CacheOutcome, ExchangePath, Label, LimitOutcome, LimitSource, MethodClass, RefundResult, RevocationKind, StatusClass, StoreFailure,
-    StoreState, UpstreamFailure,
+    CacheOutcome, ExchangePath, Label, LimitOutcome, LimitSource, MethodClass, RefundResult, RevocationKind,
+    StatusClass, StoreFailure, StoreState, UpstreamFailure,
 };
 pub use process::ProcessReading;
 

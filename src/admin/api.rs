@@ -1,6 +1,8 @@
 //! From request to answer: routing, the order of the checks, strict JSON bodies. It reads no socket and keeps no
 //! state; `service` feeds it.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +12,7 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 
 use super::auth::{authorize, check_host, check_origin};
-use super::operations::{OperationError, Purge, Revoke, RevokeTarget};
+use super::operations::{OperationError, Purge, QuotaSubject, Revoke, RevokeTarget};
 use super::reply::Reply;
 use super::{Admin, HealthDetail, health};
 
@@ -34,12 +36,21 @@ pub(super) enum Action {
     Status,
     Revoke,
     Purge,
+    Quota(QuotaCall),
+}
+
+/// What is done with counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum QuotaCall {
+    Read,
+    Reset,
+    Grant,
 }
 
 impl Action {
     /// Whether a body has to be read.
     pub(super) const fn takes_body(self) -> bool {
-        matches!(self, Self::Revoke | Self::Purge)
+        matches!(self, Self::Revoke | Self::Purge | Self::Quota(_))
     }
 }
 
@@ -80,6 +91,10 @@ impl Admin {
             "/api/v1/status" => reading(parts, Action::Status),
             "/api/v1/revocations" => writing(parts, Action::Revoke),
             "/api/v1/cache/purge" => writing(parts, Action::Purge),
+            // Reading is a POST too: whose quota it is belongs into no URL and no log.
+            "/api/v1/quota/read" => writing(parts, Action::Quota(QuotaCall::Read)),
+            "/api/v1/quota/reset" => writing(parts, Action::Quota(QuotaCall::Reset)),
+            "/api/v1/quota/grant" => writing(parts, Action::Quota(QuotaCall::Grant)),
             _ => Err(Reply::problem(StatusCode::NOT_FOUND, "there is no such call in the admin API")),
         }
     }
@@ -103,6 +118,23 @@ impl Admin {
             Action::Status => Reply::json(StatusCode::OK, &self.operations.status().await),
             Action::Revoke => self.revoke(body).await,
             Action::Purge => self.purge(body).await,
+            Action::Quota(call) => self.quota(call, body).await,
+        }
+    }
+
+    async fn quota(&self, call: QuotaCall, body: &Bytes) -> Reply {
+        let (subject, requests) = match parse_quota(call, body) {
+            Ok(parsed) => parsed,
+            Err(detail) => return Reply::problem(StatusCode::BAD_REQUEST, detail),
+        };
+        let done = match call {
+            QuotaCall::Read => self.operations.read_quota(subject).await,
+            QuotaCall::Reset => self.operations.reset_quota(subject).await,
+            QuotaCall::Grant => self.operations.grant_quota(subject, requests).await,
+        };
+        match done {
+            Ok(quota) => Reply::json(StatusCode::OK, &quota),
+            Err(error) => failed(error),
         }
     }
 
@@ -243,6 +275,49 @@ fn parse_purge(body: &[u8]) -> Result<Purge, &'static str> {
         (None, None, None, None, Some(key)) => named(key, MAX_PURGE).map(Purge::Key),
         _ => Err(SHAPE),
     }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct QuotaBody {
+    ip: Option<IpAddr>,
+    user: Option<Box<str>>,
+    token: Option<Box<str>>,
+    api_token: Option<Box<str>>,
+    plan: Option<Box<str>>,
+    route: Option<Box<str>>,
+    #[serde(default)]
+    values: BTreeMap<Box<str>, Box<str>>,
+    policy: Option<Box<str>>,
+    requests: Option<u64>,
+}
+
+fn parse_quota(call: QuotaCall, body: &[u8]) -> Result<(QuotaSubject, u64), &'static str> {
+    const SHAPE: &str = "send a JSON object with at least one of ip, user, token, api_token, plan, route and values \
+                         (an object such as {\"header:x-key\": \"…\"}), and optionally policy; a grant also needs \
+                         requests, at least 1";
+    let body: QuotaBody = parse(body, SHAPE)?;
+    let text = |text: Option<Box<str>>| text.map(|text| named(text, MAX_PURGE)).transpose();
+    let subject = QuotaSubject {
+        ip: body.ip,
+        user: text(body.user)?,
+        token: text(body.token)?,
+        api_token: text(body.api_token)?,
+        plan: text(body.plan)?,
+        route: text(body.route)?,
+        values: body
+            .values
+            .into_iter()
+            .map(|(part, value)| Ok((named(part, MAX_NAME)?, named(value, MAX_PURGE)?)))
+            .collect::<Result<_, &'static str>>()?,
+        policy: text(body.policy)?,
+    };
+    let nobody = QuotaSubject { policy: subject.policy.clone(), ..QuotaSubject::default() };
+    let requests = body.requests.unwrap_or(0);
+    if subject == nobody || (call == QuotaCall::Grant) != (requests > 0) {
+        return Err(SHAPE);
+    }
+    Ok((subject, requests))
 }
 
 fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], shape: &'static str) -> Result<T, &'static str> {

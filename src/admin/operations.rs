@@ -2,6 +2,7 @@
 //! No HTTP here; the composition root implements the trait over the floors below.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -39,6 +40,16 @@ pub trait Operations: Send + Sync + 'static {
 
     /// Drops cached responses, on every instance where the store is reachable.
     async fn purge(&self, purge: Purge) -> Result<Purged, OperationError>;
+
+    /// How much of their limits somebody has used; consumes nothing.
+    async fn read_quota(&self, subject: QuotaSubject) -> Result<Quota, OperationError>;
+
+    /// Empties counters, on every instance where the store is reachable.
+    async fn reset_quota(&self, subject: QuotaSubject) -> Result<Quota, OperationError>;
+
+    /// Gives back up to `requests` of what was used of each counter, on every instance where the store is
+    /// reachable.
+    async fn grant_quota(&self, subject: QuotaSubject, requests: u64) -> Result<Quota, OperationError>;
 
     /// The metrics in the Prometheus text format.
     fn metrics_text(&self) -> String;
@@ -271,6 +282,57 @@ pub struct Purged {
     pub entries: Option<u64>,
     /// Whether every instance drops them; `false` while the store is away.
     pub shared: bool,
+}
+
+/// Whose counters are meant: every value that is given takes part in a policy's key. Policies that count by a
+/// part which is not given are left out. Texts have at most 1 KiB and no control characters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QuotaSubject {
+    /// Client address; IPv6 by its network, as the gateway counts it.
+    pub ip: Option<IpAddr>,
+    /// The user: the subject of the token, or `<issuer>~<subject>` where there are several issuers.
+    pub user: Option<Box<str>>,
+    /// The token: its `jti`, or the SHA-256 of one without.
+    pub token: Option<Box<str>>,
+    /// The id of an API token.
+    pub api_token: Option<Box<str>>,
+    /// The caller's plan; without one the default plan of a user, else the anonymous one.
+    pub plan: Option<Box<str>>,
+    /// The route, for policies that count by it.
+    pub route: Option<Box<str>>,
+    /// Values of `header:NAME`, `cookie:NAME` and `body:FIELD` parts, by that spelling.
+    pub values: Vec<(Box<str>, Box<str>)>,
+    /// Only this policy; all others without.
+    pub policy: Option<Box<str>>,
+}
+
+/// Counters of one subject.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Quota {
+    /// In the order of the configuration; empty when no policy counts by what was given.
+    pub counters: Vec<QuotaCounter>,
+    /// Whether all instances count together; `false` without a store, or while it is away.
+    pub shared: bool,
+}
+
+/// One counter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct QuotaCounter {
+    /// Name of the policy.
+    pub policy: Box<str>,
+    /// Name of the window: `minute`, `300s`, …
+    pub window: Box<str>,
+    /// Its key in Redis; absent for clients, whom it does not concern.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<Box<str>>,
+    /// The effective limit.
+    pub limit: u64,
+    /// Requests counted, in whole requests of cost 1 that do not fit any more.
+    pub used: u64,
+    /// Requests that still fit.
+    pub remaining: u64,
+    /// When nothing counted is left, seconds since the Unix epoch.
+    pub reset: u64,
 }
 
 /// Why an operation was not done.

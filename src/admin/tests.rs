@@ -19,9 +19,26 @@ struct Notes {
     ready: Mutex<Option<NotReady>>,
     revoked: Mutex<Vec<Revoke>>,
     purged: Mutex<Vec<Purge>>,
+    quota: Mutex<Vec<(&'static str, QuotaSubject, u64)>>,
     health_asked: Mutex<u32>,
     refuse: Mutex<Option<OperationError>>,
     hang: Mutex<bool>,
+}
+
+impl Notes {
+    fn note_quota(&self, call: &'static str, subject: QuotaSubject, requests: u64) -> Quota {
+        self.quota.lock().push((call, subject, requests));
+        let counter = QuotaCounter {
+            policy: "plan".into(),
+            window: "minute".into(),
+            key: None,
+            limit: 10,
+            used: 3,
+            remaining: 7,
+            reset: 60,
+        };
+        Quota { counters: vec![counter], shared: true }
+    }
 }
 
 fn full_health() -> Health {
@@ -80,6 +97,18 @@ impl Operations for Notes {
         let kind = purge.kind();
         self.purged.lock().push(purge);
         Ok(Purged { kind, entries: Some(4), shared: false })
+    }
+
+    async fn read_quota(&self, subject: QuotaSubject) -> Result<Quota, OperationError> {
+        Ok(self.note_quota("read", subject, 0))
+    }
+
+    async fn reset_quota(&self, subject: QuotaSubject) -> Result<Quota, OperationError> {
+        Ok(self.note_quota("reset", subject, 0))
+    }
+
+    async fn grant_quota(&self, subject: QuotaSubject, requests: u64) -> Result<Quota, OperationError> {
+        Ok(self.note_quota("grant", subject, requests))
     }
 
     fn metrics_text(&self) -> String {
@@ -301,6 +330,38 @@ async fn a_purge_names_exactly_one_thing() {
     for bad in ["{}", r#"{"all":false}"#, r#"{"all":true,"tag":"x"}"#, r#"{"prefix":"x"}"#, r#"{"tag":""}"#] {
         assert_eq!(bench.post("/api/v1/cache/purge", bad).await.status(), 400, "{bad}");
     }
+}
+
+#[tokio::test]
+async fn a_quota_call_names_somebody_and_a_grant_an_amount() {
+    let bench = bench(Some(TOKEN), HealthDetail::Full);
+    let alice = QuotaSubject { user: Some("alice".into()), ..QuotaSubject::default() };
+    for (call, body, requests) in [
+        ("read", r#"{"user":"alice"}"#, 0),
+        ("reset", r#"{"user":"alice"}"#, 0),
+        ("grant", r#"{"user":"alice","requests":500}"#, 500),
+    ] {
+        let response = bench.post(&format!("/api/v1/quota/{call}"), body).await;
+        assert_eq!(response.status(), 200, "{call}");
+        assert_eq!(json(&response)["counters"][0]["remaining"], 7);
+        assert_eq!(*bench.notes.quota.lock().last().unwrap(), (call, alice.clone(), requests));
+    }
+    for (call, bad) in [
+        ("read", "{}"),
+        ("read", r#"{"policy":"login"}"#),
+        ("read", r#"{"ip":"not an address"}"#),
+        ("read", r#"{"user":""}"#),
+        ("read", r#"{"user":"a","requests":5}"#),
+        ("reset", r#"{"name":"alice"}"#),
+        ("grant", r#"{"user":"alice"}"#),
+        ("grant", r#"{"user":"alice","requests":0}"#),
+        ("grant", r#"{"user":"alice","requests":-1}"#),
+        ("grant", r#"{"user":"alice","requests":1e999}"#),
+        ("grant", r#"{"user":"alice","requests":18446744073709551616}"#),
+    ] {
+        assert_eq!(bench.post(&format!("/api/v1/quota/{call}"), bad).await.status(), 400, "{call} {bad}");
+    }
+    assert_eq!(bench.get("/api/v1/quota/read").await.status(), 401);
 }
 
 #[tokio::test]

@@ -20,6 +20,7 @@ use crate::limits::{self, Plan, Plans, Policy, Window};
 use crate::metrics::Metrics;
 use crate::pipeline::head::HeadLimits;
 use crate::pipeline::outcome::Outcomes;
+use crate::pipeline::quota;
 use crate::pipeline::{Gateway, Shared, Timeouts};
 use crate::route::pattern::{HostPattern, Pattern};
 use crate::route::table::{self, Ambiguity, Table};
@@ -67,6 +68,7 @@ pub fn check(spec: &Spec, metrics: &Metrics) -> Result<(), Vec<Unusable>> {
 /// Every setting that cannot be used.
 pub fn gateway(spec: &Spec, shared: Arc<Shared>) -> Result<Gateway, Vec<Unusable>> {
     let parts = parts(spec, &shared.metrics)?;
+    let quota_reads = quota::reading_policy().map_err(|error| vec![unusable("limits.quota_path", error)])?;
     Ok(Gateway {
         head_limits: HeadLimits {
             target_bytes: usize::try_from(spec.server.max_uri).unwrap_or(usize::MAX),
@@ -102,6 +104,8 @@ pub fn gateway(spec: &Spec, shared: Arc<Shared>) -> Result<Gateway, Vec<Unusable
             body: spec.server.body_timeout,
             write: spec.server.write_timeout,
         },
+        quota_path: spec.limits.quota_path.clone(),
+        quota_reads,
         body_peek: spec.limits.body_peek,
         expose_cache_key: spec.cache.expose_key,
         shared,

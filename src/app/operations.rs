@@ -7,16 +7,22 @@ use std::time::Duration;
 use ::redis::{Value, cmd};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use http::header::{CONTENT_TYPE, COOKIE};
+use http::{HeaderMap, HeaderValue};
 
 use crate::admin::{
     CacheHealth, ConfigStatus, Health, HealthStatus, NotReady, OperationError, Operations, Purge, Purged,
-    RedisHealth, RedisStatus, Revoke, RevokeTarget, Revoked, Status, UpstreamHealth,
+    Quota, QuotaCounter, QuotaSubject, RedisHealth, RedisStatus, Revoke, RevokeTarget, Revoked, Status,
+    UpstreamHealth,
 };
 use crate::cache::tag::{epoch_tag, key_tag, route_tag, user_tag};
+use crate::client_addr::SubjectText;
 use crate::clock::UnixMillis;
 use crate::identity::revocation::{Effect, Revocation};
 use crate::identity::{TokenId, subject_key};
+use crate::limits::{Body, Parts};
 use crate::pipeline::Gateway;
+use crate::pipeline::quota::{self, Change};
 use crate::redis::{Lane, Store};
 
 /// What the operator waits for Redis.
@@ -151,6 +157,21 @@ impl Operations for GatewayOperations {
         Ok(Purged { kind: purge.kind(), entries: None, shared })
     }
 
+    async fn read_quota(&self, subject: QuotaSubject) -> Result<Quota, OperationError> {
+        let gateway = self.current.load_full();
+        let given = Given::of(&gateway, &subject)?;
+        let whose = whose(&gateway, &subject, &given)?;
+        Ok(shown(gateway.read_quota(&whose, subject.policy.as_deref()).await))
+    }
+
+    async fn reset_quota(&self, subject: QuotaSubject) -> Result<Quota, OperationError> {
+        self.change_quota(&subject, Change::Reset).await
+    }
+
+    async fn grant_quota(&self, subject: QuotaSubject, requests: u64) -> Result<Quota, OperationError> {
+        self.change_quota(&subject, Change::Grant(requests)).await
+    }
+
     fn metrics_text(&self) -> String {
         let gateway = self.current.load();
         let shared = &gateway.shared;
@@ -161,6 +182,115 @@ impl Operations for GatewayOperations {
         families.revocations_known.set(i64::try_from(shared.known.len()).unwrap_or(i64::MAX));
         shared.metrics.render()
     }
+}
+
+impl GatewayOperations {
+    async fn change_quota(&self, subject: &QuotaSubject, change: Change) -> Result<Quota, OperationError> {
+        let gateway = self.current.load_full();
+        let given = Given::of(&gateway, subject)?;
+        let whose = whose(&gateway, subject, &given)?;
+        let quota = shown(gateway.change_quota(&whose, subject.policy.as_deref(), change).await);
+        let keys: Vec<&str> = quota.counters.iter().filter_map(|counter| counter.key.as_deref()).collect();
+        tracing::info!(?change, keys = keys.join(" "), "limit counters changed by an operator");
+        Ok(quota)
+    }
+}
+
+/// What an operator gave of a subject, as a request would have it.
+struct Given {
+    address: Option<SubjectText>,
+    headers: HeaderMap,
+    body: Option<Body>,
+}
+
+impl Given {
+    fn of(gateway: &Gateway, subject: &QuotaSubject) -> Result<Self, OperationError> {
+        const SHAPE: &str = "values are named header:NAME, cookie:NAME or body:FIELD";
+        let mut headers = HeaderMap::new();
+        let mut fields = serde_json::Map::new();
+        for (part, value) in &subject.values {
+            let (kind, name) = part.split_once(':').ok_or(OperationError::Invalid(SHAPE))?;
+            match kind {
+                "header" | "cookie" => {
+                    let (name, value) = match kind {
+                        "cookie" => (COOKIE, format!("{name}={value}")),
+                        _ => (name.parse().map_err(|_| OperationError::Invalid(SHAPE))?, value.to_string()),
+                    };
+                    let value =
+                        value.parse().map_err(|_| OperationError::Invalid("a value cannot be sent"))?;
+                    headers.append(name, value);
+                }
+                "body" => put(&mut fields, name, value),
+                _ => return Err(OperationError::Invalid(SHAPE)),
+            }
+        }
+        let mut json = HeaderMap::new();
+        json.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let body = serde_json::Value::Object(fields);
+        let body = (body != serde_json::json!({})).then(|| Body::parse(&json, body.to_string().as_bytes()));
+        let address = subject.ip.map(|ip| gateway.client_addr.subject(ip).text());
+        Ok(Self { address, headers, body })
+    }
+}
+
+/// Puts `value` where the path `user.email` leads.
+fn put(object: &mut serde_json::Map<String, serde_json::Value>, path: &str, value: &str) {
+    match path.split_once('.') {
+        None => {
+            object.insert(path.into(), value.into());
+        }
+        Some((first, rest)) => {
+            let inner = object.entry(first).or_insert_with(|| serde_json::json!({}));
+            if let Some(inner) = inner.as_object_mut() {
+                put(inner, rest, value);
+            }
+        }
+    }
+}
+
+/// The subject as limits know it.
+fn whose<'a>(
+    gateway: &'a Gateway,
+    subject: &'a QuotaSubject,
+    given: &'a Given,
+) -> Result<quota::Subject<'a>, OperationError> {
+    if let Some(policy) = &subject.policy
+        && !gateway.policies.iter().any(|known| known.name() == &**policy)
+    {
+        return Err(OperationError::NotFound("no policy has this name"));
+    }
+    let plan = match &subject.plan {
+        Some(name) if **name == *gateway.plans.anonymous().name() => gateway.plans.anonymous(),
+        Some(name) if gateway.plans.iter().any(|plan| plan.name() == &**name) => {
+            gateway.plans.named(Some(name))
+        }
+        Some(_) => return Err(OperationError::NotFound("no plan has this name")),
+        None if subject.user.is_some() => gateway.plans.named(None),
+        None => gateway.plans.anonymous(),
+    };
+    Ok(quota::Subject {
+        ip: given.address.as_ref().map(SubjectText::as_str),
+        user: subject.user.as_deref(),
+        token: subject.token.as_deref(),
+        api_token: subject.api_token.as_deref(),
+        plan,
+        multiplier: 1.0,
+        route: subject.route.as_deref(),
+        request: Parts { headers: Some(&given.headers), body: given.body.as_ref() },
+    })
+}
+
+fn shown(quota: quota::Quota) -> Quota {
+    let counters = quota.counters.into_iter().map(|counter| QuotaCounter {
+        policy: counter.policy,
+        window: counter.window,
+        key: Some(counter.key),
+        limit: counter.limit,
+        used: counter.used,
+        remaining: counter.remaining,
+        reset: counter.reset,
+    });
+    Quota { counters: counters.collect(), shared: quota.shared }
 }
 
 fn cache_health(gateway: &Gateway) -> CacheHealth {

@@ -63,6 +63,11 @@ impl Settings {
         Ok(Self { trusted: trusted.into_iter().map(unmapped).collect(), ipv6_prefix, source })
     }
 
+    /// How `address` is counted.
+    pub fn subject(&self, address: IpAddr) -> Subject {
+        Subject::new(address, self.ipv6_prefix)
+    }
+
     /// Whether `address` is a declared proxy.
     pub fn trusts(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();

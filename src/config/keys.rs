@@ -133,6 +133,7 @@ pub static KEYS: &[Key] = &[
     is("limits.x_ratelimit_headers", "boolean", "true", "Whether `X-RateLimit-Limit`, `-Remaining` and `-Reset` are sent."),
     is("limits.ietf_headers", "boolean", "true", "Whether `RateLimit-Policy` and `RateLimit` are sent."),
     is("limits.coalesce", "boolean", "true", "Whether requests that share a counter are asked for together while its last question is under way; it decides nothing."),
+    is("limits.quota_path", "path, or empty", r#""/_tollgate/quota""#, "Where a client reads what is left of its own limits, on every host and before any route; empty: nowhere."),
     is("limits.body_peek", "size, 1 KiB to 48 KiB", r#""16KiB""#, "Longest request body that is read for a policy with `body:FIELD`; longer ones pass unread and count as unreadable."),
     is("limits.local_keys", "1000 to 10000000", "100000", "Most counters and refusals an instance holds in its memory."),
 

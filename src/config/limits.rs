@@ -9,6 +9,7 @@ use super::request_keys::{body_peek, failures};
 use super::spec::{AppliesTo, CoolDown, KeyPart, LimitAlgorithm, Limits, Plan, Policy, Quota, Window};
 use super::value::is_name;
 use crate::limits::policy::MAX_LOG_LIMIT;
+use crate::route::normalise::{Options, normalise};
 
 const MOST: u64 = 1_000_000_000;
 const LONGEST: Duration = Duration::from_secs(31 * 86_400);
@@ -69,8 +70,25 @@ pub(super) fn limits(root: &Reader<'_>, plans: &[Plan]) -> Limits {
         ietf_headers: reader.get("ietf_headers"),
         coalesce: reader.get("coalesce"),
         local_keys: reader.within("local_keys", 1_000..=10_000_000),
+        quota_path: quota_path(&reader),
         body_peek: body_peek(&reader),
     }
+}
+
+fn quota_path(reader: &Reader<'_>) -> Option<Box<str>> {
+    let path: String = reader.get("quota_path");
+    if path.is_empty() {
+        return None;
+    }
+    let canonical = normalise(path.as_bytes(), Options::default());
+    if !reader.reported("quota_path") && (path == "/" || !canonical.is_ok_and(|canonical| canonical == path))
+    {
+        reader.refuse(
+            "quota_path",
+            "is not accepted; accepted: a canonical path such as \"/_tollgate/quota\", or \"\"",
+        );
+    }
+    Some(path.into())
 }
 
 fn known_plan(reader: &Reader<'_>, key: &str, plans: &[Plan]) -> Box<str> {

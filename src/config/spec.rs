@@ -260,6 +260,8 @@ pub struct Limits {
     pub local_keys: u32,
     /// Whether requests that share a counter are asked for together.
     pub coalesce: bool,
+    /// Where a client reads its quota; `None`: nowhere.
+    pub quota_path: Option<Box<str>>,
     /// Longest body that is read for a policy, in bytes.
     pub body_peek: usize,
 }

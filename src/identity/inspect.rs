@@ -8,11 +8,11 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::claims::Times;
-use crate::json::parse_object;
 use super::jwt::{Parsed, Parts, decode};
 use super::refused::Refused;
 use super::verifier::Verifier;
 use crate::clock::UnixMillis;
+use crate::json::parse_object;
 
 /// What became of one check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

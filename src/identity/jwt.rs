@@ -7,8 +7,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
 use super::algorithm::Algorithm;
-use crate::json::parse_object;
 use super::refused::Refused;
+use crate::json::parse_object;
 
 /// Longest `kid`, in bytes.
 pub const MAX_KID_BYTES: usize = 256;

@@ -100,7 +100,7 @@ impl ItemReply {
     pub fn violated(&self, item: &Item<'_>) -> Violated {
         let mut violated = Violated::default();
         if let Self::Judged { counters, .. } = self {
-            for (index, (counter, counted)) in item.counters.iter().zip(counters).enumerate() {
+            for (index, counted) in counters.iter().enumerate() {
                 if counted.fits < item.count {
                     violated.insert(index);
                 }

@@ -347,6 +347,32 @@ impl Local {
         }
     }
 
+    /// Fills `checks` with what is known here, and consumes nothing.
+    pub fn look(&self, checks: &mut Checks, now: UnixMillis) {
+        let at = self.store_time(now);
+        for (check, answer) in checks.pairs() {
+            if let Some(shard) = self.shards.get(shard_of(check.hash)) {
+                answer.state = current(&mut shard.lock(), check, Share::WHOLE, at);
+            }
+        }
+        checks.note(at);
+    }
+
+    /// Gives back up to `requests` of what was used of a counter.
+    pub fn grant(&self, check: &Check, requests: u64) {
+        let Some(shard) = self.shards.get(shard_of(check.hash)) else { return };
+        let mut shard = shard.lock();
+        if let Some(mut log) = shard.take_log(check.hash) {
+            log.drop_newest(requests);
+            if let Some(entry) = shard.find(check.hash) {
+                entry.state = log.state(&check.rule);
+                shard.put_log(check.hash, log);
+            }
+        } else if let Some(entry) = shard.find(check.hash) {
+            entry.state = check.rule.relieve(entry.state, requests);
+        }
+    }
+
     /// Forgets the counter of a key (its [`super::KeySpace::hash`]), after somebody reset it.
     pub fn forget(&self, hash: u64) {
         if let Some(shard) = self.shards.get(shard_of(hash)) {

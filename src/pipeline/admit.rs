@@ -14,6 +14,7 @@ use super::exchange::{self, Answer};
 use super::gateway::Gateway;
 use super::give_back::provisional;
 use super::head::{self, Framing, Head, HeadInput, Upgrade};
+use super::quota;
 use super::refusal::{Limited, Refusal};
 use super::user_limits;
 use crate::cache::key::{Target as CacheTarget, Unstamped};
@@ -82,12 +83,26 @@ pub async fn admit(
     origin: Origin,
     context: &mut Context,
 ) -> Result<(), Refusal> {
-    let Judged { route, params, identity, client, pending, overwrites, target } =
-        judge(gateway, &request.head(), peer, context)?;
+    let judged = judge(gateway, &request.head(), peer, context)?;
+    let Judged { route, params, identity, client, pending, overwrites, target } = match judged {
+        Judgement::Routed(judged) => *judged,
+        Judgement::Quota(asked) => {
+            context.admission = Admission::Answered(quota::tell(gateway, &asked, context.received_at).await?);
+            return Ok(());
+        }
+    };
     let cache = decide(gateway, request, &route, client, identity.as_ref(), pending, origin, context).await?;
     context.admission =
         Admission::Admitted(Box::new(Admitted { route, params, identity, cache, overwrites, target }));
     Ok(())
+}
+
+/// Where a request goes.
+enum Judgement {
+    /// To a route.
+    Routed(Box<Judged>),
+    /// Nowhere: it asks what is left of its own limits.
+    Quota(quota::Asked),
 }
 
 /// What the head alone tells.
@@ -107,7 +122,7 @@ fn judge(
     input: &HeadInput<'_>,
     peer: IpAddr,
     context: &mut Context,
-) -> Result<Judged, Refusal> {
+) -> Result<Judgement, Refusal> {
     let now = context.received_at;
 
     // Is this one well-formed request?
@@ -122,6 +137,9 @@ fn judge(
 
     // Which route?
     let path = normalise::normalise(head.path, gateway.path_options)?;
+    if gateway.quota_path.as_deref() == Some(&*path) {
+        return quota::ask(gateway, input, &head, client, context).map(Judgement::Quota);
+    }
     let (route, params) = match gateway.table.find(&head.host, input.method, &path) {
         Found::Route(found) => {
             let params: Params =
@@ -140,13 +158,9 @@ fn judge(
     }
 
     // Who is it?
-    let (identity, query) = identify(gateway, &route, &head, input.headers, now)?;
+    let (identity, query) = identify(gateway, route.access.requirement(), &head, input.headers, now)?;
     context.identity.clone_from(&identity);
-    if let Some(identity) = &identity
-        && gateway.shared.known.is_revoked(identity, now)
-    {
-        return Err(IdentityRefusal::Token(Refused::Revoked).into());
-    }
+    refuse_known_revoked(gateway, identity.as_deref(), now)?;
     permit(&route.access, identity.as_deref())?;
 
     // What may the cache do?
@@ -175,7 +189,8 @@ fn judge(
 
     let rewritten = rewritten(&head, &path, query.as_deref());
     let target = Target { rewritten, websocket: head.upgrade == Upgrade::WebSocket };
-    Ok(Judged { route, params, identity, client, pending, overwrites, target })
+    let judged = Judged { route, params, identity, client, pending, overwrites, target };
+    Ok(Judgement::Routed(Box::new(judged)))
 }
 
 /// On a route that does not look at tokens a request may still carry one, wherever the configuration says tokens
@@ -238,15 +253,14 @@ fn note_client(
 type Query<'a> = Option<std::borrow::Cow<'a, str>>;
 
 /// The caller, and the query without the credential that may have been in it.
-fn identify<'a>(
+pub(super) fn identify<'a>(
     gateway: &Gateway,
-    route: &Route,
+    requirement: Requirement,
     head: &Head<'a>,
     headers: &HeaderMap,
     now: UnixMillis,
 ) -> Result<(Option<Arc<Identity>>, Query<'a>), Refusal> {
     let untouched = head.query.map(std::borrow::Cow::Borrowed);
-    let requirement = route.access.requirement();
     if requirement == Requirement::None {
         return Ok((None, untouched));
     }
@@ -262,6 +276,19 @@ fn identify<'a>(
     };
     let identity = authenticate(requirement, credential, &gateway.verifier, now)?;
     Ok((identity, query))
+}
+
+pub(super) fn refuse_known_revoked(
+    gateway: &Gateway,
+    identity: Option<&Identity>,
+    now: UnixMillis,
+) -> Result<(), Refusal> {
+    match identity {
+        Some(identity) if gateway.shared.known.is_revoked(identity, now) => {
+            Err(IdentityRefusal::Token(Refused::Revoked).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 type PendingCache = Option<Result<cache::Pending, Bypass>>;
@@ -499,7 +526,7 @@ fn collect(gateway: &Gateway, route: &Route, caller: &Caller<'_>, checks: &mut C
 }
 
 /// A revocation that the store knows and this instance did not: it learns it for the time the store is away.
-fn revoked(gateway: &Gateway, identity: Option<&Arc<Identity>>, now: UnixMillis) -> Refusal {
+pub(super) fn revoked(gateway: &Gateway, identity: Option<&Arc<Identity>>, now: UnixMillis) -> Refusal {
     if let Some(identity) = identity {
         let until = identity.usable_until.unwrap_or_else(|| now.plus(CUTOFF_KNOWN_FOR));
         let key = Arc::clone(&identity.keys.blacklist);

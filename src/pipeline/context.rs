@@ -9,6 +9,7 @@ use http::HeaderValue;
 use super::admit::{CacheUse, Params};
 use super::give_back::Provisional;
 use super::refusal::Refusal;
+use super::reply::Reply;
 use crate::client_addr::{ClientAddr, Scheme};
 use crate::clock::UnixMillis;
 use crate::identity::Identity;
@@ -24,6 +25,8 @@ pub enum Admission {
     Pending,
     /// Let through.
     Admitted(Box<Admitted>),
+    /// Answered by the gateway itself.
+    Answered(Reply),
 }
 
 /// A request that passed every stage.
@@ -133,7 +136,7 @@ impl Context {
     /// The request once it was admitted, to be changed.
     pub fn admitted_mut(&mut self) -> Option<&mut Admitted> {
         match &mut self.admission {
-            Admission::Pending => None,
+            Admission::Pending | Admission::Answered(_) => None,
             Admission::Admitted(admitted) => Some(admitted),
         }
     }
@@ -141,7 +144,7 @@ impl Context {
     /// The request once it was admitted.
     pub fn admitted(&self) -> Option<&Admitted> {
         match &self.admission {
-            Admission::Pending => None,
+            Admission::Pending | Admission::Answered(_) => None,
             Admission::Admitted(admitted) => Some(admitted),
         }
     }

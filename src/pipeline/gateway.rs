@@ -61,6 +61,10 @@ pub struct Gateway {
     pub outcomes: Outcomes,
     /// How long a token without `exp` stays revoked.
     pub longest_revocation: Duration,
+    /// Where a client reads what is left of its limits; `None`: nowhere.
+    pub quota_path: Option<Box<str>>,
+    /// How often an address may read that.
+    pub quota_reads: Policy,
     /// Which limit fields are sent.
     pub fields: limits::fields::Settings,
     /// Every upstream, for status and name resolution.

@@ -3,12 +3,13 @@
 pub mod admit;
 pub mod context;
 mod exchange;
-pub mod give_back;
 pub mod gateway;
+pub mod give_back;
 pub mod head;
 pub mod heartbeat;
 mod invalidate;
 pub mod outcome;
+pub mod quota;
 pub mod reconcile;
 mod recovery;
 pub mod refusal;

@@ -51,6 +51,9 @@ impl Recovery for Recoverer {
 #[async_trait]
 impl EventHandler for Recoverer {
     fn event(&self, payload: &[u8]) {
+        if self.0.forget_counter(payload) {
+            return;
+        }
         let revocation = std::str::from_utf8(payload).ok().and_then(Revocation::from_message);
         if let Some(revocation) = revocation {
             self.0.known.learn(&revocation, self.0.clock.now());

@@ -31,7 +31,7 @@ use crate::header_names::{X_CACHE, X_REQUEST_ID};
 use crate::metrics::{CacheOutcome, Held, UpstreamFailure};
 use crate::pipeline::give_back::settle_counts;
 use crate::pipeline::{
-    self, Admitted, CacheUse, Context, Gateway, Origin, Refusal, Reply, find_param, outcome,
+    self, Admission, Admitted, CacheUse, Context, Gateway, Origin, Refusal, Reply, find_param, outcome,
 };
 use crate::route::Logout;
 use crate::upstream::{self, Upstream, forward};
@@ -167,6 +167,11 @@ impl ProxyHttp for Proxy {
         exchange.carried = incoming.carried.take();
         if let Err(refusal) = judged {
             exchange.refuse(session, refusal).await?;
+            return Ok(true);
+        }
+        if let Admission::Answered(reply) = &exchange.context.admission {
+            let reply = reply.clone();
+            exchange.answer(session, &reply).await?;
             return Ok(true);
         }
         let Some(admitted) = exchange.admitted() else {

@@ -50,6 +50,7 @@ mod outage_limits;
 mod paths;
 mod presets;
 mod proxy;
+mod quota;
 mod redis_faults;
 mod revocation;
 mod setup;

@@ -130,6 +130,24 @@ impl Rule {
         }
     }
 
+    /// The state after up to `requests` of cost 1 were given back.
+    #[must_use]
+    pub fn relieve(&self, state: State, requests: u64) -> State {
+        let less = |used: u64| used.saturating_sub(requests);
+        match self.algorithm {
+            Algorithm::FixedWindow => State { used: less(state.used), ..state },
+            Algorithm::SlidingWindow => {
+                let rest = requests.saturating_sub(state.used);
+                State { used: less(state.used), before: state.before.saturating_sub(rest), ..state }
+            }
+            Algorithm::TokenBucket => {
+                State { used: state.used.saturating_sub(requests.saturating_mul(self.period())), ..state }
+            }
+            // The summary of a log does not tell who leaves when; a gift ends a cool-down.
+            Algorithm::SlidingLog | Algorithm::CoolDown(_) => State::default(),
+        }
+    }
+
     /// The `rolled` state after the request was refused, by this counter or by another one, and consumed nothing.
     /// Only a cool-down remembers that: it trips, or its quiet time starts anew.
     #[must_use]

@@ -329,8 +329,8 @@ impl Store for Gate {
     }
 }
 
-/// The statement over every store, for policies of `algorithm`.
-pub(super) fn everywhere(algorithm: Algorithm, statement: impl Fn(&mut dyn Store)) {
+/// The statement over every store.
+pub(super) fn everywhere(statement: impl Fn(&mut dyn Store)) {
     statement(&mut Memory::new());
     redis_servers(|gate| statement(gate));
 }

@@ -70,7 +70,7 @@ fn used(checks: &Checks) -> Vec<u64> {
 #[test]
 fn concurrent_hits_leave_every_window_at_the_smallest_limit() {
     for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingLog, COOL] {
-        everywhere(algorithm, |store| concurrent_hits(store, algorithm));
+        everywhere(|store| concurrent_hits(store, algorithm));
     }
 }
 
@@ -98,7 +98,7 @@ fn concurrent_hits(store: &mut dyn Store, algorithm: Algorithm) {
 #[test]
 fn a_refused_hour_leaves_minute_and_day_as_they_were() {
     for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingWindow, Algorithm::SlidingLog] {
-        everywhere(algorithm, |store| {
+        everywhere(|store| {
             let policy = policy("m", algorithm, minute_hour_day(100, 3, 1_000));
             let mut checks = checks(&[&policy]);
             let outcomes: Vec<_> = (0..9).map(|_| store.decide(&mut checks).is_admitted()).collect();
@@ -114,7 +114,7 @@ fn a_refused_hour_leaves_minute_and_day_as_they_were() {
 #[test]
 fn a_refused_first_request_leaves_no_counter_behind() {
     for algorithm in ALL {
-        everywhere(algorithm, |store| {
+        everywhere(|store| {
             let (open, shut) = (one("open", algorithm, 5, 60_000), one("shut", algorithm, 0, 60_000));
             let mut checks = checks(&[&open, &shut]);
             let Decision::Refused(refused) = store.decide(&mut checks) else { panic!("admitted") };
@@ -130,7 +130,7 @@ fn a_refused_first_request_leaves_no_counter_behind() {
 fn a_refused_request_is_admitted_at_its_retry_time() {
     let cool = Algorithm::CoolDown(CoolDown { interval_ms: 150, quiet_ms: 600 });
     for algorithm in ALL.map(|algorithm| if algorithm == COOL { cool } else { algorithm }) {
-        everywhere(algorithm, |store| {
+        everywhere(|store| {
             let policy = one("p", algorithm, 4, 400);
             let mut checks = checks(&[&policy]);
             let mut admitted = 0;
@@ -151,7 +151,7 @@ fn a_refused_request_is_admitted_at_its_retry_time() {
 #[test]
 fn penalising_policies_count_refused_requests_and_others_do_not() {
     for algorithm in ALL {
-        everywhere(algorithm, |store| {
+        everywhere(|store| {
             let strict = one("strict", algorithm, 1, 3_600_000);
             let abuse = one("abuse", Algorithm::FixedWindow, 4, 3_600_000).with_penalise(true);
             let plain = one("plain", algorithm, 100, 3_600_000);
@@ -172,7 +172,7 @@ fn penalising_policies_count_refused_requests_and_others_do_not() {
 #[test]
 fn a_cost_is_taken_whole_or_not_at_all() {
     for algorithm in ALL {
-        everywhere(algorithm, |store| {
+        everywhere(|store| {
             let policy = one("p", algorithm, 10, 3_600_000).with_cost(4).unwrap();
             let mut checks = checks(&[&policy]);
             let outcomes: Vec<_> = (0..3).map(|_| store.decide(&mut checks).is_admitted()).collect();
@@ -190,7 +190,7 @@ fn a_cost_is_taken_whole_or_not_at_all() {
 #[test]
 fn the_largest_limit_admits() {
     for algorithm in ALL {
-        everywhere(algorithm, |store| {
+        everywhere(|store| {
             let policy = one("p", algorithm, u64::MAX, 86_400_000);
             let mut checks = checks(&[&policy]);
             assert!((0..3).all(|_| store.decide(&mut checks).is_admitted()));

@@ -89,6 +89,22 @@ impl Log {
         }
     }
 
+    /// Takes off up to so many of the newest requests.
+    pub(super) fn drop_newest(&mut self, requests: u64) {
+        let mut left = requests;
+        while left > 0
+            && let Some(last) = self.stamps.back_mut()
+        {
+            let taken = left.min(last.count);
+            last.count -= taken;
+            self.held -= taken;
+            left -= taken;
+            if last.count == 0 {
+                self.stamps.pop_back();
+            }
+        }
+    }
+
     fn add(&mut self, at: u64, count: u64) {
         self.held = self.held.saturating_add(count);
         self.stamps.push_back(Stamp { at, count });

@@ -1,0 +1,385 @@
+//! Counters beside the requests they count: read by clients and operators, reset and granted by operators. Nothing
+//! here decides on a request, and reading consumes nothing.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use ::redis::cmd;
+use bytes::Bytes;
+use futures::future::join_all;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, COOKIE};
+use http::{HeaderValue, Method, StatusCode};
+use serde::Serialize;
+
+use super::admit::{identify, refuse_known_revoked, revoked};
+use super::context::Context;
+use super::exchange::{self, Answer, GATE};
+use super::gateway::{Gateway, Shared};
+use super::head::{Head, HeadInput};
+use super::refusal::{Limited, Refusal};
+use super::reply::Reply;
+use crate::client_addr::ClientAddr;
+use crate::clock::UnixMillis;
+use crate::identity::{Identity, Requirement};
+use crate::limits::algorithm::State;
+use crate::limits::batch::{Batch, Counter, Item, ItemReply};
+use crate::limits::policy::PolicyError;
+use crate::limits::{
+    Algorithm, Caller, Checks, Decision, KeyPart, LimitSource, Parts, Plan, Policy, Window, fields, gate,
+};
+use crate::redis::{Lane, Publisher, Script, Store};
+
+/// Gives back part of what a counter has used.
+static GRANT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../redis/scripts/grant.lua")));
+
+/// How an instance tells the others to ask the store again about a counter; its key follows.
+const FORGET: &[u8] = b"forget ";
+
+/// What a client is told that reads too often.
+const TOO_MANY_READS: &str = "The quota is read too often";
+
+/// How often one address may read its quota.
+const READS_PER_MINUTE: u64 = 60;
+
+/// Whose counters are meant; a policy that counts by a part which is not given does not apply.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// The address as limits know it.
+    pub ip: Option<&'a str>,
+    /// The account.
+    pub user: Option<&'a str>,
+    /// The token's id.
+    pub token: Option<&'a str>,
+    /// The id of an API token.
+    pub api_token: Option<&'a str>,
+    /// The plan.
+    pub plan: &'a Plan,
+    /// The multiplier of the plan's limits.
+    pub multiplier: f64,
+    /// The route's name.
+    pub route: Option<&'a str>,
+    /// Header fields, cookies among them, and a body that hold what policies count by.
+    pub request: Parts<'a>,
+}
+
+/// Counters of one subject.
+#[derive(Clone, Debug, Serialize)]
+pub struct Quota {
+    /// In the order of the configuration.
+    pub counters: Vec<Usage>,
+    /// Whether all instances count together at the moment.
+    pub shared: bool,
+}
+
+/// What one counter says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// Name of the policy.
+    pub policy: Box<str>,
+    /// Name of the window.
+    pub window: Box<str>,
+    /// The effective limit.
+    pub limit: u64,
+    /// Requests that do not fit any more.
+    pub used: u64,
+    /// Requests of cost 1 that still fit.
+    pub remaining: u64,
+    /// When nothing counted is left, seconds since the epoch, rounded up.
+    pub reset: u64,
+    /// The key in the store; not for clients.
+    #[serde(skip)]
+    pub key: Box<str>,
+}
+
+/// What becomes of the counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// They are emptied.
+    Reset,
+    /// So many requests are given back, at most what was used.
+    Grant(u64),
+}
+
+/// The limit on reading quotas itself, counted by each instance alone.
+///
+/// # Errors
+/// Never: the policy is constant.
+pub fn reading_policy() -> Result<Policy, PolicyError> {
+    let window = Window::new(READS_PER_MINUTE, Duration::from_secs(60))?;
+    Policy::new("quota", &[KeyPart::Ip], Algorithm::FixedWindow, LimitSource::Windows(vec![window]))
+}
+
+/// A client's question about its own quota.
+pub(super) struct Asked {
+    client: ClientAddr,
+    identity: Option<Arc<Identity>>,
+}
+
+/// Whether the head of a request may ask for its quota. Asking consumes nothing of it, but is limited by itself.
+pub(super) fn ask(
+    gateway: &Gateway,
+    input: &HeadInput<'_>,
+    head: &Head<'_>,
+    client: ClientAddr,
+    context: &mut Context,
+) -> Result<Asked, Refusal> {
+    if !matches!(*input.method, Method::GET | Method::HEAD) {
+        return Err(Refusal::MethodNotAllowed(vec![Method::GET, Method::HEAD]));
+    }
+    let (now, shared) = (context.received_at, &*gateway.shared);
+    let address = client.subject().text();
+    let anonymous = Subject::anonymous(address.as_str(), gateway.plans.anonymous());
+    let mut reads = Checks::new();
+    reads.begin(now);
+    let counted = reads.add(&shared.keys, 0, &gateway.quota_reads, &anonymous.caller(), 1);
+    if counted.is_ok()
+        && let decision @ Decision::Refused(refused) = shared.local.decide(&mut reads, now)
+    {
+        fields::write(&gateway.fields, &reads, &decision, |name, value| context.quota.push((name, value)));
+        return Err(Refusal::Limited(Limited {
+            detail: TOO_MANY_READS.into(),
+            violated: fields::violated_policies(&refused, &reads).map(Into::into).collect(),
+        }));
+    }
+    let (identity, _) = identify(gateway, Requirement::Optional, head, input.headers, now)?;
+    context.identity.clone_from(&identity);
+    refuse_known_revoked(gateway, identity.as_deref(), now)?;
+    Ok(Asked { client, identity })
+}
+
+/// Answers a client that asks what is left of its limits.
+pub(super) async fn tell(gateway: &Gateway, asked: &Asked, now: UnixMillis) -> Result<Reply, Refusal> {
+    let shared = &*gateway.shared;
+    let identity = asked.identity.as_ref();
+    let address = asked.client.subject().text();
+    if let (Some(store), Some(identity)) = (&shared.store, identity) {
+        let mut none = Checks::new();
+        none.begin(now);
+        match exchange::ask(store, shared, Some(identity), None, &mut none, now).await {
+            Some(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, Some(identity), now)),
+            Some(Answer::Banned) => return Err(Refusal::Banned),
+            Some(Answer::Judged { .. }) | None => {}
+        }
+    }
+    let anonymous = Subject::anonymous(address.as_str(), gateway.plans.anonymous());
+    let adjustment = identity.zip(shared.user_limits.as_ref());
+    let adjustment =
+        adjustment.map(|(identity, known)| known.of(&identity.account, now).0).unwrap_or_default();
+    let plan = identity.map_or(anonymous.plan, |identity| gateway.plans.named(identity.plan.as_deref()));
+    let adjusted = adjustment.plan(plan);
+    let subject = match identity {
+        None => anonymous,
+        Some(identity) => Subject {
+            user: Some(&identity.account),
+            token: Some(identity.token_id.as_str()),
+            plan: adjusted.as_ref().unwrap_or(plan),
+            multiplier: gateway.plans.combined(identity.multiplier, adjustment.multiplier),
+            ..anonymous
+        },
+    };
+    Ok(reply(&gateway.read_quota(&subject, None).await))
+}
+
+impl Gateway {
+    /// What the counters of `subject` say, all policies' or that of `only`.
+    pub async fn read_quota(&self, subject: &Subject<'_>, only: Option<&str>) -> Quota {
+        let now = self.shared.clock.now();
+        let mut quota = Quota { counters: Vec::new(), shared: self.shared.store.is_some() };
+        for mut checks in self.counters_of(subject, only, now) {
+            quota.shared &= self.shared.look(&mut checks, now).await;
+            self.describe(&checks, subject.plan, &mut quota.counters);
+        }
+        quota
+    }
+
+    /// Changes the counters of `subject`, then tells what they say. Returns whether every instance knows.
+    pub async fn change_quota(&self, subject: &Subject<'_>, only: Option<&str>, change: Change) -> Quota {
+        let mut shared = self.shared.store.is_some();
+        for checks in self.counters_of(subject, only, self.shared.clock.now()) {
+            shared &= self.shared.change(&checks, change).await;
+        }
+        let quota = self.read_quota(subject, only).await;
+        Quota { shared: shared && quota.shared, ..quota }
+    }
+
+    /// One set of checks for each policy that counts this subject.
+    fn counters_of(&self, subject: &Subject<'_>, only: Option<&str>, now: UnixMillis) -> Vec<Checks> {
+        let caller = subject.caller();
+        let policies = (0_u16..).zip(&self.policies).filter(|(_, policy)| {
+            only.is_none_or(|only| policy.name() == only) && policy.key().iter().all(|part| subject.has(part))
+        });
+        policies
+            .filter_map(|(index, policy)| {
+                let mut checks = Checks::new();
+                checks.begin(now);
+                checks.add(&self.shared.keys, index, policy, &caller, 1).ok()?;
+                (!checks.is_empty()).then_some(checks)
+            })
+            .collect()
+    }
+
+    fn describe(&self, checks: &Checks, plan: &Plan, into: &mut Vec<Usage>) {
+        for (check, state) in checks.iter().zip(checks.states()) {
+            let Some(policy) = self.policies.get(usize::from(check.policy)) else { continue };
+            let windows = policy.windows().unwrap_or(plan.windows());
+            let window = windows.get(usize::from(check.window)).map_or("", Window::name);
+            into.push(Usage {
+                policy: policy.name().into(),
+                window: window.into(),
+                limit: state.limit,
+                used: state.limit.saturating_sub(state.remaining),
+                remaining: state.remaining,
+                reset: state.reset_at.as_secs_ceil(),
+                key: String::from_utf8_lossy(checks.key(check)).into(),
+            });
+        }
+    }
+}
+
+impl<'a> Subject<'a> {
+    fn anonymous(ip: &'a str, plan: &'a Plan) -> Self {
+        let (user, token, api_token, route) = (None, None, None, None);
+        let request = Parts::default();
+        Self { ip: Some(ip), user, token, api_token, plan, multiplier: 1.0, route, request }
+    }
+
+    fn caller(&self) -> Caller<'a> {
+        Caller {
+            ip: self.ip.unwrap_or_default(),
+            user: self.user,
+            token: self.token,
+            api_token: self.api_token,
+            route: self.route.unwrap_or_default(),
+            plan: self.plan,
+            multiplier: self.multiplier,
+            request: self.request,
+        }
+    }
+
+    fn has(&self, part: &KeyPart) -> bool {
+        match part {
+            KeyPart::Ip => self.ip.is_some(),
+            KeyPart::User => self.user.is_some(),
+            KeyPart::Token => self.token.is_some(),
+            KeyPart::ApiToken => self.api_token.is_some(),
+            KeyPart::Route => self.route.is_some(),
+            KeyPart::Plan => true,
+            KeyPart::Caller => self.user.or(self.ip).is_some(),
+            KeyPart::Header(name) => self.request.headers.is_some_and(|headers| headers.contains_key(name)),
+            KeyPart::Cookie(_) => self.request.headers.is_some_and(|headers| headers.contains_key(COOKIE)),
+            KeyPart::Body(_) => self.request.body.is_some(),
+        }
+    }
+}
+
+impl Shared {
+    /// Fills `checks` with what their counters say. Returns whether the store said so, for all of them.
+    async fn look(&self, checks: &mut Checks, now: UnixMillis) -> bool {
+        if let Some(store) = &self.store
+            && let Some((states, clock)) = look_in(store, checks).await
+        {
+            let at = clock.unwrap_or_else(|| self.local.store_time(now));
+            for (index, state) in states {
+                checks.tell(index, state);
+            }
+            checks.note(at);
+            return true;
+        }
+        self.local.look(checks, now);
+        false
+    }
+
+    /// Changes counters here and in the store. Returns whether every instance knows.
+    async fn change(&self, checks: &Checks, change: Change) -> bool {
+        for check in checks.iter() {
+            match change {
+                Change::Reset => self.local.forget(check.hash),
+                Change::Grant(requests) => self.local.grant(check, requests),
+            }
+        }
+        let Some(store) = &self.store else { return false };
+        let mut shared = true;
+        for check in checks.iter() {
+            let key = checks.key(check);
+            let shard = store.shard(key);
+            let done = match change {
+                Change::Reset => store.call(Lane::Decisions, shard, cmd("UNLINK").arg(key)).await.is_ok(),
+                Change::Grant(requests) => {
+                    let mut command = GRANT.command();
+                    command.arg(1).arg(key).arg(requests.min(1 << 53)).arg(check.rule.period_ms);
+                    store.eval(Lane::Decisions, shard, &GRANT, &command).await.is_ok()
+                }
+            };
+            // What another instance knows of this counter holds no more.
+            let mut news = FORGET.to_vec();
+            news.extend_from_slice(key);
+            let told = Publisher::new(Arc::clone(store)).publish(&news).await.is_ok();
+            if done {
+                self.local.forget(check.hash);
+            }
+            shared &= done && told;
+        }
+        shared
+    }
+
+    /// Follows the news that somebody changed a counter. Returns whether `payload` was such news.
+    pub(super) fn forget_counter(&self, payload: &[u8]) -> bool {
+        let Some(key) = payload.strip_prefix(FORGET) else { return false };
+        self.local.forget(self.keys.hash(key));
+        true
+    }
+}
+
+/// Asks for the counters' states, all places at once; `None` unless all answer.
+async fn look_in(store: &Store, checks: &Checks) -> Option<(Vec<(usize, State)>, Option<UnixMillis>)> {
+    let mut places: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+    for (index, check) in checks.iter().enumerate() {
+        places.entry(store.shard(checks.key(check))).or_default().push(index);
+    }
+    let answers = join_all(places.into_iter().map(|(shard, indices)| async move {
+        let counters = indices.iter().filter_map(|&index| checks.get(index)).map(|check| Counter {
+            key: checks.key(check),
+            rule: check.rule,
+            penalise: false,
+            shadow: check.shadow,
+            known_end: 0,
+        });
+        let item = Item { counters: counters.collect(), count: 0, ..Item::default() };
+        let batch = Batch { tags: Vec::new(), items: vec![item] };
+        let mut command = GATE.command();
+        gate::encode(&batch, &mut command);
+        let value = store.eval(Lane::Decisions, shard, &GATE, &command).await.ok()?;
+        let reply = gate::decode(value, &batch).ok()?;
+        let clock = reply.clock;
+        match reply.items.into_iter().next()? {
+            ItemReply::Judged { counters, .. } => {
+                let states = counters.into_iter().map(|counted| counted.state);
+                Some((indices.into_iter().zip(states).collect::<Vec<_>>(), clock))
+            }
+            ItemReply::Barred(_) => None,
+        }
+    }))
+    .await;
+    let mut states = Vec::with_capacity(checks.len());
+    let mut clock = None;
+    for answer in answers {
+        let (some, at) = answer?;
+        states.extend(some);
+        clock = clock.or(at);
+    }
+    Some((states, clock))
+}
+
+/// The answer to a client that reads its own quota.
+fn reply(quota: &Quota) -> Reply {
+    Reply {
+        status: StatusCode::OK,
+        headers: vec![
+            (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+            (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        ],
+        // Serialising strings and numbers cannot fail.
+        body: Bytes::from(serde_json::to_vec(quota).unwrap_or_default()),
+    }
+}
