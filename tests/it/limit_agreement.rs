@@ -24,7 +24,7 @@ fn policy(algorithm: &str, limit: u64, window: &str, cool_down: &str) -> String 
 
 /// Nothing comes back while a test runs.
 fn slow(algorithm: &str, limit: u64) -> String {
-    policy(algorithm, limit, "24h", "{ limit = 1, window = \"24h\", quiet = \"1h\" }")
+    policy(algorithm, limit, "24h", "{ limit = 1, window = \"24h\", quiet = \"24h\" }")
 }
 
 fn number(reply: &Response, name: &str) -> i64 {
