@@ -78,7 +78,13 @@ fn request_by_request_two_instances_tell_one_sequence() {
             before = Some(reply);
         }
         let told = gateways.each_ref().map(|gateway| {
-            gateway.admin().post("/api/v1/quota/read").bearer(ADMIN_TOKEN).json(&json!({"ip": "10.0.0.1"})).send().json()
+            gateway
+                .admin()
+                .post("/api/v1/quota/read")
+                .bearer(ADMIN_TOKEN)
+                .json(&json!({"ip": "10.0.0.1"}))
+                .send()
+                .json()
         });
         assert_eq!(told[0], told[1], "{algorithm}");
     }
@@ -164,7 +170,8 @@ fn a_retry_succeeds_when_it_is_told_to_on_every_instance() {
 }
 
 fn used(gateway: &Gateway) -> u64 {
-    let read = gateway.admin().post("/api/v1/quota/read").bearer(ADMIN_TOKEN).json(&json!({"ip": "10.0.0.1"}));
+    let read =
+        gateway.admin().post("/api/v1/quota/read").bearer(ADMIN_TOKEN).json(&json!({"ip": "10.0.0.1"}));
     let read = read.send().json();
     read["counters"][0]["used"].as_u64().unwrap_or_else(|| panic!("{read}"))
 }

@@ -218,9 +218,10 @@ fn hostile_multipliers_and_plans_change_nothing() {
         let token = Token::of(&format!("m{number}")).claim("rate_limit_multiplier", hostile.clone());
         assert_eq!(told(&token), 100, "{hostile}");
     }
-    for (number, hostile) in ["\u{0}", "free\r\nx-injected: 1", "\u{1b}[31m", &"f".repeat(2_000), "*", "{free}"]
-        .into_iter()
-        .enumerate()
+    for (number, hostile) in
+        ["\u{0}", "free\r\nx-injected: 1", "\u{1b}[31m", &"f".repeat(2_000), "*", "{free}"]
+            .into_iter()
+            .enumerate()
     {
         let token = Token::of(&format!("p{number}")).claim("subscription_plan", hostile).sign();
         let replies: Vec<_> = (0..101).map(|_| client.get("/x").bearer(&token).send()).collect();
@@ -255,7 +256,8 @@ fn limits_of_one_and_of_a_billion_hold() {
     for algorithm in ALGORITHMS {
         let most: u64 = if algorithm == "sliding-log" { 10_000 } else { 1_000_000_000 };
         let (redis, origin) = (Redis::start(), Origin::start());
-        for (limit, url) in [(1, redis.url()), (1, String::new()), (most, redis.url()), (most, String::new())] {
+        for (limit, url) in [(1, redis.url()), (1, String::new()), (most, redis.url()), (most, String::new())]
+        {
             redis.flush();
             let text = config(&origin, PATIENT, &policy("ip", limit, &by_algorithm(algorithm)));
             let gateway = gateway(&text, &url);
@@ -308,8 +310,24 @@ fn who_can_never_pay_is_refused_and_counted_nowhere() {
 
 fn hostile_subjects() -> Vec<String> {
     let mut subjects: Vec<String> = [
-        "a:b", "a", "*", "{}", "{a}", "}{", "a}:{b", "{", "}", "x\r\ny", "x\ny", " ", "%7B", "{a}%", "\u{0}", "ü",
-        "ada:minute", "{ada}:minute",
+        "a:b",
+        "a",
+        "*",
+        "{}",
+        "{a}",
+        "}{",
+        "a}:{b",
+        "{",
+        "}",
+        "x\r\ny",
+        "x\ny",
+        " ",
+        "%7B",
+        "{a}%",
+        "\u{0}",
+        "ü",
+        "ada:minute",
+        "{ada}:minute",
     ]
     .map(str::to_owned)
     .to_vec();
@@ -343,8 +361,11 @@ fn no_subject_chooses_its_slot_or_its_key() {
             passed += 1;
         }
         assert!(passed > 12, "{passed} subjects are taken at all");
-        let keys: Vec<String> =
-            redis.keys().into_iter().filter(|key| key.starts_with("rate_limit:") && key != "rate_limit:gw").collect();
+        let keys: Vec<String> = redis
+            .keys()
+            .into_iter()
+            .filter(|key| key.starts_with("rate_limit:") && key != "rate_limit:gw")
+            .collect();
         let of_users = keys.iter().filter(|key| key.starts_with("rate_limit:user:")).count();
         assert_eq!(of_users, passed, "no two share a counter: {keys:?}");
         let braces = if tags == "on" { 1 } else { 0 };
@@ -428,7 +449,8 @@ fn an_address_in_a_body_that_trickles_in_over_h2c_counts_all_the_same() {
     let nested = r#"{"email":{"email":"eve"},"x":{"email":"bob"}}"#;
     let deep = format!("{{\"email\":{}\"x\"{}}}", "[".repeat(4_000), "]".repeat(4_000));
     for (body, code) in [(nested, 200), (&*deep, 200), (nested, 429)] {
-        let request = gateway.client().post("/login").header("content-type", "application/json").body(body.to_owned());
+        let request =
+            gateway.client().post("/login").header("content-type", "application/json").body(body.to_owned());
         assert_eq!(request.send().code(), code, "all that name nobody are one caller");
     }
     assert!(redis.keys_without_ttl().is_empty());
@@ -452,15 +474,67 @@ fn a_compressed_or_encoded_login_names_nobody_and_counts() {
     let utf16: String = format!("\u{feff}{body}");
     assert_eq!(send(&[json], &utf16), 200);
     assert_eq!(send(&[("content-type", "text/json")], body), 429);
-    let keys: Vec<String> = redis.keys().into_iter().filter(|key| key.starts_with("rate_limit:one")).collect();
+    let keys: Vec<String> =
+        redis.keys().into_iter().filter(|key| key.starts_with("rate_limit:one")).collect();
     assert_eq!(keys, ["rate_limit:one:*unreadable"]);
+}
+
+#[test]
+fn however_an_address_and_its_field_are_written_it_is_the_same_person() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let gateway = gateway(&config(&origin, PATIENT, &policy("body:email", 50, "")), &redis.url());
+    let send = |kind: &str, body: &str| {
+        let request = gateway.client().post("/").header("content-type", kind).body(body.to_owned());
+        assert_eq!(request.send().code(), 200, "{body}");
+        let of_limits = |key: &String| key.starts_with("rate_limit:one:");
+        redis.keys().into_iter().filter(of_limits).collect::<Vec<_>>()
+    };
+    let (json, form) = ("application/json", "application/x-www-form-urlencoded");
+    let ada = send(json, r#"{"email":"ada"}"#);
+    assert!(ada.len() == 1 && ada[0].contains("sha256-"), "{ada:?}");
+    for body in [
+        r#"{"\u0065mail":"ada"}"#,
+        r#"{"email":"\u0061d\u0061"}"#,
+        r#"{"email":"\uff21DA"}"#,
+        " {\n\"x\" : [{\"email\":\"eve\"}] , \"email\"\t:\r\"ada\" } ",
+        r#"{"email":"ada ."}"#,
+    ] {
+        let keys = send(json, body);
+        assert!(keys == ada || body.contains(" ."), "{body}: {keys:?}");
+    }
+    redis.flush();
+    for body in
+        ["email=ada", "%65mail=%61da", "x=1&e%6Dail=ADA", "email=%EF%BD%81da", "email=ada&", "&&email=ada"]
+    {
+        assert_eq!(send(form, body), ada, "{body}");
+    }
+    redis.flush();
+    for (kind, body) in [
+        (json, r#"{"email":"ada","\u0065mail":"eve"}"#),
+        (form, "email=ada&%65mail=eve"),
+        (form, "email=ada&email="),
+        (json, r#"{"email":"\ud800"}"#),
+        (json, "{\"email\":\"ada\"}{\"email\":\"eve\"}"),
+        (json, "[{\"email\":\"ada\"}]"),
+        (json, r#"{"email":""}"#),
+        (json, r#"{"email":1e999}"#),
+        (json, r#"{"email":true}"#),
+    ] {
+        let keys = send(kind, body);
+        assert!(
+            keys.iter().all(|key| key.starts_with("rate_limit:one:*")),
+            "nobody in particular: {body} {keys:?}"
+        );
+    }
+    redis.flush();
+    let long = json!({"email": "a".repeat(10_000)}).to_string();
+    let keys = send(json, &long);
+    assert!(keys.len() == 1 && keys[0].len() < 80, "{keys:?}");
 }
 
 fn doorman() -> Origin {
     let origin = Origin::start();
-    origin.answer(|request| {
-        Reply::text(if request.json()["password"] == "right" { 200 } else { 401 }, "")
-    });
+    origin.answer(|request| Reply::text(if request.json()["password"] == "right" { 200 } else { 401 }, ""));
     origin
 }
 
@@ -481,11 +555,19 @@ fn failures_alone_fill_a_log_and_trip_a_cool_down() {
             for _ in 0..8 {
                 assert_eq!(guess(&one, "right"), 200, "{algorithm}, Redis: {with_redis}");
             }
-            assert_eq!([guess(&one, "x"), guess(&one, "right"), guess(&one, "x")], [401, 200, 401], "{algorithm}");
+            assert_eq!(
+                [guess(&one, "x"), guess(&one, "right"), guess(&one, "x")],
+                [401, 200, 401],
+                "{algorithm}"
+            );
             for _ in 0..4 {
                 assert_eq!(guess(&one, "right"), 200, "{algorithm}, Redis: {with_redis}");
             }
-            assert_eq!([guess(&one, "x"), guess(&one, "x"), guess(&one, "right")], [401, 429, 429], "{algorithm}");
+            assert_eq!(
+                [guess(&one, "x"), guess(&one, "x"), guess(&one, "right")],
+                [401, 429, 429],
+                "{algorithm}"
+            );
             if with_redis {
                 assert_eq!(guess(&two, "right"), 429, "{algorithm}");
             }
@@ -702,7 +784,11 @@ fn the_quota_is_told_reset_and_granted_in_a_cluster() {
             assert_eq!([own(0), own(1)], [Some(3); 2], "{algorithm} {user}");
             operate("grant", json!({"user": user, "requests": 2}));
             assert_eq!([own(0), own(1)], [Some(1); 2], "{algorithm} {user}");
-            assert_eq!([get(0), get(1), get(0), get(1), get(0)], [200, 200, 200, 200, 429], "{algorithm} {user}");
+            assert_eq!(
+                [get(0), get(1), get(0), get(1), get(0)],
+                [200, 200, 200, 200, 429],
+                "{algorithm} {user}"
+            );
             let told = operate("reset", json!({"user": user}));
             assert_eq!((used(&told), &told["shared"]), (Some(0), &json!(true)), "{algorithm} {told}");
             assert_eventually!(get(1) == 200, "the other instance admits again");

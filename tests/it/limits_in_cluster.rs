@@ -69,9 +69,11 @@ fn counters_in_three_slots_admit_exactly_the_limit_and_siblings_agree_after_quie
         })
         .concat();
         assert_eq!((admitted(&codes), codes.len(), origin.hits()), (60, 180, 60), "{algorithm}");
-        for (subject, policy) in
-            [(json!({"ip": "10.0.0.1"}), "ip"), (json!({"user": "ada"}), "user"), (json!({"route": "all"}), "route")]
-        {
+        for (subject, policy) in [
+            (json!({"ip": "10.0.0.1"}), "ip"),
+            (json!({"user": "ada"}), "user"),
+            (json!({"route": "all"}), "route"),
+        ] {
             for gateway in &gateways {
                 // A tripped cool-down has nothing left, which is as much as its limit.
                 assert_eventually!(
@@ -88,7 +90,9 @@ fn counters_in_three_slots_admit_exactly_the_limit_and_siblings_agree_after_quie
             assert!(keys.iter().any(|key| key.ends_with(tag)), "{tag} in {keys:?}");
         }
         assert!(!keys.iter().any(|key| is_immortal(&cluster, key)), "{algorithm}");
-        let lost = gateways.iter().map(|gateway| gateway.metric("tollgate_limit_refunds_total", &[("result", "lost")]));
+        let lost = gateways
+            .iter()
+            .map(|gateway| gateway.metric("tollgate_limit_refunds_total", &[("result", "lost")]));
         assert_eq!(lost.collect::<Vec<_>>(), [Some(0.0); 2], "{algorithm}");
     }
 }
@@ -195,15 +199,92 @@ fn slots_that_move_under_load_keep_the_counts_of_every_algorithm() {
             done.store(true, SeqCst);
             workers.into_iter().map(|worker| worker.join().unwrap()).sum()
         });
-        for (subject, policy) in
-            [(json!({"ip": "10.0.0.1"}), "ip"), (json!({"user": "ada"}), "user"), (json!({"route": "all"}), "route")]
-        {
+        for (subject, policy) in [
+            (json!({"ip": "10.0.0.1"}), "ip"),
+            (json!({"user": "ada"}), "user"),
+            (json!({"route": "all"}), "route"),
+        ] {
             assert_eventually!(
                 used(&gateways[0], &subject, policy) == Some(sent + 1),
-                format!("{algorithm}: {policy} counted {} of {}", used(&gateways[0], &subject, policy).unwrap_or(0), sent + 1)
+                format!(
+                    "{algorithm}: {policy} counted {} of {}",
+                    used(&gateways[0], &subject, policy).unwrap_or(0),
+                    sent + 1
+                )
             );
         }
         assert!(!counters(&cluster).iter().any(|key| is_immortal(&cluster, key)), "{algorithm}");
+    }
+}
+
+#[test]
+fn while_a_slot_moves_new_counters_are_exact_and_who_is_banned_stays_out() {
+    let cluster = Cluster::start();
+    for (round, algorithm) in ALGORITHMS.into_iter().enumerate() {
+        let origin = Origin::start();
+        let text = config(&origin, PATIENT, &three(algorithm, 6));
+        let gateways = [gateway(&text, &cluster.url()), gateway(&text, &cluster.url())];
+        let clients = [gateways[0].client(), gateways[1].client()];
+        let user = subject_on(&cluster, 0, |number| format!("r{round}u{number}"));
+        let slot = slot(user.as_bytes());
+        let ask = |subject: &str, turns: usize| {
+            let token = Token::of(subject).sign();
+            let send =
+                |turn: usize| get_from(&clients[turn % 2], "/x", "10.0.0.1").bearer(&token).send().code();
+            (0..turns).map(send).collect::<Vec<u16>>()
+        };
+        assert_eq!(ask("warm", 2), [200; 2], "{algorithm}");
+        let from = cluster.begin_move(slot, 1);
+        // Its counter does not exist yet, and the slot is neither here nor there.
+        assert_eq!(ask(&user, 4), [200; 4], "{algorithm}");
+        cluster.end_move(slot, from, 1);
+        assert_eq!(ask(&user, 6), [200, 200, 429, 429, 429, 429], "{algorithm}");
+        let ban = format!("ban:user:{{{user}}}");
+        cluster.query::<()>(&ban, redis::cmd("SET").arg(&ban).arg(1).arg("PX").arg(60_000));
+        // Another instance, which has never heard of that user.
+        let late = gateway(&text, &cluster.url());
+        let token = Token::of(&user).sign();
+        let get = || get_from(&late.client(), "/x", "10.0.0.1").bearer(&token).send().code();
+        assert_eq!(get(), 403, "{algorithm}");
+        let from = cluster.begin_move(slot, 2);
+        assert_eq!([get(), get()], [403; 2], "{algorithm}: also while the slot moves");
+        cluster.end_move(slot, from, 2);
+        assert_eq!(get(), 403, "{algorithm}");
+        cluster.move_slot(slot, 0);
+        assert!(!counters(&cluster).iter().any(|key| is_immortal(&cluster, key)), "{algorithm}");
+    }
+}
+
+#[test]
+fn only_failures_count_in_a_cluster() {
+    let cluster = Cluster::start();
+    for algorithm in ALGORITHMS {
+        cluster.flush();
+        let origin = Origin::start();
+        origin.answer(|request| {
+            Reply::text(if request.header("x-password") == Some("right") { 200 } else { 401 }, "")
+        });
+        let rest = three(algorithm, 4).replace("[policies.user]", "[policies.user]\ncount = \"failures\"");
+        let text = config(&origin, PATIENT, &rest);
+        let gateways = [gateway(&text, &cluster.url()), gateway(&text, &cluster.url())];
+        let clients = [gateways[0].client(), gateways[1].client()];
+        let token = Token::of("ada").sign();
+        let guess = |turn: usize, password: &str| {
+            let request = get_from(&clients[turn % 2], "/x", "10.0.0.1").bearer(&token);
+            request.header("x-password", password).send().code()
+        };
+        for turn in 0..10 {
+            assert_eq!(guess(turn, "right"), 200, "{algorithm}");
+        }
+        assert_eq!([guess(0, "x"), guess(1, "x"), guess(0, "right"), guess(1, "x")], [401, 401, 200, 401]);
+        assert_eq!(
+            [guess(1, "right"), guess(0, "x"), guess(0, "right"), guess(1, "right")],
+            [200, 401, 429, 429]
+        );
+        assert_eventually!(
+            used(&gateways[0], &json!({"ip": "10.0.0.1"}), "ip") == Some(16),
+            format!("{algorithm}: the others count whatever the answer")
+        );
     }
 }
 
@@ -261,7 +342,8 @@ fn bodies_are_shared_dropped_and_purged_through_a_cluster() {
         }
     }
     // The epoch of the whole cache never ends.
-    let known = |key: &str| key.starts_with("cache:") || (key.starts_with("cache_tag:") && !key.ends_with(":-epoch"));
+    let known =
+        |key: &str| key.starts_with("cache:") || (key.starts_with("cache_tag:") && !key.ends_with(":-epoch"));
     let immortal: Vec<String> =
         cluster.keys().into_iter().filter(|key| known(key) && is_immortal(&cluster, key)).collect();
     assert_eq!(immortal, Vec::<String>::new());
