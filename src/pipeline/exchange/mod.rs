@@ -447,7 +447,9 @@ async fn send_part(
     }
     if native::suits(asked, asked.at) {
         paths.count(ExchangePath::Native);
-        let values = match reach::pipeline(&link.store, shard, &native::pipeline(asked)).await {
+        let singly = link.store.is_cluster();
+        let values = match reach::pipeline(&link.store, shard, &native::pipeline(asked, singly)).await {
+            Ok(values) if singly => native::gather(asked, values),
             Ok(values) => values,
             Err(cause) => {
                 // It may be counted later, when the window that was known is over: no counter may stay without end.
