@@ -392,7 +392,7 @@ mod tests {
         let plans = Plans::standard().unwrap();
         let mut all = policies();
         let watching = all.remove(1).with_shadow(true);
-        let (checks, decision) = run(&[watching.clone()], 1, plans.anonymous());
+        let (checks, decision) = run(std::slice::from_ref(&watching), 1, plans.anonymous());
         assert!(written(Settings::default(), &checks, &decision).is_empty());
         // Five fit it; the sixth would be refused.
         all.push(watching);

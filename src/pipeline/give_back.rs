@@ -24,11 +24,11 @@ pub struct Provisional {
 }
 
 /// The counts of an admitted request that depend on its answer. `counted` tells which checks counted it at all,
-/// and `in_store` whether they did so in the store.
+/// and `in_store` whether it did so in the store.
 pub(super) fn provisional(
     gateway: &Gateway,
     checks: &Checks,
-    in_store: bool,
+    in_store: impl Fn(usize) -> bool,
     counted: impl Fn(usize) -> bool,
 ) -> Vec<Provisional> {
     let depends = |policy: u16| {
@@ -36,13 +36,13 @@ pub(super) fn provisional(
     };
     let counters = checks.iter().zip(checks.states()).enumerate();
     let open = counters.filter(|(index, (check, _))| depends(check.policy) && counted(*index));
-    open.map(|(_, (check, answer))| Provisional {
+    open.map(|(index, (check, answer))| Provisional {
         policy: check.policy,
         hash: check.hash,
         key: checks.key(check).into(),
         rule: check.rule,
         state: answer.state,
-        in_store,
+        in_store: in_store(index),
     })
     .collect()
 }

@@ -8,6 +8,7 @@ pub mod give_back;
 pub mod head;
 pub mod heartbeat;
 mod invalidate;
+mod limit;
 pub mod outcome;
 pub mod quota;
 pub mod reconcile;

@@ -302,13 +302,13 @@ impl Shared {
         let mut shared = true;
         for check in checks.iter() {
             let key = checks.key(check);
-            let shard = store.shard(key);
+            let home = store.shard(key);
             let done = match change {
-                Change::Reset => store.call(Lane::Decisions, shard, cmd("UNLINK").arg(key)).await.is_ok(),
+                Change::Reset => store.call(Lane::Decisions, home, cmd("UNLINK").arg(key)).await.is_ok(),
                 Change::Grant(requests) => {
                     let mut command = GRANT.command();
                     command.arg(1).arg(key).arg(requests.min(1 << 53)).arg(check.rule.period_ms);
-                    store.eval(Lane::Decisions, shard, &GRANT, &command).await.is_ok()
+                    store.eval(Lane::Decisions, home, &GRANT, &command).await.is_ok()
                 }
             };
             // What another instance knows of this counter holds no more.
