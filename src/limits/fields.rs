@@ -61,7 +61,7 @@ pub fn write(
     write_all(*settings, checks, decision.at(), retry, put);
 }
 
-/// As [`write`], for a request that was refused because too many are in flight: what it would have counted against is
+/// As [`write()`], for a request that was refused because too many are in flight: what it would have counted against is
 /// not known.
 pub fn write_busy(settings: &Settings, checks: &Checks, put: impl FnMut(HeaderName, HeaderValue)) {
     write_all(*settings, checks, checks.at(), Some(BUSY_RETRY_AFTER), put);

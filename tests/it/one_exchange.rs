@@ -8,7 +8,7 @@ use crate::support::client::Client;
 use crate::support::concurrently;
 use crate::support::gateway::Gateway;
 use crate::support::origin::{Origin, Reply};
-use crate::support::redis::Redis;
+use crate::support::redis::{Executed, Redis};
 use crate::support::relay::Relay;
 use crate::support::token::Token;
 
@@ -134,7 +134,7 @@ fn a_steady_request_with_all_its_questions_is_one_exchange_of_plain_commands() {
         let tags = asked.iter().filter(|word| word.starts_with("cache_tag:")).count();
         assert_eq!(tags > 2, is_cached, "{asked:?}");
         assert_eq!(monitor.requests().len(), 50);
-        assert!(!monitor.commands().iter().any(|executed| executed.is_by_script()));
+        assert!(!monitor.commands().iter().any(Executed::is_by_script));
     }
 }
 
