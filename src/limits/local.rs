@@ -363,13 +363,13 @@ impl Local {
         let Some(shard) = self.shards.get(shard_of(check.hash)) else { return };
         let mut shard = shard.lock();
         if let Some(mut log) = shard.take_log(check.hash) {
-            log.drop_newest(requests);
+            log.drop_newest(requests.saturating_mul(check.rule.cost));
             if let Some(entry) = shard.find(check.hash) {
                 entry.state = log.state(&check.rule);
                 shard.put_log(check.hash, log);
             }
         } else if let Some(entry) = shard.find(check.hash) {
-            entry.state = check.rule.relieve(entry.state, requests);
+            entry.state = check.rule.relieve(entry.state, requests.saturating_mul(check.rule.cost));
         }
     }
 

@@ -26,6 +26,19 @@ pub struct Parts<'a> {
     pub body: Option<&'a Body>,
 }
 
+impl Parts<'_> {
+    /// Whether the request says something that counts as a subject of its own for `part`, a header, cookie or body
+    /// part.
+    pub fn tells(&self, part: &KeyPart) -> bool {
+        match part {
+            KeyPart::Header(name) => self.headers.is_some_and(|headers| header(headers, name).is_some()),
+            KeyPart::Cookie(name) => self.headers.is_some_and(|headers| cookie(headers, name).is_some()),
+            KeyPart::Body(path) => self.body.is_some_and(|body| body.value(path).is_some()),
+            _ => false,
+        }
+    }
+}
+
 /// Everything a policy may count by, for one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller<'a> {

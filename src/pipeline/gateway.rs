@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::exchange::Exchange;
 use super::head::HeadLimits;
 use super::outcome::Outcomes;
+use super::quota::Reads;
 use crate::cache::Cache;
 use crate::client_addr;
 use crate::clock::{Clock, UnixMillis};
@@ -64,7 +65,7 @@ pub struct Gateway {
     /// Where a client reads what is left of its limits; `None`: nowhere.
     pub quota_path: Option<Box<str>>,
     /// How often an address may read that.
-    pub quota_reads: Policy,
+    pub quota_reads: Reads,
     /// Which limit fields are sent.
     pub fields: limits::fields::Settings,
     /// Every upstream, for status and name resolution.
