@@ -472,9 +472,10 @@ impl Policy {
         self.failures.is_some()
     }
 
-    /// Whether a request that was answered with `status` (`None`: never answered) stays counted.
+    /// Whether a request that was answered with `status` stays counted; it does where nobody knows (`None`), since
+    /// whoever hangs up early would otherwise guess for nothing.
     pub fn keeps(&self, status: Option<u16>) -> bool {
-        let failure = |statuses: &[u16]| status.is_some_and(|status| statuses.contains(&status));
+        let failure = |statuses: &[u16]| status.is_none_or(|status| statuses.contains(&status));
         self.failures.as_deref().is_none_or(failure)
     }
 

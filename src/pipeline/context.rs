@@ -94,7 +94,7 @@ pub struct Context {
     pub asked_at: Option<Instant>,
     /// Microseconds until the upstream's answer began.
     pub upstream_micros: Option<u64>,
-    /// Body bytes received so far.
+    /// Body bytes that went to the member in use so far.
     pub body_bytes: u64,
     /// What the cache did, for the log.
     pub cache_outcome: Option<crate::metrics::CacheOutcome>,

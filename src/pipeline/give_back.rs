@@ -47,7 +47,8 @@ pub(super) fn provisional(
     .collect()
 }
 
-/// Gives back what does not stand now that the request was answered with `status`; `None`: it never was.
+/// Gives back what does not stand now that the request was answered with `status`. `None`: the client broke off
+/// before anybody knew what the answer would be, and everything stands.
 pub async fn settle_counts(gateway: &Gateway, provisional: Vec<Provisional>, status: Option<u16>) {
     let stands = |count: &Provisional| {
         gateway.policies.get(usize::from(count.policy)).is_none_or(|policy| policy.keeps(status))

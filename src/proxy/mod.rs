@@ -102,10 +102,11 @@ impl Exchange {
         declared.chain(admitted.overwrites.clone()).collect()
     }
 
-    /// What must have happened before the client may see an answer to its request.
-    async fn settle(&mut self, method: &Method, status: Option<StatusCode>) {
+    /// What must have happened before the client may see an answer to its request. `status` is the upstream's, and
+    /// `judged` the one that counts of failures go by; `None` where nobody knows.
+    async fn settle(&mut self, method: &Method, status: Option<StatusCode>, judged: Option<StatusCode>) {
         let provisional = std::mem::take(&mut self.context.provisional);
-        let counted = settle_counts(&self.gateway, provisional, status.map(|status| status.as_u16()));
+        let counted = settle_counts(&self.gateway, provisional, judged.map(|status| status.as_u16()));
         let shared = &self.gateway.shared;
         let tags = if write_invalidates(method, status) { self.changed_tags() } else { Vec::new() };
         let invalidated = async {
@@ -367,6 +368,8 @@ impl ProxyHttp for Proxy {
         request: &mut RequestHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
+        // Another attempt sends the body from its beginning.
+        exchange.context.body_bytes = 0;
         let now = exchange.gateway.shared.clock.now();
         if let Some(transaction) = exchange.transaction() {
             transaction.sent_upstream(now);
@@ -430,7 +433,8 @@ impl ProxyHttp for Proxy {
         if let Some(transaction) = exchange.transaction() {
             transaction.upstream_responded(response);
         }
-        exchange.settle(&session.req_header().method.clone(), Some(response.status)).await;
+        let status = Some(response.status);
+        exchange.settle(&session.req_header().method.clone(), status, status).await;
         Ok(())
     }
 
@@ -512,8 +516,11 @@ impl ProxyHttp for Proxy {
     ) -> FailToProxy {
         // The write may have happened although its answer was lost.
         let method = session.req_header().method.clone();
-        exchange.settle(&method, None).await;
-        let Some(refusal) = failure::refusal(error) else {
+        let refusal = failure::refusal(error);
+        // A client that breaks off has asked all the same.
+        let ours = refusal.as_ref().map(Refusal::status).filter(StatusCode::is_server_error);
+        exchange.settle(&method, None, ours).await;
+        let Some(refusal) = refusal else {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
         let code = refusal.status().as_u16();
@@ -547,7 +554,7 @@ impl ProxyHttp for Proxy {
         let bytes = session.body_bytes_sent() as u64;
         // The upstream was never asked: a stored response, or a reply of the gateway's own.
         let provisional = std::mem::take(&mut exchange.context.provisional);
-        settle_counts(&exchange.gateway, provisional, Some(status)).await;
+        settle_counts(&exchange.gateway, provisional, (status > 0).then_some(status)).await;
         let request = session.req_header();
         let sent = outcome::Sent {
             method: &request.method,

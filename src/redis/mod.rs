@@ -518,7 +518,7 @@ fn value_of(value: Value) -> Result<Value, Unavailable> {
 /// Awaits `work` until then. A worker that is busy itself finds the answer and the end of the wait in the same
 /// moment, and may see the end first: the answer gets another chance, so that load here is not taken for a
 /// slow store.
-async fn within<T>(until: tokio::time::Instant, work: impl Future<Output = T>) -> Result<T, Late> {
+pub(crate) async fn within<T>(until: tokio::time::Instant, work: impl Future<Output = T>) -> Result<T, Late> {
     let mut work = std::pin::pin!(work);
     if let Ok(done) = tokio::time::timeout_at(until, work.as_mut()).await {
         return Ok(done);
@@ -534,7 +534,7 @@ async fn within<T>(until: tokio::time::Instant, work: impl Future<Output = T>) -
 }
 
 /// The end of the wait came first.
-struct Late;
+pub(crate) struct Late;
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

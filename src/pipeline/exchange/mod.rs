@@ -21,7 +21,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::join_all;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::Instant;
 
 use self::combine::{Carrier, Combiner, Held};
 use self::lease::Leases;
@@ -34,7 +34,7 @@ use crate::identity::Identity;
 use crate::limits::batch::{BatchReply, Counter, Item, ItemReply};
 use crate::limits::{Checks, Decision, Violated, gate};
 use crate::metrics::{ExchangeMetrics, ExchangePath};
-use crate::redis::{Script, Shard, Store};
+use crate::redis::{Script, Shard, Store, within};
 
 /// The script that decides.
 pub static GATE: LazyLock<Script> = LazyLock::new(|| Script::new(gate::GATE));
@@ -330,7 +330,7 @@ async fn one(link: &Link, asked: &Asked<'_>, hashes: &[u64]) -> Option<Told> {
         return alone(&reply?);
     }
     link.exchange.metrics.coalesced.inc();
-    let told = timeout(deadline(link), waits?).await.ok()?.ok()??;
+    let told = within(Instant::now() + deadline(link), waits?).await.ok()?.ok()??;
     Some(Told { waited: true, ..told })
 }
 
@@ -433,7 +433,7 @@ async fn send_part(link: &Link, shard: Shard, asked: &Asked<'_>, until: Instant)
         }
         // The script mends what another program has written there, in what is left of the time.
         paths.count(ExchangePath::Script);
-        return timeout_at(until, reach::batch(link, shard, &asked.batch)).await.ok()?;
+        return within(until, reach::batch(link, shard, &asked.batch)).await.ok()?;
     }
     paths.count(ExchangePath::Script);
     // The store keeps the deadline itself, and notes when it passes.
@@ -459,7 +459,7 @@ async fn learn_end(
     };
     let mut end = asked.at.0.saturating_add(counter.rule.period_ms);
     let pipeline = native::end(counter.key, end);
-    match timeout_at(until, reach::pipeline(&link.store, shard, &pipeline)).await {
+    match within(until, reach::pipeline(&link.store, shard, &pipeline)).await {
         Ok(Ok(values)) => {
             if let Some(redis::Value::Int(told)) = values.get(1)
                 && let Ok(told @ 1..) = u64::try_from(*told)
