@@ -192,6 +192,16 @@ fn check(reader: &Reader<'_>, known: &Known<'_>, route: &Route) {
     }
     for (index, name) in route.limits.iter().enumerate() {
         if let Some(policy) = known.policy(name) {
+            if route.auth == Auth::Required
+                && policy.applies_to == AppliesTo::Anonymous
+                && !reader.reported("auth")
+            {
+                let message = format!(
+                    "{name:?} is for anonymous callers and this route admits none; accepted: auth = \"none\" or \
+                     \"optional\", or a policy that applies to all"
+                );
+                reader.refuse_item("limits", index, message);
+            }
             affordable(reader, known, route, index, policy);
         }
     }
