@@ -221,6 +221,12 @@ fn affordable(reader: &Reader<'_>, known: &Known<'_>, route: &Route, index: usiz
     let cost = u64::from(policy.cost) * u64::from(route.cost);
     let least = |windows: &[Window]| windows.iter().map(|window| window.limit).min().unwrap_or(u64::MAX);
     let name = &policy.name;
+    if policy.candidate.as_deref().is_some_and(|windows| least(windows) < cost) {
+        reader.warn(
+            "cost",
+            format!("a request costs {cost}, more than a window of the candidate of {name:?} holds: it would refuse all"),
+        );
+    }
     let (most, of) = match &policy.quota {
         Quota::Windows(windows) => (least(windows), format!("{name:?}")),
         Quota::Plan => {
