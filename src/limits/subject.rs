@@ -171,8 +171,18 @@ fn write_digest(value: Option<&[u8]>, otherwise: &[u8], out: &mut Vec<u8>) -> bo
     true
 }
 
+/// Upstreams that read fields as variables (CGI, WSGI) take `x_key` for `x-key`: beside it, it is a repetition.
 fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a [u8]> {
-    only(headers.get_all(name).iter().map(|value| value.as_bytes().trim_ascii()))
+    let wanted = name.as_str().as_bytes();
+    let plain = |byte: u8| if byte.is_ascii_alphanumeric() { byte } else { b'_' };
+    let alike = |found: &HeaderName| {
+        let found = found.as_str().as_bytes();
+        found.len() == wanted.len()
+            && found.iter().zip(wanted).all(|(one, other)| plain(*one) == plain(*other))
+    };
+    let value = headers.get(name)?;
+    let values = headers.iter().filter(|(found, _)| alike(found)).count();
+    only(std::iter::repeat_n(value.as_bytes().trim_ascii(), values))
 }
 
 /// HTTP/2 may send each cookie in a line of its own (RFC 9113 section 8.2.3).
@@ -342,6 +352,9 @@ mod tests {
             &[][..],
             &[("x-key", "")],
             &[("x-key", "a"), ("x-key", "b")],
+            &[("x-key", "a"), ("x_key", "b")],
+            &[("x_key", "b"), ("x-key", "a")],
+            &[("x_key", "b")],
             &[("x-key", &long)],
             &[("x-ke", "a")],
         ] {

@@ -131,7 +131,7 @@ fn judge(
 
     // Which route?
     let path = normalise::normalise(head.path, gateway.path_options)?;
-    if gateway.quota_path.as_deref() == Some(&*path) {
+    if gateway.quota_path.as_deref().is_some_and(|quota| gateway.table.options().same(quota, &path)) {
         return quota::ask(gateway, input, &head, client, context).map(Judgement::Quota);
     }
     let (route, params) = match gateway.table.find(&head.host, input.method, &path) {

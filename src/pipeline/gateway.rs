@@ -18,7 +18,7 @@ use crate::limits::local::Outage;
 use crate::limits::{self, Checks, Decision, InFlight, KeySpace, Local, Plans, Policy, UserLimits};
 use crate::logging::AccessLog;
 use crate::metrics::{Metrics, PolicyMetrics, RouteMetrics};
-use crate::redis::{Script, Store};
+use crate::redis::Store;
 use crate::route::table::Table;
 use crate::route::{Route, normalise};
 use crate::upstream::{Upstream, forward};
@@ -97,8 +97,6 @@ pub struct Shared {
     pub access_log: AccessLog,
     /// The store of all instances; `None`: memory only.
     pub store: Option<Arc<Store>>,
-    /// The script that decides in the store.
-    pub gate: &'static Script,
     /// Questions to the store that are under way.
     pub exchange: Arc<Exchange>,
     /// Counters of this instance.

@@ -38,11 +38,14 @@ pub(super) struct Limiting<'a> {
     pub(super) now: UnixMillis,
 }
 
+/// A place among the requests in flight, and the policy that gave it.
+type Entered = (u16, Permit);
+
 /// What the request has to pass, and what it holds meanwhile.
 struct Gathered {
     checks: Checks,
     /// Given back when dropped, and so wherever the request is refused.
-    permits: Vec<Permit>,
+    permits: Vec<Entered>,
     /// The caller's plan where the store says that it differs from the configured one.
     adjusted: Option<Plan>,
 }
@@ -204,7 +207,7 @@ impl Limiting<'_> {
         decision: &Decision,
         source: LimitSource,
         blind: Violated,
-        permits: Vec<Permit>,
+        permits: Vec<Entered>,
         context: &mut Context,
     ) {
         let gateway = self.gateway;
@@ -217,7 +220,10 @@ impl Limiting<'_> {
             count(gateway, checks, LimitOutcome::AllowedBlind, source, unseen);
         }
         count_shadow(gateway, checks, source);
-        context.permits = permits;
+        for (policy, _) in &permits {
+            count_policy(gateway, *policy, LimitOutcome::Admitted, LimitSource::Memory);
+        }
+        context.permits = permits.into_iter().map(|(_, permit)| permit).collect();
         let limited = !checks.is_empty() || !context.permits.is_empty();
         context.limit = limited.then_some(LimitOutcome::Admitted.as_str());
         fields::write(&gateway.fields, checks, decision, |name, value| context.quota.push((name, value)));
@@ -275,29 +281,24 @@ fn enter(
     route: &Route,
     caller: &Caller<'_>,
     checks: &mut Checks,
-    permits: &mut Vec<Permit>,
+    permits: &mut Vec<Entered>,
     context: &mut Context,
 ) -> Result<(), Refusal> {
     for (index, policy) in in_turn(gateway, route, caller) {
         let Some(limit) = policy.concurrency() else { continue };
         let Some(subject) = checks.subject(&gateway.shared.keys, policy, caller) else { continue };
         let entered = gateway.shared.in_flight.enter(subject, limit.most());
-        let outcome = match (&entered, policy.shadow()) {
-            (Some(_), _) => LimitOutcome::Admitted,
-            (None, true) => LimitOutcome::Shadow,
-            (None, false) => LimitOutcome::Refused,
-        };
-        if let Some(metrics) = gateway.policy_metrics.get(usize::from(index)) {
-            metrics.decisions.count(outcome, LimitSource::Memory);
-        }
         if !policy.shadow() {
             let left = entered.as_ref().map_or(0, |(_, left)| *left);
             checks.note_in_flight(policy, limit.most(), left);
         }
         match entered {
-            Some((permit, _)) => permits.push(permit),
-            None if policy.shadow() => {}
+            Some((permit, _)) => permits.push((index, permit)),
+            None if policy.shadow() => {
+                count_policy(gateway, index, LimitOutcome::Shadow, LimitSource::Memory)
+            }
             None => {
+                count_policy(gateway, index, LimitOutcome::Refused, LimitSource::Memory);
                 context.limit = Some(LimitOutcome::Refused.as_str());
                 fields::write_busy(&gateway.fields, checks, |name, value| context.quota.push((name, value)));
                 let violated = vec![policy.name().into()];
@@ -361,11 +362,14 @@ fn count(
         // Once per policy, at its first window.
         let repeated =
             index > 0 && checks.get(index - 1).is_some_and(|previous| previous.policy == check.policy);
-        if concerned(index)
-            && !(repeated && concerned(index - 1))
-            && let Some(metrics) = gateway.policy_metrics.get(usize::from(check.policy))
-        {
-            metrics.decisions.count(outcome, source);
+        if concerned(index) && !(repeated && concerned(index - 1)) {
+            count_policy(gateway, check.policy, outcome, source);
         }
+    }
+}
+
+fn count_policy(gateway: &Gateway, policy: u16, outcome: LimitOutcome, source: LimitSource) {
+    if let Some(metrics) = gateway.policy_metrics.get(usize::from(policy)) {
+        metrics.decisions.count(outcome, source);
     }
 }

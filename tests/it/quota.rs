@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::setup::{PATIENT, config, counter, pair};
+use crate::setup::{PATIENT, config, counter, gateway, pair};
 use crate::support::client::Response;
 use crate::support::gateway::{ADMIN_TOKEN, Gateway};
 use crate::support::holds_eventually;
@@ -257,4 +257,26 @@ fn limits_that_only_watch_are_for_operators_and_reading_has_counters_of_its_own(
         assert_eq!(left(&read, "quota-candidate", "minute"), Some(0), "{read}");
         assert_eq!([get(), get(), get()], [200, 200, 429]);
     }
+}
+
+#[test]
+fn a_quota_is_read_under_every_spelling_that_routes_take() {
+    let origin = Origin::start();
+    let text = |server: &str| {
+        let text = config(&origin, PATIENT, &limits("fixed-window"));
+        assert!(text.contains("[server]"));
+        text.replace("[server]", &format!("[server]\n{server}"))
+    };
+    let told = |gateway: &Gateway, path: &str| {
+        let reply = gateway.client().get(path).send();
+        reply.code() == 200 && reply.header("content-type") == Some("application/json")
+    };
+    let lenient = gateway(&text("case_insensitive_paths = true\nignore_trailing_slash = true"), "");
+    for path in ["/_tollgate/quota", "/_Tollgate/QUOTA", "/_tollgate/quota/"] {
+        assert!(told(&lenient, path), "{path}");
+    }
+    assert_eq!(origin.hits(), 0);
+    let strict = gateway(&text(""), "");
+    assert_eq!(strict.client().get("/_Tollgate/quota").send().code(), 200);
+    assert_eq!(origin.hits(), 1, "it is the route's");
 }

@@ -196,7 +196,7 @@ fn the_largest_limit_admits() {
             assert!((0..3).all(|_| store.decide(&mut checks).is_admitted()));
             assert_eq!(checks.states()[0].limit, u64::MAX);
             let most =
-                if algorithm == Algorithm::SlidingLog { super::algorithm::log::MAX_LOG } else { 1 << 30 };
+                if algorithm == Algorithm::SlidingLog { super::policy::MAX_LOG_LIMIT } else { 1 << 30 };
             assert!(checks.states()[0].remaining >= most - 3);
         });
     }

@@ -26,7 +26,8 @@ use tokio::time::Instant;
 use self::combine::{Carrier, Combiner, Held};
 use self::lease::Leases;
 use self::parts::Part;
-use self::question::{Asked, Merged, Owed, Question, Reply, Told, UNKNOWN};
+pub(super) use self::question::Owed;
+use self::question::{Asked, Merged, Question, Reply, Told, UNKNOWN};
 use super::gateway::Shared;
 use crate::cache::generations::Generations;
 use crate::cache::tag::Tags;
@@ -34,13 +35,13 @@ use crate::clock::UnixMillis;
 use crate::identity::Identity;
 use crate::limits::batch::{BatchReply, Counter, Item, ItemReply};
 use crate::limits::{Checks, Decision, Violated, gate};
-use crate::metrics::{ExchangeMetrics, ExchangePath};
+use crate::metrics::{ExchangeMetrics, ExchangePath, RefundResult};
 use crate::redis::{Script, Shard, Store, Unavailable, within};
 
 /// The script that decides.
 pub static GATE: LazyLock<Script> = LazyLock::new(|| Script::new(gate::GATE));
 /// The script that takes counts back.
-static REFUND: LazyLock<Script> = LazyLock::new(|| Script::new(gate::REFUND));
+pub static REFUND: LazyLock<Script> = LazyLock::new(|| Script::new(gate::REFUND));
 
 /// Positions of the guards in the question.
 const BLACKLIST: usize = 0;
@@ -52,8 +53,6 @@ pub struct Exchange {
     combiner: Combiner<Question>,
     coalesce: bool,
     leases: Leases,
-    gate: &'static Script,
-    refund: &'static Script,
     /// Tasks in the background.
     tasks: AtomicUsize,
     metrics: ExchangeMetrics,
@@ -67,8 +66,6 @@ impl Exchange {
             combiner: Combiner::new(),
             coalesce,
             leases: Leases::new(),
-            gate: &GATE,
-            refund: &REFUND,
             tasks: AtomicUsize::new(0),
             metrics,
         }
@@ -158,6 +155,24 @@ pub(super) async fn ask(
     let generations =
         told.tags.map(|values| values.into_iter().skip(usize::from(session.is_some())).collect());
     Some(Answer::Judged { decision, generations, away })
+}
+
+/// Takes `owed` back at once, in one call per shard, each within the deadline. What the store does not learn stays
+/// counted until its counter ends.
+pub(super) async fn refund(store: &Arc<Store>, shared: &Shared, owed: Vec<Owed>) {
+    let link = Link { store: Arc::clone(store), exchange: Arc::clone(&shared.exchange) };
+    let parts = reach::by_shard(store, owed, |owed| &owed.key);
+    join_all(parts.iter().map(async |(shard, owed)| {
+        let result = match reach::refund(&link, *shard, owed).await {
+            Ok(()) => RefundResult::Done,
+            Err(cause) => {
+                tracing::debug!(%cause, "what was counted in vain stays counted");
+                RefundResult::Lost
+            }
+        };
+        link.exchange.metrics.refunded(result, owed.len());
+    }))
+    .await;
 }
 
 /// A check passed by a lease, and its state.
