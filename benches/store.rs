@@ -29,8 +29,9 @@ impl Redis {
     fn start() -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let arguments = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"];
-        let child = Command::new("redis-server").args(arguments).arg(port.to_string());
-        let child = { child }.stdout(Stdio::null()).spawn().expect("redis-server must be installed");
+        let mut command = Command::new("redis-server");
+        let command = command.args(arguments).arg(port.to_string()).stdout(Stdio::null());
+        let child = command.spawn().expect("redis-server must be installed");
         Self { child, port }
     }
 
@@ -156,7 +157,7 @@ fn median(values: &mut [f64]) -> f64 {
 async fn main() {
     let server = Redis::start();
     let mut connection = server.connect().await;
-    let sha: String = cmd("SCRIPT").arg("LOAD").arg(gate::SCRIPT).query_async(&mut connection).await.unwrap();
+    let sha: String = cmd("SCRIPT").arg("LOAD").arg(gate::GATE).query_async(&mut connection).await.unwrap();
     // A window that is known to be open, as it is for every request of a caller but the first.
     let far = 4_000_000_000_000;
     let mut cases = [
