@@ -25,6 +25,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use self::combine::{Carrier, Combiner, Held};
 use self::lease::Leases;
+pub use self::native::pipeline as native_pipeline;
 use self::question::{Asked, Merged, Owed, Question, Reply, Told, UNKNOWN};
 use super::gateway::Shared;
 use crate::cache::generations::Generations;
@@ -40,6 +41,9 @@ use crate::redis::{Script, Shard, Store};
 pub static GATE: LazyLock<Script> = LazyLock::new(|| Script::new(gate::GATE));
 /// The script that takes counts back.
 static REFUND: LazyLock<Script> = LazyLock::new(|| Script::new(gate::REFUND));
+
+/// How often a shared call gives way to what is ready to run before its keys are free for the next.
+const SETTLING: usize = 16;
 
 /// Positions of the guards in the question.
 const BLACKLIST: usize = 0;
@@ -348,8 +352,12 @@ impl Carrier for Link {
         runtime.spawn(async move {
             link.exchange.metrics.merged.inc();
             let reply = call(&link, &Merged::of(&waiters).asked).await;
-            drop(held);
             background::refund(&link, question::tell_all(waiters, reply.as_ref()));
+            // Where many share, what is ready to ask goes with the next call; an idle worker comes back at once.
+            for _ in 0..SETTLING {
+                tokio::task::yield_now().await;
+            }
+            drop(held);
         });
     }
 }
@@ -412,13 +420,13 @@ async fn send_part(link: &Link, shard: Shard, asked: &Asked<'_>, until: Instant)
     let paths = &link.exchange.metrics.paths;
     if !asked.has_counters() {
         paths.count(ExchangePath::Read);
-        let command = native::read(asked)?;
+        let command = native::read(&asked.batch)?;
         let values = reach::call(&link.store, shard, &command).await.ok()?;
         return native::judge(asked, vec![values]).reply;
     }
     if native::suits(asked, asked.at) {
         paths.count(ExchangePath::Native);
-        let Ok(values) = reach::pipeline(&link.store, shard, &native::pipeline(asked)).await else {
+        let Ok(values) = reach::pipeline(&link.store, shard, &native::pipeline(&asked.batch)).await else {
             // It may be counted later, when the window that was known is over: no counter may stay without end.
             background::end(link, ends(asked));
             return None;

@@ -85,8 +85,7 @@ if q[2] then
         break
       end
       if window > 0 then
-        local ends = 0
-        if count ~= amount then ends = call('PEXPIRETIME', key) + 1 end
+        local ends = call('PEXPIRETIME', key) + 1
         if ends < 1 then
           if now == 0 then
             local time = call('TIME')
@@ -94,6 +93,7 @@ if q[2] then
           end
           ends = now + window
           call('PEXPIREAT', key, window > 1 and ends - 1 or ends)
+          if count == amount then q[a] = -1 end
         end
         r = r + 1
         value[r] = ends
@@ -107,7 +107,13 @@ if q[2] then
     r = read + 1
     for taken = 6, a - 2, 2 do
       read = read + 1
-      if value[r] == -amount then call('DEL', KEYS[read]) else call('INCRBY', KEYS[read], amount) end
+      local key = KEYS[read]
+      -- One made here goes; one that others have taken back to 0 goes on to its end.
+      if value[r] == -amount and (q[taken] < 0 or call('PEXPIRETIME', key) < 0) then
+        call('DEL', key)
+      else
+        call('INCRBY', key, amount)
+      end
       r = r + (q[taken + 1] > 0 and 2 or 1)
     end
   else
@@ -157,7 +163,7 @@ if q[2] then
       for i = read + 1, #KEYS do
         local key, kind = KEYS[i], q[a]
         if kind > 1 then
-          call('PSETEX', key, q[a + 3], value[i])
+          call('SET', key, value[i], 'PX', q[a + 3])
         else
           local ends = 0
           call('INCRBY', key, q[a + 2])
