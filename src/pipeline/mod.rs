@@ -20,7 +20,7 @@ mod user_limits;
 
 pub use self::admit::{CacheUse, Origin, Request, admit, find_param};
 pub use self::context::{Admission, Admitted, Context};
-pub use self::exchange::{Exchange, GATE, REFUND};
+pub use self::exchange::{Exchange, GATE, REFUND, native_pipeline};
 pub use self::gateway::{Gateway, Shared, Timeouts};
 pub use self::recovery::Recoverer;
 pub use self::refusal::{Limited, Refusal};

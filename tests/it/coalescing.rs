@@ -27,6 +27,11 @@ fn calls(redis: &Redis, command: &str) -> u64 {
     line.and_then(|rest| rest.split(',').next()).map_or(0, |calls| calls.parse().unwrap())
 }
 
+/// Commands that ask for counts.
+fn asked(redis: &Redis) -> u64 {
+    ["evalsha", "incr", "incrby"].map(|command| calls(redis, command)).iter().sum()
+}
+
 struct Crowd {
     codes: Vec<u16>,
     questions: f64,
@@ -46,14 +51,10 @@ fn crowd(
     // What connecting and the first script cost is not what is measured.
     assert_eq!(gateway.client().get("/other").send().code(), 200);
     relay.delay(delay);
-    let before = (questions(&gateway), calls(&redis, "evalsha") + calls(&redis, "incrby"));
+    let before = (questions(&gateway), asked(&redis));
     let codes = concurrently(CLIENTS, |number| request(&gateway, number)).concat();
     assert_eq!(codes.len(), CLIENTS * requests);
-    Crowd {
-        codes,
-        questions: questions(&gateway) - before.0,
-        calls: calls(&redis, "evalsha") + calls(&redis, "incrby") - before.1,
-    }
+    Crowd { codes, questions: questions(&gateway) - before.0, calls: asked(&redis) - before.1 }
 }
 
 const OTHER: &str = r#"

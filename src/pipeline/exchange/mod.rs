@@ -25,6 +25,7 @@ use tokio::time::Instant;
 
 use self::combine::{Carrier, Combiner, Held};
 use self::lease::Leases;
+pub use self::native::pipeline as native_pipeline;
 use self::parts::Part;
 pub(super) use self::question::Owed;
 use self::question::{Asked, Merged, Question, Reply, Told, UNKNOWN};
@@ -42,6 +43,9 @@ use crate::redis::{Script, Shard, Store, Unavailable, within};
 pub static GATE: LazyLock<Script> = LazyLock::new(|| Script::new(gate::GATE));
 /// The script that takes counts back.
 pub static REFUND: LazyLock<Script> = LazyLock::new(|| Script::new(gate::REFUND));
+
+/// How often a shared call gives way to what is ready to run before its keys are free for the next.
+const SETTLING: usize = 16;
 
 /// Positions of the guards in the question.
 const BLACKLIST: usize = 0;
@@ -364,8 +368,12 @@ impl Carrier for Link {
         runtime.spawn(async move {
             link.exchange.metrics.merged.inc();
             let reply = call(&link, &Merged::of(&waiters).asked).await;
-            drop(held);
             background::refund(&link, question::tell_all(waiters, reply.as_ref()));
+            // Where many share, what is ready to ask goes with the next call; an idle worker comes back at once.
+            for _ in 0..SETTLING {
+                tokio::task::yield_now().await;
+            }
+            drop(held);
         });
     }
 }
@@ -456,13 +464,13 @@ async fn send_part(
     let paths = &link.exchange.metrics.paths;
     if !asked.has_counters() {
         paths.count(ExchangePath::Read);
-        let Some(command) = native::read(asked) else { return Err(Unavailable::Rejected) };
+        let Some(command) = native::read(&asked.batch) else { return Err(Unavailable::Rejected) };
         let values = reach::call(&link.store, shard, &command).await?;
         return native::judge(asked, vec![values]).reply.ok_or(Unavailable::Rejected);
     }
     if native::suits(asked, asked.at) {
         paths.count(ExchangePath::Native);
-        let values = match reach::pipeline(&link.store, shard, &native::pipeline(asked)).await {
+        let values = match reach::pipeline(&link.store, shard, &native::pipeline(&asked.batch)).await {
             Ok(values) => values,
             Err(cause) => {
                 // It may be counted later, when the window that was known is over: no counter may stay without end.
