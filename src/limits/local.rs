@@ -98,7 +98,8 @@ impl Local {
     /// is known written into `checks`, and the request must be decided by the store (or here, by [`Self::decide_without_store`]).
     ///
     /// Exact: a counter that was over its limit admits nothing before the time this table computes from the
-    /// state the store reported, whatever others do meanwhile. A request with a penalising policy, or with a
+    /// state the store reported, whatever others do meanwhile. What a sliding log reported to a request of one cost
+    /// under one limit refuses only such requests. A request with a penalising policy, or with a
     /// cool-down that has yet to trip, is always passed on, since the store must hear of it; attempts on a tripped one
     /// as often as it takes to be off by at most a quarter of the quiet time. Policies that only
     /// watch refuse nobody.
@@ -118,7 +119,8 @@ impl Local {
                     check.known_end = entry.state.anchor;
                 }
                 // Somebody may have reset the counter since: then the store is asked again.
-                if at.0.saturating_sub(entry.learned) <= self.refusal_life_ms {
+                if entry.speaks_to(&check.rule)
+                    && at.0.saturating_sub(entry.learned) <= self.refusal_life_ms {
                     answer.state = check.rule.roll(entry.state, at);
                 }
             }
@@ -493,6 +495,6 @@ fn entry(check: &Check, rule: Rule, answer: &CounterState, at: UnixMillis, remot
     } else {
         u8::MAX
     };
-    let (expires, learned) = (answer.reset_at.0, at.0);
-    Entry { hash: check.hash, state: answer.state, expires, learned, share, remote }
+    let (expires, learned, asked) = (answer.reset_at.0, at.0, table::fingerprint(&rule));
+    Entry { hash: check.hash, state: answer.state, expires, learned, share, asked, remote }
 }

@@ -232,6 +232,25 @@ fn what_is_known_to_be_over_refuses_here_unless_it_only_watches_or_must_hear_of_
     }
 }
 
+#[test]
+fn what_a_log_reported_to_one_cost_and_limit_refuses_only_such_requests() {
+    let strict = policy("log", Algorithm::SlidingLog, 5, 60_000);
+    let (dear, cheap) = (strict.clone().with_cost(4).unwrap(), strict);
+    let wider = policy("log", Algorithm::SlidingLog, 50, 60_000).with_cost(4).unwrap();
+    let space = KeySpace::default();
+    let asked = |policy: &Policy| checks_of(&space, &[policy], "192.0.2.1");
+    let full = State { anchor: NOW.0 + 30_000, used: 5, before: NOW.0 + 50_000 };
+    let local = Local::new(Settings::default());
+    learn(&local, &mut asked(&dear), full);
+    assert!(local.refused(&mut asked(&dear), after(1)).is_some());
+    for other in [&cheap, &wider] {
+        assert!(local.refused(&mut asked(other), after(1)).is_none(), "the store is asked");
+    }
+    learn(&local, &mut asked(&cheap), full);
+    assert!(local.refused(&mut asked(&cheap), after(1)).is_some());
+    assert!(local.refused(&mut asked(&dear), after(1)).is_none());
+}
+
 struct CoolDownOf(u64);
 
 impl CoolDownOf {
