@@ -468,10 +468,19 @@ fn a_counter_that_somebody_else_took_something_off_is_no_longer_full() {
         assert_eq!(checks.states()[0].state.used, 3, "a reply that was overtaken");
         learn(&local, &mut checks, counted(5));
         assert!(local.refused(&mut checks, NOW).is_some());
-        // The reply to a request that was counted after a refund.
         learn(&local, &mut checks, counted(4));
-        assert!(local.refused(&mut checks, after(1)).is_none(), "{algorithm:?}");
-        local.look(&mut checks, after(1));
+        assert!(
+            local.refused(&mut checks, NOW).is_some(),
+            "of the same moment: which came later is not known"
+        );
+        // The reply to a request that was counted after a refund.
+        for (_, answer) in checks.pairs() {
+            answer.state = counted(4);
+        }
+        checks.conclude(Violated::default(), after(20));
+        local.observe(&checks, Some(after(20)), after(20));
+        assert!(local.refused(&mut checks, after(21)).is_none(), "{algorithm:?}");
+        local.look(&mut checks, after(21));
         assert_eq!(checks.states()[0].remaining, 1);
     }
 }
