@@ -18,7 +18,8 @@ use tollgate::clock::UnixMillis;
 use tollgate::identity::mint::{MintKey, MintRequest, mint};
 use tollgate::identity::verifier::Settings as VerifierSettings;
 use tollgate::identity::{Algorithm, Issuer, Key, KeySet, Sources, Verifier, credentials};
-use tollgate::limits::gate::{self, Question};
+use tollgate::limits::batch::{Batch, Counter, Item};
+use tollgate::limits::gate;
 use tollgate::limits::local::Settings as LocalSettings;
 use tollgate::limits::{
     Caller, Checks, KeyPart, KeySpace, LimitSource, Local, Plans, Policy, Window, fields,
@@ -151,7 +152,7 @@ fn limits(criterion: &mut Criterion) {
     let windows = LimitSource::Windows(vec![window(60), window(3_600), window(86_400)]);
     let policy =
         Policy::new("user", &[KeyPart::User], tollgate::limits::Algorithm::FixedWindow, windows).unwrap();
-    let space = KeySpace::new("");
+    let space = KeySpace::new("", false);
     let plans = Plans::standard().unwrap();
     let caller = Caller {
         ip: "127.0.0.1",
@@ -178,16 +179,30 @@ fn limits(criterion: &mut Criterion) {
             local.decide(&mut checks, NOW)
         });
     });
-    let question =
-        Question { guards: &[b"blacklist:x", b"ban:user:x", b"revoked_before:x"], ..Question::default() };
+    let counters = checks.iter().map(|check| Counter {
+        key: checks.key(check),
+        rule: check.rule,
+        penalise: check.penalise,
+        shadow: check.shadow,
+        known_end: check.known_end,
+    });
+    let item = Item {
+        guards: vec![b"blacklist:x", b"ban:user:x", b"revoked_before:x"],
+        cutoff: Some(2),
+        issued_at: 1_800_000_000,
+        counters: counters.collect(),
+        count: 1,
+    };
+    let batch = Batch { tags: vec![b"session:x"], items: vec![item] };
     criterion.bench_function("limits: encode the exchange", |b| {
         b.iter(|| {
             let mut command = redis::cmd("EVALSHA");
             command.arg("0123456789012345678901234567890123456789");
-            gate::encode(&question, black_box(&checks), &mut command);
+            gate::encode(black_box(&batch), &mut command);
             command
         });
     });
+    drop(batch);
     let decision = local.decide(&mut checks, NOW);
     criterion.bench_function("limits: header fields", |b| {
         b.iter(|| {

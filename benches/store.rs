@@ -14,11 +14,15 @@ use redis::{Cmd, Pipeline, Value, cmd};
 use tollgate::limits::algorithm::Rule;
 use tollgate::limits::batch::{Batch, Counter, Item};
 use tollgate::limits::{Algorithm, gate};
+use tollgate::pipeline::{GATE, native_pipeline};
+use tollgate::redis::Script;
 
 const IN_FLIGHT: usize = 64;
 const IDENTITIES: usize = 1_000;
 const ROUNDS: usize = 5;
 const CALLS: usize = 40_000;
+/// A window that is known to be open, as it is for every request of a caller but the first.
+const FAR: u64 = 4_000_000_000_000;
 
 struct Redis {
     child: Child,
@@ -29,8 +33,9 @@ impl Redis {
     fn start() -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let arguments = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"];
-        let child = Command::new("redis-server").args(arguments).arg(port.to_string());
-        let child = { child }.stdout(Stdio::null()).spawn().expect("redis-server must be installed");
+        let mut command = Command::new("redis-server");
+        let command = command.args(arguments).arg(port.to_string()).stdout(Stdio::null());
+        let child = command.spawn().expect("redis-server must be installed");
         Self { child, port }
     }
 
@@ -90,18 +95,14 @@ fn counter_keys(policy: &str, identity: usize) -> Vec<String> {
     WINDOWS.iter().map(|(name, _)| format!("rate_limit:{policy}:{identity}:{name}")).collect()
 }
 
-/// As the gateway asks where every counter is known and far from its limit.
-fn native(identity: usize) -> Way {
-    let mut pipeline = redis::pipe();
-    pipeline.cmd("MGET").arg(&guards(identity));
-    for key in counter_keys("native", identity) {
-        pipeline.cmd("INCRBY").arg(key).arg(1);
-    }
-    Way::Several(pipeline)
-}
-
-/// The script; `known_end` is what the gateway knows of the windows' ends.
-fn scripted(sha: &str, policy: &str, identity: usize, algorithm: Algorithm, known_end: u64) -> Way {
+/// A check as the gateway makes it: what it asks, in the gateway's own types.
+fn check<T>(
+    policy: &str,
+    identity: usize,
+    algorithm: Algorithm,
+    known_end: u64,
+    ask: impl Fn(&Batch<'_>) -> T,
+) -> T {
     let keys = counter_keys(policy, identity);
     let guards = guards(identity);
     let (session, guards) = guards.split_last().unwrap();
@@ -119,11 +120,21 @@ fn scripted(sha: &str, policy: &str, identity: usize, algorithm: Algorithm, know
         counters: counters.collect(),
         count: 1,
     };
-    let batch = Batch { tags: vec![session.as_bytes()], items: vec![item] };
-    let mut command = cmd("EVALSHA");
-    command.arg(sha);
-    gate::encode(&batch, &mut command);
-    Way::One(command)
+    ask(&Batch { tags: vec![session.as_bytes()], items: vec![item] })
+}
+
+/// As the gateway asks where every counter is known and far from its limit.
+fn native(identity: usize) -> Way {
+    Way::Several(check("native", identity, Algorithm::FixedWindow, FAR, native_pipeline))
+}
+
+/// The script; `known_end` is what the gateway knows of the windows' ends.
+fn scripted(policy: &str, identity: usize, algorithm: Algorithm, known_end: u64) -> Way {
+    Way::One(check(policy, identity, algorithm, known_end, |batch| {
+        let mut command = GATE.command();
+        gate::encode(batch, &mut command);
+        command
+    }))
 }
 
 fn case(name: &'static str, way: impl Fn(usize) -> Way) -> Case {
@@ -156,24 +167,27 @@ fn median(values: &mut [f64]) -> f64 {
 async fn main() {
     let server = Redis::start();
     let mut connection = server.connect().await;
-    let sha: String = cmd("SCRIPT").arg("LOAD").arg(gate::SCRIPT).query_async(&mut connection).await.unwrap();
-    // A window that is known to be open, as it is for every request of a caller but the first.
-    let far = 4_000_000_000_000;
+    Script::new("return 1").load().exec_async(&mut connection).await.unwrap();
+    GATE.load().exec_async(&mut connection).await.unwrap();
+    for policy in ["incr", "native"] {
+        for key in (0..IDENTITIES).flat_map(|identity| counter_keys(policy, identity)) {
+            // As counters are: they end.
+            cmd("SET").arg(key).arg(0).arg("EX").arg(86_400).exec_async(&mut connection).await.unwrap();
+        }
+    }
+    let one_key = |identity| counter_keys("incr", identity).swap_remove(identity % WINDOWS.len());
     let mut cases = [
-        case("one INCR", |identity| Way::One(cmd("INCR").arg(format!("counter:{identity}")).clone())),
-        case("native: MGET of 4 keys, 3 INCRBY", native),
+        case("one INCR", |identity| Way::One(cmd("INCR").arg(one_key(identity)).clone())),
+        case("one EVALSHA of `return 1`", |_| Way::One(Script::new("return 1").command().arg(0).clone())),
+        case("native: MGET of 4 keys, 3 INCR", native),
         case("script, fixed windows whose ends are known", |identity| {
-            scripted(&sha, "known", identity, Algorithm::FixedWindow, far)
+            scripted("known", identity, Algorithm::FixedWindow, FAR)
         }),
-        case("script, fixed windows", |identity| {
-            scripted(&sha, "fixed", identity, Algorithm::FixedWindow, 0)
-        }),
+        case("script, fixed windows", |identity| scripted("fixed", identity, Algorithm::FixedWindow, 0)),
         case("script, sliding windows", |identity| {
-            scripted(&sha, "sliding", identity, Algorithm::SlidingWindow, 0)
+            scripted("sliding", identity, Algorithm::SlidingWindow, 0)
         }),
-        case("script, token buckets", |identity| {
-            scripted(&sha, "bucket", identity, Algorithm::TokenBucket, 0)
-        }),
+        case("script, token buckets", |identity| scripted("bucket", identity, Algorithm::TokenBucket, 0)),
     ];
     for case in &mut cases {
         // The first calls create the counters and warm everything up.

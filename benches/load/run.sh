@@ -14,7 +14,8 @@ Environment:
   LOAD_ROUNDS       rounds, of which medians are taken   (default 3)
   LOAD_SECONDS      seconds per mode and round           (default 5)
   LOAD_CONNECTIONS  connections of the generator         (default 64)
-  LOAD_MODES        gateway modes, of: plain full cached refused-401 refused-429   (default all)
+  LOAD_HOT          connections on one hot key           (default 512)
+  LOAD_MODES        gateway modes, of: plain full scripted cached refused-401 refused-429 hot hot-alone (default all)
   TOLLGATE_BIN      the gateway  (default: dist/tollgate in the target directory, as `cargo build --profile dist` makes)
 USAGE
 }
@@ -29,7 +30,8 @@ export PATH LC_ALL
 rounds=${LOAD_ROUNDS:-3}
 duration=${LOAD_SECONDS:-5}
 connections=${LOAD_CONNECTIONS:-64}
-gateway_modes=${LOAD_MODES:-plain full cached refused-401 refused-429}
+hot_connections=${LOAD_HOT:-512}
+gateway_modes=${LOAD_MODES:-plain full scripted cached refused-401 refused-429 hot hot-alone}
 gateway_bin=${TOLLGATE_BIN:-${CARGO_TARGET_DIR:-$root/target}/dist/tollgate}
 with_gateway=yes
 case "${1:-}" in
@@ -129,6 +131,11 @@ redis_commands() {
     redis-cli -p "$redis_port" INFO stats | awk -F: '/^total_commands_processed/ { print $2 + 0 }'
 }
 
+# How often the script was called.
+redis_scripts() {
+    redis-cli -p "$redis_port" INFO commandstats | tr ',=' '  ' | awk '/^cmdstat_evalsha:/ { n = $2 } END { print n + 0 }'
+}
+
 redis_ticks() {
     cpu_ticks "$redis_pid"
 }
@@ -141,7 +148,7 @@ upstream_requests() {
 fill() { # fill TEMPLATE > FILE
     sed -e "s|@DIR@|$work|g" -e "s|@UPSTREAM@|$upstream_port|g" -e "s|@PROXY@|${proxy_port:-}|g" \
         -e "s|@LISTEN@|${gateway_port:-}|g" -e "s|@ADMIN@|${admin_port:-}|g" -e "s|@REDIS@|${redis_port:-}|g" \
-        -e "s|@BODY@|$body|g" "$1"
+        -e "s|@COALESCE@|${coalesce:-}|g" -e "s|@BODY@|$body|g" "$1"
 }
 
 # --- what is needed -------------------------------------------------------------------------------------------------
@@ -184,16 +191,21 @@ done
 modes='direct nginx'
 token=
 if [ -n "$with_gateway" ]; then
-    pick_port; gateway_port=$port
-    pick_port; admin_port=$port
-    fill "$here/tollgate.toml" >"$work/tollgate.toml"
     # Of no worth outside this run.
     JWT_SECRET=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
     export JWT_SECRET
-    "$gateway_bin" run --config "$work/tollgate.toml" >"$work/tollgate.log" 2>&1 &
-    gateway_pid=$!
-    pids+=("$gateway_pid")
-    await tollgate "$gateway_pid" "$work/tollgate.log" "$admin_port" /ready
+    # Two gateways: one whose requests share calls to Redis, and one whose requests ask each alone. The load is that of
+    # one user, so that only the second shows what a request costs that nobody shares with.
+    for name in tollgate alone; do
+        pick_port; gateway_port=$port
+        pick_port; admin_port=$port
+        coalesce=$([ "$name" = tollgate ] && echo true || echo false)
+        fill "$here/tollgate.toml" >"$work/$name.toml"
+        "$gateway_bin" run --config "$work/$name.toml" >"$work/$name.log" 2>&1 &
+        pids+=($!)
+        declare "${name}_pid=$!" "${name}_port=$gateway_port"
+        await "$name" "$!" "$work/$name.log" "$admin_port" /ready
+    done
     token=$("$gateway_bin" token mint --config "$work/tollgate.toml" --subject bench 2>"$work/mint.log") \
         || fail_with_log "$work/mint.log" "tollgate token mint --config FILE --subject bench does not work"
     [ -n "$token" ] || fail "tollgate token mint printed no token"
@@ -202,34 +214,40 @@ fi
 
 # --- modes ----------------------------------------------------------------------------------------------------------
 
-# Sets, for a mode: where it is driven, whose CPU counts, what must come of it, and what the table calls it.
-#   reaches: upstream requests per request, 1 or 0      asks: whether every request must ask Redis, yes, no or never mind
+# Sets, for a mode: where it is driven, whose CPU counts and whose log tells, with how many connections, what must come
+# of it, and what the table calls it.
+#   reaches: upstream requests per request, 1 or 0
+#   script:  whether Redis is asked by the script, yes, no or never mind (any)
+#   asks:    Redis commands: some for every request (yes), for one of 16 at most (shared), none (no), or never mind (any)
 describe() { # describe MODE
-    target=$gateway_port path=/ pid=${gateway_pid:-} with= expected=200 reaches=1 asks=no
+    target=${tollgate_port:-} path=/ pid=${tollgate_pid:-} log=tollgate with= expected=200 reaches=1 asks=no
+    clients=$connections script=any
     case "$1" in
-        direct) target=$upstream_port pid=$upstream_pid title='the upstream alone (its own CPU)' ;;
-        nginx) target=$proxy_port pid=$proxy_pid title='**nginx, plain proxy**' ;;
+        direct) target=$upstream_port pid=$upstream_pid log=upstream title='the upstream alone (its own CPU)' ;;
+        nginx) target=$proxy_port pid=$proxy_pid log=proxy title='**nginx, plain proxy**' ;;
         plain) path=/plain/x title='tollgate, plain proxy' ;;
-        full) path=/full/x with=$token asks=yes title='tollgate, full job: HS256, blacklist, 3 windows in Redis' ;;
+        full | scripted | hot-alone) target=${alone_port:-} pid=${alone_pid:-} log=alone with=$token asks=yes ;;&
+        full) path=/full/x script=no title='tollgate, full job: HS256, blacklist, ban, cut-off, 3 fixed windows' ;;
+        scripted) path=/scripted/x script=yes title='tollgate, full job by the script: 3 sliding windows' ;;
         cached) path=/cached/x with=$token reaches=0 asks=any title='tollgate, cache hit with JWT and limits' ;;
         refused-401) path=/full/x expected=401 reaches=0 title='tollgate, refusal 401' ;;
-        refused-429) path=/limited/x with=$token expected=429 reaches=0 asks=any title='tollgate, refusal 429' ;;
+        refused-429) path=/limited/x with=$token expected=429 reaches=0 title='tollgate, refusal 429 known locally' ;;
+        hot) path=/full/x with=$token asks=shared title='tollgate, full job, one hot key, coalesced' ;;&
+        hot-alone) path=/full/x title='tollgate, full job, one hot key, each alone' ;;&
+        hot | hot-alone) clients=$hot_connections title="$title, $hot_connections connections" ;;
         *) fail "unknown mode: $1" ;;
     esac
 }
-gateway_port=${gateway_port:-}
 
 check_status() { # check_status MODE WHEN
     local status
     status=$(status_of "$target" "$path" "$with")
-    [ "$status" = "$expected" ] || fail_with_log "$work/${log:-tollgate}.log" \
+    [ "$status" = "$expected" ] || fail_with_log "$work/$log.log" \
         "mode $1 does not do its job $2: GET $path answered '${status:-nothing}' instead of $expected"
 }
 
 # Brings a mode into the state it is measured in: the cache filled, the limit reached.
 prepare() { # prepare MODE
-    local log=tollgate
-    case "$1" in direct | nginx) log=upstream ;; esac
     describe "$1"
     case "$1" in
         cached | refused-429) status_of "$target" "$path" "$with" >/dev/null ;;
@@ -239,21 +257,22 @@ prepare() { # prepare MODE
 
 # Drives a mode once and appends a line to its results.
 drive() { # drive MODE
-    local ticks redis commands upstream line requests micros errors broken p50 p99 log=tollgate
-    case "$1" in direct | nginx) log=upstream ;; esac
+    local ticks redis commands scripts upstream line requests micros errors broken p50 p99
     describe "$1"
     local header=()
     [ -z "$with" ] || header=(-H "Authorization: Bearer $with")
     upstream=$(upstream_requests)
+    scripts=$(redis_scripts)
     commands=$(redis_commands)
     ticks=$(cpu_ticks "$pid")
     redis=$(redis_ticks)
-    wrk -t1 -c"$connections" -d"${duration}s" -s "$here/report.lua" "${header[@]}" \
+    wrk -t1 -c"$clients" -d"${duration}s" -s "$here/report.lua" "${header[@]}" \
         "http://127.0.0.1:$target$path" >"$work/wrk.log" 2>&1 || fail_with_log "$work/wrk.log" "wrk failed in mode $1"
     ticks=$(($(cpu_ticks "$pid") - ticks))
     redis=$(($(redis_ticks) - redis))
     # Our own asking costs a command and a request (or two) that are not the mode's.
     commands=$(($(redis_commands) - commands - 1))
+    scripts=$(($(redis_scripts) - scripts))
     upstream=$(($(upstream_requests) - upstream - 1))
 
     line=$(awk '$1 == "RESULT"' "$work/wrk.log")
@@ -266,7 +285,7 @@ drive() { # drive MODE
         [ "$errors" -eq 0 ] || fail_with_log "$work/$log.log" "mode $1: $errors of $requests answers are errors"
     else
         # wrk may count answers that came after the last moment among one figure and not the other.
-        [ "$errors" -ge $((requests - connections)) ] || fail_with_log "$work/$log.log" \
+        [ "$errors" -ge $((requests - clients)) ] || fail_with_log "$work/$log.log" \
             "mode $1: only $errors of $requests answers are refusals"
     fi
     if [ "$reaches" -eq 1 ]; then
@@ -276,7 +295,13 @@ drive() { # drive MODE
     fi
     case "$asks" in
         yes) [ "$commands" -ge "$requests" ] || fail "mode $1: Redis saw only $commands commands for $requests requests" ;;
+        shared) [ "$commands" -le $((requests / 16 + 100)) ] \
+            || fail "mode $1: Redis saw $commands commands for $requests requests, which share too little" ;;
         no) [ "$commands" -le $((requests / 1000 + 100)) ] || fail "mode $1: Redis saw $commands commands and should see none" ;;
+    esac
+    case "$script" in
+        yes) [ "$scripts" -ge "$requests" ] || fail "mode $1: only $scripts of $requests requests were asked by the script" ;;
+        no) [ "$scripts" -le $((requests / 100 + 10)) ] || fail "mode $1: the script was called $scripts times and should not be" ;;
     esac
     check_status "$1" "after the load"
 
@@ -321,3 +346,15 @@ for mode in $modes; do
                 p50 / 1000, p99 / 1000, (cpu + redis) / nginx_cpu, rate / nginx_rate
         }'
 done
+
+both() { # both MODE MODE COLUMN: whether both were measured; sets the ratio of their medians
+    case " $modes " in *" $1 "*) ;; *) return 1 ;; esac
+    case " $modes " in *" $2 "*) ;; *) return 1 ;; esac
+    ratio=$(awk -v a="$(median "$1" "$3")" -v b="$(median "$2" "$3")" 'BEGIN { printf "%.2f", b > 0 ? a / b : 0 }')
+}
+
+echo
+! both hot-alone hot 4 || echo "Redis commands per request on one hot key, each alone ÷ coalesced: $ratio"
+! both hot hot-alone 1 || echo "Requests/s on one hot key, coalesced ÷ each alone: $ratio"
+! both refused-429 full 2 || echo "Proxy CPU of a refusal 429 ÷ of a forwarded request, full job: $ratio"
+! both refused-429 plain 2 || echo "Proxy CPU of a refusal 429 ÷ of a forwarded request, plain: $ratio"

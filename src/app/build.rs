@@ -68,7 +68,7 @@ pub fn check(spec: &Spec, metrics: &Metrics) -> Result<(), Vec<Unusable>> {
 /// Every setting that cannot be used.
 pub fn gateway(spec: &Spec, shared: Arc<Shared>) -> Result<Gateway, Vec<Unusable>> {
     let parts = parts(spec, &shared.metrics)?;
-    let quota_reads = quota::reading_policy().map_err(|error| vec![unusable("limits.quota_path", error)])?;
+    let quota_reads = quota::Reads::new().map_err(|error| vec![unusable("limits.quota_path", error)])?;
     Ok(Gateway {
         head_limits: HeadLimits {
             target_bytes: usize::try_from(spec.server.max_uri).unwrap_or(usize::MAX),

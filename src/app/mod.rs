@@ -30,7 +30,7 @@ use crate::logging::{self, AccessLog, Logging};
 use crate::metrics::Metrics;
 use crate::pipeline::heartbeat::{self, HEARTBEAT};
 use crate::pipeline::reconcile::{self, RECONCILE};
-use crate::pipeline::{Exchange, GATE, Recoverer, Shared};
+use crate::pipeline::{Exchange, GATE, REFUND, Recoverer, Shared};
 use crate::proxy::{self, Proxy};
 use crate::redis::{self, Store};
 use crate::upstream::Upstream;
@@ -219,7 +219,6 @@ fn shared(
         metrics,
         access_log,
         store,
-        gate: &GATE,
         exchange: Arc::new(exchange),
         local: Local::new(limits::local::Settings {
             capacity: usize::try_from(spec.limits.local_keys).unwrap_or(usize::MAX),
@@ -307,7 +306,8 @@ fn background(
         let news = Arc::new(Reached::new(Recoverer(Arc::clone(shared))));
         runtime.spawn(Arc::clone(store).subscribe(news));
         let recovery = Arc::new(Recoverer(Arc::clone(shared)));
-        runtime.spawn(Arc::clone(store).supervise(vec![shared.gate, &HEARTBEAT, &RECONCILE], recovery));
+        let scripts = vec![&*GATE, &*REFUND, &*HEARTBEAT, &*RECONCILE];
+        runtime.spawn(Arc::clone(store).supervise(scripts, recovery));
         runtime.spawn(heartbeat::beat(Arc::clone(shared)));
         runtime.spawn(reconcile::reconcile(Arc::clone(shared)));
     }

@@ -20,9 +20,9 @@ use crate::client_addr::SubjectText;
 use crate::clock::UnixMillis;
 use crate::identity::revocation::{Effect, Revocation};
 use crate::identity::{TokenId, subject_key};
-use crate::limits::{Body, Parts};
+use crate::limits::{Body, Parts, Plan};
 use crate::pipeline::Gateway;
-use crate::pipeline::quota::{self, Change};
+use crate::pipeline::quota::{self, Change, Shown};
 use crate::redis::{Lane, Store};
 
 /// What the operator waits for Redis.
@@ -160,8 +160,9 @@ impl Operations for GatewayOperations {
     async fn read_quota(&self, subject: QuotaSubject) -> Result<Quota, OperationError> {
         let gateway = self.current.load_full();
         let given = Given::of(&gateway, &subject)?;
-        let whose = whose(&gateway, &subject, &given)?;
-        Ok(shown(gateway.read_quota(&whose, subject.policy.as_deref()).await))
+        let plan = named_plan(&gateway, &subject)?.unwrap_or_else(|| assumed_plan(&gateway, &subject));
+        let whose = whose(&subject, &given, plan);
+        Ok(shown(gateway.read_quota(&whose, Shown::ToOperator(subject.policy.as_deref())).await))
     }
 
     async fn reset_quota(&self, subject: QuotaSubject) -> Result<Quota, OperationError> {
@@ -188,11 +189,22 @@ impl GatewayOperations {
     async fn change_quota(&self, subject: &QuotaSubject, change: Change) -> Result<Quota, OperationError> {
         let gateway = self.current.load_full();
         let given = Given::of(&gateway, subject)?;
-        let whose = whose(&gateway, subject, &given)?;
-        let quota = shown(gateway.change_quota(&whose, subject.policy.as_deref(), change).await);
-        let keys: Vec<&str> = quota.counters.iter().filter_map(|counter| counter.key.as_deref()).collect();
-        tracing::info!(?change, keys = keys.join(" "), "limit counters changed by an operator");
-        Ok(quota)
+        let plans = match named_plan(&gateway, subject)? {
+            Some(plan) => vec![plan],
+            // Windows of another plan may be other counters.
+            None => possible_plans(&gateway, subject),
+        };
+        // Before it is done: whoever asked may not wait for the answer.
+        tracing::info!(
+            ?change,
+            policy = subject.policy.as_deref(),
+            ip = subject.ip.map(tracing::field::display),
+            user = subject.user.as_deref(),
+            "an operator changes limit counters"
+        );
+        let subjects: Vec<_> = plans.into_iter().map(|plan| whose(subject, &given, plan)).collect();
+        let only = Shown::ToOperator(subject.policy.as_deref());
+        Ok(shown(gateway.change_quota(&subjects, only, change).await))
     }
 }
 
@@ -248,27 +260,33 @@ fn put(object: &mut serde_json::Map<String, serde_json::Value>, path: &str, valu
     }
 }
 
-/// The subject as limits know it.
-fn whose<'a>(
-    gateway: &'a Gateway,
-    subject: &'a QuotaSubject,
-    given: &'a Given,
-) -> Result<quota::Subject<'a>, OperationError> {
+/// The plan that is given; also sees that the policy exists.
+fn named_plan<'a>(gateway: &'a Gateway, subject: &QuotaSubject) -> Result<Option<&'a Plan>, OperationError> {
     if let Some(policy) = &subject.policy
         && !gateway.policies.iter().any(|known| known.name() == &**policy)
     {
         return Err(OperationError::NotFound("no policy has this name"));
     }
-    let plan = match &subject.plan {
-        Some(name) if **name == *gateway.plans.anonymous().name() => gateway.plans.anonymous(),
-        Some(name) if gateway.plans.iter().any(|plan| plan.name() == &**name) => {
-            gateway.plans.named(Some(name))
-        }
-        Some(_) => return Err(OperationError::NotFound("no plan has this name")),
-        None if subject.user.is_some() => gateway.plans.named(None),
-        None => gateway.plans.anonymous(),
-    };
-    Ok(quota::Subject {
+    let plans = &gateway.plans;
+    let Some(name) = &subject.plan else { return Ok(None) };
+    let named = plans.iter().chain([plans.anonymous()]).find(|plan| plan.name() == &**name);
+    named.map(Some).ok_or(OperationError::NotFound("no plan has this name"))
+}
+
+/// The plan of a subject of whom nobody says it.
+fn assumed_plan<'a>(gateway: &'a Gateway, subject: &QuotaSubject) -> &'a Plan {
+    if subject.user.is_some() { gateway.plans.named(None) } else { gateway.plans.anonymous() }
+}
+
+/// Every plan the subject may have, the assumed one first.
+fn possible_plans<'a>(gateway: &'a Gateway, subject: &QuotaSubject) -> Vec<&'a Plan> {
+    let others = gateway.plans.iter().filter(|_| subject.user.is_some());
+    [assumed_plan(gateway, subject)].into_iter().chain(others).collect()
+}
+
+/// The subject as limits know it.
+fn whose<'a>(subject: &'a QuotaSubject, given: &'a Given, plan: &'a Plan) -> quota::Subject<'a> {
+    quota::Subject {
         ip: given.address.as_ref().map(SubjectText::as_str),
         user: subject.user.as_deref(),
         token: subject.token.as_deref(),
@@ -277,7 +295,7 @@ fn whose<'a>(
         multiplier: 1.0,
         route: subject.route.as_deref(),
         request: Parts { headers: Some(&given.headers), body: given.body.as_ref() },
-    })
+    }
 }
 
 fn shown(quota: quota::Quota) -> Quota {

@@ -6,18 +6,19 @@ use std::time::Duration;
 use super::error::did_you_mean;
 use super::reader::Reader;
 use super::request_keys::{body_peek, failures};
-use super::spec::{AppliesTo, CoolDown, KeyPart, LimitAlgorithm, Limits, Plan, Policy, Quota, Window};
-use super::value::is_name;
-use crate::limits::policy::MAX_LOG_LIMIT;
+use super::spec::{
+    AppliesTo, CoolDown, KeyPart, LimitAlgorithm, Limits, Plan, Policy, Quota, Route, Server, Window,
+};
+use crate::limits::policy::{self, MAX_LOG_LIMIT, MAX_NAME};
 use crate::route::normalise::{Options, normalise};
+use crate::route::pattern::Pattern;
+use crate::route::table;
 
 const MOST: u64 = 1_000_000_000;
 const LONGEST: Duration = Duration::from_secs(31 * 86_400);
 const MOST_IN_FLIGHT: u64 = 1_000_000;
 /// A lease takes a part of what is left: of less there is nothing to gain.
 const LEAST_LEASED: u64 = 100;
-/// As the limits floor has it; what its keys and header fields can hold.
-const MAX_POLICY_NAME: usize = 32;
 const MAX_CANDIDATE_STEM: usize = 22;
 
 /// Plans that exist unless the file declares them otherwise, per minute.
@@ -99,6 +100,45 @@ fn known_plan(reader: &Reader<'_>, key: &str, plans: &[Plan]) -> Box<str> {
     name.into()
 }
 
+/// Remarks on limits of single users that nothing would look at.
+pub(super) fn unused_user_limits(root: &Reader<'_>, limits: &Limits, policies: &[Policy], has_redis: bool) {
+    if !limits.user_limits {
+        return;
+    }
+    let reader = root.section("limits");
+    if !has_redis {
+        reader.warn("user_limits", "are kept in Redis, and redis.url is empty: nobody's limits change");
+    }
+    if !policies.iter().any(|policy| policy.quota == Quota::Plan) {
+        reader
+            .warn("user_limits", "change plan limits, and no policy has plan = true: nobody's limits change");
+    }
+}
+
+/// Whether the path where quotas are read is none that a route names, which would never be asked there.
+pub(super) fn quota_path_is_free(root: &Reader<'_>, limits: &Limits, server: &Server, routes: &[Route]) {
+    let options = table::Options {
+        case_insensitive: server.case_insensitive_paths,
+        ignore_trailing_slash: server.ignore_trailing_slash,
+    };
+    let Some(path) = &limits.quota_path else { return };
+    let reader = root.section("limits");
+    let names_it = |route: &&Route| {
+        Pattern::parse(&route.path).is_ok_and(|pattern| options.is_literally(&pattern, path))
+    };
+    if let Some(route) = routes.iter().find(names_it)
+        && !reader.reported("quota_path")
+    {
+        reader.refuse(
+            "quota_path",
+            format!(
+                "{path:?} is a path of the route {:?}; accepted: a path that no route names, or \"\"",
+                route.name
+            ),
+        );
+    }
+}
+
 /// The message for a name that nothing is declared under.
 pub(super) fn dangling<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
     let list: Vec<&str> = known.clone().collect();
@@ -108,8 +148,8 @@ pub(super) fn dangling<'a>(what: &str, name: &str, known: impl Iterator<Item = &
 
 pub(super) fn policies(root: &Reader<'_>, plans: &[Plan]) -> Vec<Policy> {
     let names = root.names("policies");
-    let policies = root.named("policies", "<name>").into_iter();
-    policies.map(|(name, reader)| policy(name, &reader, plans, &names)).collect()
+    let named = root.named_by("policies", "<name>", policy::is_name, &name_rule());
+    named.into_iter().map(|(name, reader)| policy(name, &reader, plans, &names)).collect()
 }
 
 fn policy(name: Box<str>, reader: &Reader<'_>, plans: &[Plan], names: &[&str]) -> Policy {
@@ -128,6 +168,11 @@ fn policy(name: Box<str>, reader: &Reader<'_>, plans: &[Plan], names: &[&str]) -
     }
     let algorithm = reader.get("algorithm");
     let quota = quota(reader);
+    let failures = failures(reader);
+    let penalise = reader.get("penalise");
+    if penalise && failures.is_some() {
+        reader.refuse("penalise", "counts refused requests, and none of them is a failure; accepted: false beside count = \"failures\"");
+    }
     let policy = Policy {
         key,
         applies_to,
@@ -135,8 +180,8 @@ fn policy(name: Box<str>, reader: &Reader<'_>, plans: &[Plan], names: &[&str]) -
         cooldown: cooldown(reader, algorithm),
         cost: reader.within("cost", 1..=1_000_000),
         on_store_failure: reader.get("on_store_failure"),
-        penalise: reader.get("penalise"),
-        failures: failures(reader),
+        penalise,
+        failures,
         shadow: reader.get("shadow"),
         candidate: candidate(&name, reader, algorithm, names),
         lease: reader.get("lease"),
@@ -173,7 +218,10 @@ fn alone(reader: &Reader<'_>) {
 /// Whether algorithm and lease suit the windows.
 fn suits(reader: &Reader<'_>, policy: &Policy, plans: &[Plan]) {
     match &policy.quota {
-        Quota::Windows(windows) => fits(reader, policy.algorithm, windows),
+        Quota::Windows(windows) => {
+            fits(reader, policy.algorithm, windows);
+            stricter(reader, policy.cooldown, windows);
+        }
         Quota::Plan if policy.algorithm == LimitAlgorithm::CoolDown => {
             reader.refuse("plan", "is not for cool-down; accepted: limit with window");
         }
@@ -196,6 +244,24 @@ fn suits(reader: &Reader<'_>, policy: &Policy, plans: &[Plan]) {
             "lease",
             format!(
                 "needs fixed windows of {LEAST_LEASED} requests or more; accepted: false for other policies"
+            ),
+        );
+    } else if policy.penalise || policy.shadow {
+        reader.refuse("lease", "does not go with penalise and shadow; accepted: false beside them");
+    }
+}
+
+/// Whether the cool-down admits no more than the window before it: what trips it must not do better for it.
+fn stricter(reader: &Reader<'_>, cooldown: Option<CoolDown>, windows: &[Window]) {
+    let (Some(cooldown), [window]) = (cooldown, windows) else { return };
+    let usual = window.window / u32::try_from(window.limit).unwrap_or(u32::MAX).max(1);
+    if cooldown.interval < usual && !reader.reported("cooldown") {
+        reader.refuse(
+            "cooldown",
+            format!(
+                "admits more than {} in {}; accepted: no more than the policy's own limit in its window",
+                window.limit,
+                humantime::format_duration(window.window)
             ),
         );
     }
@@ -249,7 +315,7 @@ fn candidate(
     let section = reader.opt_section("candidate")?;
     let windows = own_windows(&section);
     let full = Policy::candidate_name(name);
-    if full.len() > MAX_POLICY_NAME {
+    if full.len() > MAX_NAME {
         reader.refuse(
             "candidate",
             format!(
@@ -328,6 +394,11 @@ fn required_window(reader: &Reader<'_>) -> (Option<u64>, Option<Duration>) {
     found
 }
 
+/// What [`policy::is_name`] takes.
+fn name_rule() -> String {
+    format!("1 to {MAX_NAME} characters of a-z, 0-9, \"-\" and \"_\"")
+}
+
 fn window_list(reader: &Reader<'_>) -> Vec<Window> {
     reader.tables("windows").iter().filter_map(window).collect()
 }
@@ -342,8 +413,8 @@ fn window(reader: &Reader<'_>) -> Option<Window> {
     if !reader.has("window") {
         reader.refuse("window", "is missing; accepted: a duration such as \"60s\"");
     }
-    if name.as_deref().is_some_and(|name| !is_name(name)) {
-        reader.refuse("name", "is not accepted; accepted: 1 to 64 letters, digits, \"-\", \"_\" and \".\"");
+    if name.as_deref().is_some_and(|name| !policy::is_name(name)) {
+        reader.refuse("name", format!("is not accepted; accepted: {}", name_rule()));
     }
     let window = length?;
     Some(Window { name: name.map_or_else(|| window_name(window), Into::into), limit: limit?, window })

@@ -168,6 +168,8 @@ fn sections(root: &Reader<'_>, environment: Environment) -> Spec {
     let plans = limits::plans(root);
     let limits = limits::limits(root, &plans);
     let policies = limits::policies(root, &plans);
+    let redis = listeners::redis(root);
+    limits::unused_user_limits(root, &limits, &policies, redis.url.is_some());
     let upstreams = routes::upstreams(root);
     let routes = routes::routes(
         root,
@@ -181,9 +183,10 @@ fn sections(root: &Reader<'_>, environment: Environment) -> Spec {
             has_issuers: !root.names("issuers").is_empty(),
         },
     );
+    limits::quota_path_is_free(root, &limits, &server, &routes);
     Spec {
         environment,
-        redis: listeners::redis(root),
+        redis,
         log: listeners::log(root),
         identity: identity::identity(root),
         server,

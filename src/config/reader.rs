@@ -187,6 +187,17 @@ impl<'a> Reader<'a> {
 
     /// The tables below `key`, each with the name it was given.
     pub(super) fn named(&self, key: &str, placeholder: &str) -> Vec<(Box<str>, Self)> {
+        self.named_by(key, placeholder, is_name, "1 to 64 letters, digits, \"-\", \"_\" and \".\"")
+    }
+
+    /// Like [`Self::named`], for names that are `sound`: made of what `rule` says.
+    pub(super) fn named_by(
+        &self,
+        key: &str,
+        placeholder: &str,
+        sound: fn(&str) -> bool,
+        rule: &str,
+    ) -> Vec<(Box<str>, Self)> {
         let section = self.section(key);
         let pattern = join(&section.pattern, placeholder);
         let Some(table) = section.table else { return Vec::new() };
@@ -194,10 +205,8 @@ impl<'a> Reader<'a> {
             .iter()
             .filter_map(|entry| {
                 let path = join(&section.path, &entry.key);
-                if !is_name(&entry.key) {
-                    let message =
-                        "a name is made of 1 to 64 letters, digits, \"-\", \"_\" and \".\"".to_owned();
-                    self.push(entry.key_at, path.clone(), message);
+                if !sound(&entry.key) {
+                    self.push(entry.key_at, path.clone(), format!("a name is made of {rule}"));
                 }
                 let reader = self.child(&entry.node, entry.key_at, path, pattern.clone())?;
                 Some((entry.key.as_str().into(), reader))

@@ -192,6 +192,16 @@ fn check(reader: &Reader<'_>, known: &Known<'_>, route: &Route) {
     }
     for (index, name) in route.limits.iter().enumerate() {
         if let Some(policy) = known.policy(name) {
+            if route.auth == Auth::Required
+                && policy.applies_to == AppliesTo::Anonymous
+                && !reader.reported("auth")
+            {
+                let message = format!(
+                    "{name:?} is for anonymous callers and this route admits none; accepted: auth = \"none\" or \
+                     \"optional\", or a policy that applies to all"
+                );
+                reader.refuse_item("limits", index, message);
+            }
             affordable(reader, known, route, index, policy);
         }
     }
@@ -211,6 +221,12 @@ fn affordable(reader: &Reader<'_>, known: &Known<'_>, route: &Route, index: usiz
     let cost = u64::from(policy.cost) * u64::from(route.cost);
     let least = |windows: &[Window]| windows.iter().map(|window| window.limit).min().unwrap_or(u64::MAX);
     let name = &policy.name;
+    if policy.candidate.as_deref().is_some_and(|windows| least(windows) < cost) {
+        reader.warn(
+            "cost",
+            format!("a request costs {cost}, more than a window of the candidate of {name:?} holds: it would refuse all"),
+        );
+    }
     let (most, of) = match &policy.quota {
         Quota::Windows(windows) => (least(windows), format!("{name:?}")),
         Quota::Plan => {

@@ -6,7 +6,8 @@ use std::fmt;
 
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use icu_normalizer::ComposingNormalizerBorrowed;
+use icu_normalizer::properties::CanonicalCombiningClassMapBorrowed;
+use icu_normalizer::{ComposingNormalizerBorrowed, DecomposingNormalizerBorrowed};
 use serde_json::{Map, Value};
 
 use crate::json::{MAX_DEPTH, parse_object};
@@ -149,18 +150,22 @@ fn json_text<'a>(members: &'a Map<String, Value>, path: &FieldPath) -> Option<&'
 }
 
 fn form_text<'a>(fields: &'a [(String, String)], path: &FieldPath) -> Option<&'a str> {
-    let wanted = fold(&path.text);
-    // `email[]` and `email[0]` are `email` to readers that make lists of them.
-    let is_alike = |name: &str| fold(name.split(['[', '\0']).next().unwrap_or_default()) == wanted;
+    // PHP reads `login.email`, `login email` and `login[email` as `login_email`.
+    let php = |name: &str| fold(name).replace(['.', ' ', '['], "_");
+    let wanted = php(&path.text);
+    // `email[]` and `email[0]` are `email` to readers that make lists of them; others end a name at NUL.
+    let listed = |name: &str| php(name.split(['[', '\0']).next().unwrap_or_default());
+    let is_alike = |name: &str| listed(name) == wanted || php(name) == wanted;
     let mut alike = fields.iter().filter(|(name, _)| is_alike(name));
     let (name, value) = alike.next()?;
     (alike.next().is_none() && **name == *path.text).then_some(value)
 }
 
-/// One spelling for all that people, and lenient backends, take for the same: Unicode NFKC, lower case, without
-/// invisible characters and surrounding white space; in a mail address also without dots at the end of the domain.
+/// One spelling for all that people, and lenient backends, take for the same: Unicode NFKD, lower case, without
+/// accents, invisible characters and surrounding white space; in a mail address also without dots at the end of the
+/// domain. It is good for comparing only: some that a backend tells apart are one here.
 pub fn normalise(value: &str) -> String {
-    let mut text = fold(value);
+    let mut text = without_accents(fold(value));
     if text.matches('@').count() == 1 {
         text.truncate(text.trim_end_matches(|c: char| c == '.' || c.is_whitespace()).len());
     }
@@ -177,6 +182,34 @@ fn fold(text: &str) -> String {
     let lower: String =
         NFKC.normalize(text).chars().filter(|c| !is_invisible(*c)).flat_map(char::to_lowercase).collect();
     NFKC.normalize(&lower).trim().to_owned()
+}
+
+/// Letters as a database sees them whose collation ignores accents, as those do that MySQL comes with: they find
+/// `ada` for `àda`, and `soren` for `søren`. `text` is folded.
+fn without_accents(text: String) -> String {
+    const NFKD: DecomposingNormalizerBorrowed<'_> = DecomposingNormalizerBorrowed::new_nfkd();
+    const CLASSES: CanonicalCombiningClassMapBorrowed<'_> = CanonicalCombiningClassMapBorrowed::new();
+    if text.is_ascii() {
+        return text;
+    }
+    let mut plain = String::with_capacity(text.len());
+    for c in NFKD.normalize(&text).chars().filter(|c| CLASSES.get_u8(*c) == 0) {
+        // What has no decomposition, and yet sorts with these.
+        match c {
+            'ß' => plain.push_str("ss"),
+            'æ' => plain.push_str("ae"),
+            'œ' => plain.push_str("oe"),
+            'ø' => plain.push('o'),
+            'đ' | 'ð' => plain.push('d'),
+            'ħ' => plain.push('h'),
+            'ł' => plain.push('l'),
+            'ŧ' => plain.push('t'),
+            'ı' => plain.push('i'),
+            'ς' => plain.push('σ'),
+            other => plain.push(other),
+        }
+    }
+    plain.trim().to_owned()
 }
 
 /// Control characters that are no white space, and characters without a shape of their own.
@@ -253,11 +286,17 @@ mod tests {
             "ada\u{fe6b}example\u{ff0e}com",
             "\u{1d41a}\u{1d555}\u{1d4ea}@example.com",
             "ada@examp\u{2113}e.com",
+            "\u{e0}da@example.com",
+            "a\u{301}da@ex\u{e4}mpl\u{c9}.com",
+            "\u{212b}da@example.com",
         ] {
             assert_eq!(normalise(spelling), "ada@example.com", "{spelling:?}");
         }
         assert_eq!(normalise("E\u{301}VA@x.org"), normalise("\u{e9}va@x.org"));
         assert_eq!(normalise("\u{3a3}"), normalise("\u{3c3}"));
+        assert_eq!(normalise("S\u{d8}REN@stra\u{df}e.example"), "soren@strasse.example");
+        assert_eq!(normalise("ada\u{b4}"), "ada");
+        assert_ne!(normalise("\u{3b1}da@x.org"), normalise("ada@x.org"), "another script is somebody else");
         assert_ne!(normalise("ada@example.org"), normalise("ada@example.com"));
         assert_eq!(normalise("no.address."), "no.address.");
         assert_eq!(normalise("a@b@c."), "a@b@c.");
@@ -299,11 +338,21 @@ mod tests {
             "email=ada&e%6dail=eve",
             "email=ada&+email=eve",
             "email=ada&x=1;email=eve",
+            "email=ada&email\0x=eve",
             "email=%ff%fe",
             "{\"email\":\"ada\"}",
         ] {
             assert_eq!(read(FORM, body, "email"), None, "{body}");
         }
+        for name in
+            ["login.email", "login+email", "login%20email", "login[email", "login_email[]", "LOGIN.email"]
+        {
+            let body = format!("login_email=ada&{name}=eve");
+            assert_eq!(read(FORM, &body, "login_email"), None, "{body}");
+            assert_eq!(read(FORM, format!("{name}=eve"), "login_email"), None, "{name}");
+        }
+        assert_eq!(read(FORM, "login.email=ada&login_email=eve", "login.email"), None);
+        assert_eq!(read(FORM, "login_email=ada&loginemail=eve", "login_email").as_deref(), Some("ada"));
         assert_eq!(read(JSON, b"{\"email\":\"\xff\"}", "email"), None);
         let deep = format!("{}{}", "{\"a\":".repeat(20), "}".repeat(20));
         assert_eq!(read(JSON, deep, "a"), None);

@@ -61,7 +61,7 @@ pub fn write(
     write_all(*settings, checks, decision.at(), retry, put);
 }
 
-/// As [`write`], for a request that was refused because too many are in flight: what it would have counted against is
+/// As [`write()`], for a request that was refused because too many are in flight: what it would have counted against is
 /// not known.
 pub fn write_busy(settings: &Settings, checks: &Checks, put: impl FnMut(HeaderName, HeaderValue)) {
     write_all(*settings, checks, checks.at(), Some(BUSY_RETRY_AFTER), put);
@@ -392,7 +392,7 @@ mod tests {
         let plans = Plans::standard().unwrap();
         let mut all = policies();
         let watching = all.remove(1).with_shadow(true);
-        let (checks, decision) = run(&[watching.clone()], 1, plans.anonymous());
+        let (checks, decision) = run(std::slice::from_ref(&watching), 1, plans.anonymous());
         assert!(written(Settings::default(), &checks, &decision).is_empty());
         // Five fit it; the sixth would be refused.
         all.push(watching);

@@ -39,9 +39,10 @@ pub fn encode<W: RedisWrite + ?Sized>(batch: &Batch<'_>, out: &mut W) {
     for (key, _) in keys.strings.iter().chain(&keys.logs) {
         out.write_arg(key);
     }
-    out.write_arg(&keys.question(batch));
-    if let Some(item) = quick(batch) {
-        out.write_arg(&quick_question(batch, item));
+    let question = keys.question(batch);
+    match usual(batch) {
+        Some(item) => out.write_arg(&usual_question(batch, item, &question)),
+        None => out.write_arg(&question),
     }
 }
 
@@ -75,31 +76,65 @@ pub fn encode_refunds<W: RedisWrite + ?Sized>(refunds: &[Refund<'_>], out: &mut 
 /// # Errors
 /// [`MalformedReply`] when shape or numbers are not the script's.
 pub fn decode(reply: Value, batch: &Batch<'_>) -> Result<BatchReply, MalformedReply> {
-    let Value::BulkString(text) = reply else {
-        return Err(MalformedReply("not a string"));
+    let text = match reply {
+        Value::BulkString(text) => text,
+        Value::Array(values) => return decode_usual(values, batch),
+        _ => return Err(MalformedReply("neither a string nor an array")),
     };
     let mut reader = Reader { text: Bytes::from(text), at: 0 };
-    let first = reader.int()?;
-    let clock = if first == -1 { reader.int()? } else { first };
+    let clock = clock(reader.int()?)?;
     let tags = batch.tags.iter().map(|_| reader.text()).collect::<Result<_, _>>()?;
-    let items = if first == -1 {
-        let item = quick(batch).ok_or(MalformedReply("quick, but not asked so"))?;
-        let counted = item.counters.iter().map(|counter| {
-            let used = unsigned(reader.int()?.max(0))?;
-            let anchor = if counter.known_end > 0 { counter.known_end } else { unsigned(reader.int()?)? };
-            Ok(Counted { state: State { anchor, used, before: 0 }, fits: item.count })
-        });
-        let counters = counted.collect::<Result<_, _>>()?;
-        vec![ItemReply::Judged { granted: item.count, counters }]
-    } else {
-        let items = batch.items.iter().map(|item| judged(&mut reader, item));
-        items.collect::<Result<_, _>>()?
-    };
-    let clock = unsigned(clock)?;
+    let items = batch.items.iter().map(|item| judged(&mut reader, item)).collect::<Result<_, _>>()?;
     if reader.at != reader.text.len() {
         return Err(MalformedReply("too long"));
     }
-    Ok(BatchReply { clock: Some(UnixMillis(clock)).filter(|clock| clock.0 > 0), tags, items })
+    Ok(BatchReply { clock, tags, items })
+}
+
+fn clock(now: i64) -> Result<Option<UnixMillis>, MalformedReply> {
+    Ok(Some(UnixMillis(unsigned(now)?)).filter(|clock| clock.0 > 0))
+}
+
+/// Reads the reply to a usual item.
+fn decode_usual(values: Vec<Value>, batch: &Batch<'_>) -> Result<BatchReply, MalformedReply> {
+    let item = usual(batch).ok_or(MalformedReply("an array, but not asked so"))?;
+    let (tags, read) = (batch.tags.len(), batch.tags.len().saturating_add(item.guards.len()));
+    let bars = values.len().checked_sub(tags).filter(|position| *position <= item.guards.len());
+    let mut values = values.into_iter();
+    let tags = values.by_ref().take(tags).map(|value| match value {
+        Value::BulkString(text) => Ok(Some(Bytes::from(text))),
+        Value::Nil => Ok(None),
+        _ => Err(MalformedReply("a tag is neither text nor nil")),
+    });
+    let tags: Vec<_> = tags.collect::<Result<_, _>>()?;
+    if let Some(position) = bars {
+        let guard = position.checked_sub(1).ok_or(MalformedReply("no such guard"))?;
+        return Ok(BatchReply { clock: None, tags, items: vec![ItemReply::Barred(guard)] });
+    }
+    let mut numbers = values.skip(read.saturating_sub(tags.len())).map(|value| match value {
+        Value::Int(number) => Ok(number),
+        _ => Err(MalformedReply("not a whole number")),
+    });
+    let mut next = || numbers.next().ok_or(MalformedReply("too short"))?;
+    let counts_only = common_amount(item).is_some();
+    let mut counters = Vec::with_capacity(item.counters.len());
+    for counter in &item.counters {
+        let is_known = counter.known_end > 0 && counter.rule.algorithm == Algorithm::FixedWindow;
+        let (anchor, used, before) = if counts_only {
+            let used = next()?;
+            (if is_known { 0 } else { next()? }, used, 0)
+        } else {
+            (next()?, next()?, next()?)
+        };
+        let anchor = if is_known { counter.known_end } else { unsigned(anchor)? };
+        let state = State { anchor, used: unsigned(used.max(0))?, before: unsigned(before)? };
+        counters.push(Counted { state, fits: item.count });
+    }
+    let clock = clock(next()?)?;
+    if numbers.next().is_some() {
+        return Err(MalformedReply("too long"));
+    }
+    Ok(BatchReply { clock, tags, items: vec![ItemReply::Judged { granted: item.count, counters }] })
 }
 
 fn judged(reader: &mut Reader, item: &Item<'_>) -> Result<ItemReply, MalformedReply> {
@@ -131,35 +166,58 @@ fn judged(reader: &mut Reader, item: &Item<'_>) -> Result<ItemReply, MalformedRe
     Ok(ItemReply::Judged { granted: least, counters })
 }
 
-/// The item, if the batch is one that the script can answer the quick way.
-fn quick<'a, 'b>(batch: &'b Batch<'a>) -> Option<&'b Item<'a>> {
+/// The item, if the batch is one that the script can answer without reading the whole question.
+fn usual<'a, 'b>(batch: &'b Batch<'a>) -> Option<&'b Item<'a>> {
     let [item] = batch.items.as_slice() else { return None };
     let usual = |counter: &Counter<'_>| {
-        counter.rule.algorithm == Algorithm::FixedWindow
+        let known = [Algorithm::FixedWindow, Algorithm::SlidingWindow, Algorithm::TokenBucket];
+        known.contains(&counter.rule.algorithm)
             && !counter.penalise
             && !counter.shadow
-            && amount(counter, item) <= counter.rule.limit.min(MAX_EXACT)
+            && amount(counter, item) <= counter.rule.capacity().min(MAX_EXACT)
     };
     (item.count > 0 && !item.counters.is_empty() && item.counters.iter().all(usual)).then_some(item)
+}
+
+/// What each counter of a usual item is to be counted up by, if they are all fixed windows and it is the same.
+fn common_amount(item: &Item<'_>) -> Option<u64> {
+    let first = amount(item.counters.first()?, item);
+    let same = |counter: &Counter<'_>| {
+        counter.rule.algorithm == Algorithm::FixedWindow && amount(counter, item) == first
+    };
+    item.counters.iter().all(same).then_some(first)
 }
 
 fn amount(counter: &Counter<'_>, item: &Item<'_>) -> u64 {
     price(&counter.rule).saturating_mul(u64::from(item.count))
 }
 
-fn quick_question(batch: &Batch<'_>, item: &Item<'_>) -> Vec<u8> {
-    let mut packed = Packed::new();
-    packed.size(batch.tags.len());
-    packed.size(item.guards.len());
-    packed.size(item.cutoff.map_or(0, |cutoff| batch.tags.len().saturating_add(cutoff).saturating_add(1)));
+fn usual_question(batch: &Batch<'_>, item: &Item<'_>, question: &[u8]) -> Vec<u8> {
+    let mut packed = Packed::values();
+    let first = batch.tags.len();
+    packed.size(first);
+    packed.size(first.saturating_add(item.guards.len()));
+    packed.size(item.cutoff.map_or(0, |cutoff| first.saturating_add(cutoff).saturating_add(1)));
     packed.number(item.issued_at.min(MAX_EXACT));
+    let common = common_amount(item);
+    packed.number(common.unwrap_or(0));
     for counter in &item.counters {
-        let amount = amount(counter, item);
-        packed.decimal(amount);
-        packed.number(amount);
-        packed.number(counter.rule.limit.min(MAX_EXACT).saturating_sub(price(&counter.rule)));
-        packed.number(if counter.known_end > 0 { 0 } else { counter.rule.period().min(MAX_EXACT) });
+        let rule = &counter.rule;
+        let (limit, window) = (rule.capacity().min(MAX_EXACT), rule.period().min(MAX_EXACT));
+        let is_fixed = rule.algorithm == Algorithm::FixedWindow;
+        let is_known = is_fixed && counter.known_end > 0;
+        let last = if is_fixed { limit.saturating_sub(price(rule)) } else { limit };
+        if common.is_some() {
+            packed.number(last);
+            packed.number(if is_known { 0 } else { window });
+        } else {
+            packed.number(if is_known { 0 } else { kind(rule) });
+            packed.number(last);
+            packed.number(amount(counter, item));
+            packed.number(window);
+        }
     }
+    packed.text(question);
     packed.finish()
 }
 
@@ -283,10 +341,11 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// A msgpack array under construction.
+/// Msgpack under construction: an array, or values one after the other.
 struct Packed {
     bytes: Vec<u8>,
     count: u32,
+    is_array: bool,
 }
 
 impl Packed {
@@ -294,7 +353,11 @@ impl Packed {
         let mut bytes = Vec::with_capacity(128);
         // An array; its length is known at the end.
         bytes.extend_from_slice(&[0xdd, 0, 0, 0, 0]);
-        Self { bytes, count: 0 }
+        Self { bytes, count: 0, is_array: true }
+    }
+
+    fn values() -> Self {
+        Self { bytes: Vec::with_capacity(256), count: 0, is_array: false }
     }
 
     fn number(&mut self, number: u64) {
@@ -316,26 +379,17 @@ impl Packed {
         self.number(u64::try_from(number).unwrap_or(u64::MAX));
     }
 
-    /// The number as text.
-    fn decimal(&mut self, mut number: u64) {
+    fn text(&mut self, text: &[u8]) {
         self.count += 1;
-        let mut digits = [0_u8; 20];
-        let mut length = 0_u8;
-        for digit in digits.iter_mut().rev() {
-            *digit = b'0' + u8::try_from(number % 10).unwrap_or(0);
-            number /= 10;
-            length += 1;
-            if number == 0 {
-                break;
-            }
-        }
-        self.bytes.push(0xa0 | length);
-        let from = digits.len() - usize::from(length);
-        self.bytes.extend_from_slice(digits.get(from..).unwrap_or_default());
+        self.bytes.push(0xdb);
+        self.bytes.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
+        self.bytes.extend_from_slice(text);
     }
 
     fn finish(mut self) -> Vec<u8> {
-        if let Some(length) = self.bytes.get_mut(1..5) {
+        if self.is_array
+            && let Some(length) = self.bytes.get_mut(1..5)
+        {
             length.copy_from_slice(&self.count.to_be_bytes());
         }
         self.bytes

@@ -98,7 +98,8 @@ impl Local {
     /// is known written into `checks`, and the request must be decided by the store (or here, by [`Self::decide_without_store`]).
     ///
     /// Exact: a counter that was over its limit admits nothing before the time this table computes from the
-    /// state the store reported, whatever others do meanwhile. A request with a penalising policy, or with a
+    /// state the store reported, whatever others do meanwhile. What a sliding log reported to a request of one cost
+    /// under one limit refuses only such requests. A request with a penalising policy, or with a
     /// cool-down that has yet to trip, is always passed on, since the store must hear of it; attempts on a tripped one
     /// as often as it takes to be off by at most a quarter of the quiet time. Policies that only
     /// watch refuse nobody.
@@ -118,7 +119,8 @@ impl Local {
                     check.known_end = entry.state.anchor;
                 }
                 // Somebody may have reset the counter since: then the store is asked again.
-                if at.0.saturating_sub(entry.learned) <= self.refusal_life_ms {
+                if entry.speaks_to(&check.rule) && at.0.saturating_sub(entry.learned) <= self.refusal_life_ms
+                {
                     answer.state = check.rule.roll(entry.state, at);
                 }
             }
@@ -252,17 +254,14 @@ impl Local {
         self.owed.load(Ordering::Relaxed) > 0
     }
 
-    /// Takes out what the store is owed, without what is over. What cannot be written is to be given back.
-    pub fn take_owed(&self, now: UnixMillis) -> Vec<Owed> {
+    /// Takes out what the store is owed and `wanted`, without what is over. What cannot be written is to be given back.
+    pub fn take_owed(&self, now: UnixMillis, mut wanted: impl FnMut(&Owed) -> bool) -> Vec<Owed> {
         let at = self.store_time(now);
         let mut taken = Vec::new();
         for shard in &self.shards {
-            for owed in shard.lock().drain_owed() {
-                self.owed.fetch_sub(1, Ordering::Relaxed);
-                if !owed.is_over(at) {
-                    taken.push(owed);
-                }
-            }
+            let owed = shard.lock().take_owed_where(|owed| owed.is_over(at) || wanted(owed));
+            self.owed.fetch_sub(owed.len(), Ordering::Relaxed);
+            taken.extend(owed.into_iter().filter(|owed| !owed.is_over(at)));
         }
         taken
     }
@@ -304,10 +303,15 @@ impl Local {
                 && at.0.saturating_sub(old.learned) <= OVERTAKING_MS
             {
                 // Replies may overtake each other; within one window the larger count is the later one, unless
-                // somebody took something off the counter.
-                new.state.used = old.state.used;
-                new.learned = old.learned;
-                new.share = new.share.max(old.share);
+                // somebody took something off the counter. What is of a later time and fits again must not be
+                // refused any longer: at worst the store is asked once more.
+                let larger = State { used: old.state.used, ..new.state };
+                let later = at.0 > old.learned;
+                if !later || check.rule.admits(larger, at) || !check.rule.admits(new.state, at) {
+                    new.state = larger;
+                    new.learned = old.learned;
+                    new.share = new.share.max(old.share);
+                }
             }
             // The store knows better than a log that was kept here.
             shard.forget_log(check.hash);
@@ -363,13 +367,13 @@ impl Local {
         let Some(shard) = self.shards.get(shard_of(check.hash)) else { return };
         let mut shard = shard.lock();
         if let Some(mut log) = shard.take_log(check.hash) {
-            log.drop_newest(requests);
+            log.drop_newest(requests.saturating_mul(check.rule.cost));
             if let Some(entry) = shard.find(check.hash) {
                 entry.state = log.state(&check.rule);
                 shard.put_log(check.hash, log);
             }
         } else if let Some(entry) = shard.find(check.hash) {
-            entry.state = check.rule.relieve(entry.state, requests);
+            entry.state = check.rule.relieve(entry.state, requests.saturating_mul(check.rule.cost));
         }
     }
 
@@ -388,8 +392,8 @@ impl Local {
     pub fn clear(&self) {
         for shard in &self.shards {
             let mut shard = shard.lock();
-            let owed = shard.drain_owed().count();
-            self.owed.fetch_sub(owed, Ordering::Relaxed);
+            let owed = shard.take_owed_where(|_| true);
+            self.owed.fetch_sub(owed.len(), Ordering::Relaxed);
             shard.clear();
         }
     }
@@ -493,6 +497,6 @@ fn entry(check: &Check, rule: Rule, answer: &CounterState, at: UnixMillis, remot
     } else {
         u8::MAX
     };
-    let (expires, learned) = (answer.reset_at.0, at.0);
-    Entry { hash: check.hash, state: answer.state, expires, learned, share, remote }
+    let (expires, learned, asked) = (answer.reset_at.0, at.0, table::fingerprint(&rule));
+    Entry { hash: check.hash, state: answer.state, expires, learned, share, asked, remote }
 }

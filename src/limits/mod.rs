@@ -2,9 +2,9 @@
 //! It knows neither sockets nor HTTP status; the exchange with Redis is encoded and decoded here but sent elsewhere.
 //!
 //! The path of one request, all on one reusable [`Checks`]:
-//! [`Checks::begin`], [`Checks::add`] per policy → [`Local::refused`] → [`gate::encode`], one `EVALSHA`,
-//! [`gate::decode`] → [`Local::observe`], or [`Local::decide_without_store`] when that fails, or [`Local::decide`]
-//! where there is no Redis → [`fields`].
+//! [`Checks::begin`], [`Checks::add`] per policy → [`Local::refused`] → the exchange with Redis, in commands or by
+//! [`gate::encode`] and [`gate::decode`] → [`Local::observe`], or [`Local::decide_without_store`] when that fails, or
+//! [`Local::decide`] where there is no Redis → [`fields`].
 
 pub mod algorithm;
 pub mod batch;

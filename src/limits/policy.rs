@@ -15,11 +15,14 @@ pub const MAX_PERIOD: Duration = Duration::from_secs(366 * 86_400);
 /// The largest limit of a sliding log, which keeps each admitted request.
 pub const MAX_LOG_LIMIT: u64 = 10_000;
 
+/// The longest name of a policy or a window, in bytes.
+pub const MAX_NAME: usize = 32;
+
 /// Why a policy, window or plan cannot be built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// A policy name is empty, too long or holds another character.
-    #[error("name {0:?} must be 1 to 32 characters of a-z, 0-9, _ and -")]
+    #[error("name {0:?} must be 1 to {max} characters of a-z, 0-9, _ and -", max = MAX_NAME)]
     Name(Box<str>),
     /// A key without parts would make one counter for the whole world.
     #[error("the key names no part")]
@@ -253,9 +256,11 @@ impl Window {
     }
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether a policy or a window can have this name: 1 to [`MAX_NAME`] characters of `a-z`, `0-9`, `_` and `-`, as keys
+/// and header fields can hold it.
+pub fn is_name(name: &str) -> bool {
     let valid = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
-    (1..=32).contains(&name.len()) && name.bytes().all(valid)
+    (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(valid)
 }
 
 fn plural(n: u64, word: &str) -> String {

@@ -26,6 +26,19 @@ pub struct Parts<'a> {
     pub body: Option<&'a Body>,
 }
 
+impl Parts<'_> {
+    /// Whether the request says something that counts as a subject of its own for `part`, a header, cookie or body
+    /// part.
+    pub fn tells(&self, part: &KeyPart) -> bool {
+        match part {
+            KeyPart::Header(name) => self.headers.is_some_and(|headers| header(headers, name).is_some()),
+            KeyPart::Cookie(name) => self.headers.is_some_and(|headers| cookie(headers, name).is_some()),
+            KeyPart::Body(path) => self.body.is_some_and(|body| body.value(path).is_some()),
+            _ => false,
+        }
+    }
+}
+
 /// Everything a policy may count by, for one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller<'a> {
@@ -158,8 +171,18 @@ fn write_digest(value: Option<&[u8]>, otherwise: &[u8], out: &mut Vec<u8>) -> bo
     true
 }
 
+/// Upstreams that read fields as variables (CGI, WSGI) take `x_key` for `x-key`: beside it, it is a repetition.
 fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a [u8]> {
-    only(headers.get_all(name).iter().map(|value| value.as_bytes().trim_ascii()))
+    let wanted = name.as_str().as_bytes();
+    let plain = |byte: u8| if byte.is_ascii_alphanumeric() { byte } else { b'_' };
+    let alike = |found: &HeaderName| {
+        let found = found.as_str().as_bytes();
+        found.len() == wanted.len()
+            && found.iter().zip(wanted).all(|(one, other)| plain(*one) == plain(*other))
+    };
+    let value = headers.get(name)?;
+    let values = headers.iter().filter(|(found, _)| alike(found)).count();
+    only(std::iter::repeat_n(value.as_bytes().trim_ascii(), values))
 }
 
 /// HTTP/2 may send each cookie in a line of its own (RFC 9113 section 8.2.3).
@@ -329,6 +352,9 @@ mod tests {
             &[][..],
             &[("x-key", "")],
             &[("x-key", "a"), ("x-key", "b")],
+            &[("x-key", "a"), ("x_key", "b")],
+            &[("x_key", "b"), ("x-key", "a")],
+            &[("x_key", "b")],
             &[("x-key", &long)],
             &[("x-ke", "a")],
         ] {

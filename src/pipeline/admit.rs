@@ -4,19 +4,16 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method};
 
 use super::context::{Admission, Admitted, Context, Target};
-use super::exchange::{self, Answer};
 use super::gateway::Gateway;
-use super::give_back::provisional;
 use super::head::{self, Framing, Head, HeadInput, Upgrade};
+use super::limit::{Limiting, PendingCache};
 use super::quota;
-use super::refusal::{Limited, Refusal};
-use super::user_limits;
+use super::refusal::Refusal;
 use crate::cache::key::{Target as CacheTarget, Unstamped};
 use crate::cache::request::{Bypass, Caller as CacheCaller, is_safe};
 use crate::cache::tag::key_tag;
@@ -26,11 +23,6 @@ use crate::clock::UnixMillis;
 use crate::identity::resolve::{authenticate, permit};
 use crate::identity::revocation::{Effect, Revocation};
 use crate::identity::{Identity, IdentityRefusal, Refused, Requirement, credentials};
-use crate::limits::user_limits::Adjustment;
-use crate::limits::{
-    self, Body, Caller, Checks, Decision, OnStoreFailure, Parts, Permit, Plan, Policy, Violated, fields,
-};
-use crate::metrics::{LimitOutcome, LimitSource};
 use crate::route::table::Found;
 use crate::route::{Route, normalise};
 use crate::upstream::forward;
@@ -91,7 +83,9 @@ pub async fn admit(
             return Ok(());
         }
     };
-    let cache = decide(gateway, request, &route, client, identity.as_ref(), pending, origin, context).await?;
+    let now = context.received_at;
+    let limiting = Limiting { gateway, route: &route, client, identity: identity.as_ref(), origin, now };
+    let cache = limiting.decide(request, pending, context).await?;
     context.admission =
         Admission::Admitted(Box::new(Admitted { route, params, identity, cache, overwrites, target }));
     Ok(())
@@ -137,7 +131,7 @@ fn judge(
 
     // Which route?
     let path = normalise::normalise(head.path, gateway.path_options)?;
-    if gateway.quota_path.as_deref() == Some(&*path) {
+    if gateway.quota_path.as_deref().is_some_and(|quota| gateway.table.options().same(quota, &path)) {
         return quota::ask(gateway, input, &head, client, context).map(Judgement::Quota);
     }
     let (route, params) = match gateway.table.find(&head.host, input.method, &path) {
@@ -291,240 +285,6 @@ pub(super) fn refuse_known_revoked(
     }
 }
 
-type PendingCache = Option<Result<cache::Pending, Bypass>>;
-
-/// May it, at this rate? Limits, revocation and cache generations: locally where the answer is known, else in one
-/// exchange. The body is read only for a policy that needs it, and only when nothing else refuses the request.
-#[allow(clippy::too_many_arguments, reason = "all of them are of one request")]
-async fn decide(
-    gateway: &Gateway,
-    request: &mut impl Request,
-    route: &Route,
-    client: ClientAddr,
-    identity: Option<&Arc<Identity>>,
-    pending: PendingCache,
-    origin: Origin,
-    context: &mut Context,
-) -> Result<CacheUse, Refusal> {
-    let shared = &*gateway.shared;
-    let now = context.received_at;
-    let plan =
-        identity.map_or(gateway.plans.anonymous(), |identity| gateway.plans.named(identity.plan.as_deref()));
-    let adjustment = adjustment(gateway, route, identity, now);
-    let adjusted = adjustment.plan(plan);
-    let plan = adjusted.as_ref().unwrap_or(plan);
-    let mut checks = Checks::new();
-    checks.begin(now);
-    // Dropped, and so given back, wherever the request is refused.
-    let mut permits = Vec::new();
-    if origin == Origin::Client && !route.policies.is_empty() {
-        let address = client.subject().text();
-        let caller = Caller {
-            ip: address.as_str(),
-            user: identity.map(|identity| &*identity.account),
-            token: identity.map(|identity| identity.token_id.as_str()),
-            api_token: None,
-            route: &route.name,
-            plan,
-            multiplier: identity
-                .map_or(1.0, |identity| gateway.plans.combined(identity.multiplier, adjustment.multiplier)),
-            request: Parts::default(),
-        };
-        let peeks = gateway.policies_of(route).any(|(_, policy)| policy.needs_body());
-        let parts = Parts { headers: Some(request.head().headers), body: None };
-        let first = Caller { request: parts, ..caller };
-        enter(gateway, route, &first, &mut checks, &mut permits, context)?;
-        collect(gateway, route, &first, &mut checks);
-        // A policy that counts refused requests too must see this one; it may be one that needs the body.
-        let penalises = || gateway.policies_of(route).any(|(_, policy)| policy.penalise());
-        if !(peeks && penalises())
-            && let Some(refused) = shared.local.refused(&mut checks, now)
-        {
-            return Err(refuse(gateway, &checks, plan, refused, LimitSource::Known, context));
-        }
-        if peeks {
-            let body = read_body(gateway, request).await?;
-            let parts = Parts { headers: Some(request.head().headers), body: Some(&body) };
-            let second = Caller { request: parts, ..caller };
-            enter(gateway, route, &second, &mut checks, &mut permits, context)?;
-            collect(gateway, route, &second, &mut checks);
-            if let Some(refused) = shared.local.refused(&mut checks, now) {
-                return Err(refuse(gateway, &checks, plan, refused, LimitSource::Known, context));
-            }
-        }
-    }
-
-    let mut values = None;
-    let mut verdict = None;
-    // The checks that were decided without the store.
-    let mut blind = Violated::default();
-    let mut late = false;
-    let needed = !checks.is_empty() || identity.is_some() || matches!(pending, Some(Ok(_)));
-    if needed && let Some(store) = &shared.store {
-        let tags = match &pending {
-            Some(Ok(pending)) => Some((shared.cache.generations(), pending.tags())),
-            _ => None,
-        };
-        let asked = Instant::now();
-        let answer =
-            exchange::ask(store, shared, identity.map(|identity| &**identity), tags, &mut checks, now).await;
-        late = asked.elapsed() > store.settings().deadline / 2;
-        match answer {
-            Some(Answer::Judged { decision, generations, away }) => {
-                verdict = Some((decision, LimitSource::Redis));
-                values = generations;
-                blind = away;
-            }
-            Some(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, identity, now)),
-            Some(Answer::Banned) => return Err(Refusal::Banned),
-            None => {
-                let decision = shared.decide_without_store(&mut checks, now);
-                blind = Violated::from_bits(u32::MAX);
-                verdict = Some((decision, LimitSource::Memory));
-            }
-        }
-    }
-    let denied = |index| blind.contains(index) && says(&checks, index, OnStoreFailure::Deny);
-    if let Some((Decision::Refused(refused), _)) = &verdict
-        && refused.violated.iter().any(denied)
-    {
-        // Not the client's doing: nobody may pass, whatever is left of its limit.
-        count(gateway, &checks, LimitOutcome::DeniedBlind, LimitSource::Memory, denied);
-        return Err(Refusal::StoreRequired);
-    }
-    let (decision, source) =
-        verdict.unwrap_or_else(|| (shared.local.decide(&mut checks, now), LimitSource::Memory));
-    match decision {
-        Decision::Refused(refused) => return Err(refuse(gateway, &checks, plan, refused, source, context)),
-        Decision::Admitted { .. } => {
-            let unseen = |index| blind.contains(index) && says(&checks, index, OnStoreFailure::Allow);
-            let over = |index| over_in_shadow(&checks, index);
-            let in_store = matches!(source, LimitSource::Redis);
-            context.provisional =
-                provisional(gateway, &checks, in_store, |index| !unseen(index) && !over(index));
-            count(gateway, &checks, LimitOutcome::Admitted, source, |index| !unseen(index) && !over(index));
-            if !blind.is_empty() {
-                count(gateway, &checks, LimitOutcome::AllowedBlind, source, unseen);
-            }
-            count_shadow(gateway, &checks, source);
-            context.permits = permits;
-            let limited = !checks.is_empty() || !context.permits.is_empty();
-            context.limit = limited.then_some(LimitOutcome::Admitted.as_str());
-            fields::write(&gateway.fields, &checks, &decision, |name, value| {
-                context.quota.push((name, value));
-            });
-        }
-    }
-
-    Ok(match (pending, values) {
-        (None, _) => CacheUse::NotConfigured,
-        (Some(Err(bypass)), _) => CacheUse::Bypassed(bypass),
-        (Some(Ok(pending)), Some(values)) => match pending.with_values(shared.cache, &values, now) {
-            Ok(mut transaction) => {
-                if late {
-                    transaction.read_memory_only();
-                }
-                CacheUse::Used(Box::new(transaction))
-            }
-            Err(bypass) => CacheUse::Bypassed(bypass),
-        },
-        (Some(Ok(pending)), None) => CacheUse::Used(Box::new(pending.locally(shared.cache, now))),
-    })
-}
-
-/// Whether the policy of check `index` wants this while the store is away.
-fn says(checks: &Checks, index: usize, wanted: OnStoreFailure) -> bool {
-    checks.get(index).is_some_and(|check| check.on_store_failure == wanted)
-}
-
-/// The body as far as it tells who is asking.
-async fn read_body(gateway: &Gateway, request: &mut impl Request) -> Result<Body, Refusal> {
-    if !Body::may_be_read(request.head().headers) {
-        return Ok(Body::UNREADABLE);
-    }
-    let bytes = request.peek(gateway.body_peek).await?;
-    Ok(bytes.map_or(Body::UNREADABLE, |bytes| Body::parse(request.head().headers, &bytes)))
-}
-
-/// How the caller's limits differ from the plan's; looks it up in the background when that is due.
-fn adjustment(
-    gateway: &Gateway,
-    route: &Route,
-    identity: Option<&Arc<Identity>>,
-    now: UnixMillis,
-) -> Adjustment {
-    let policy = |index: &u16| gateway.policies.get(usize::from(*index));
-    let by_plan = || route.policies.iter().filter_map(policy).any(|policy| policy.windows().is_none());
-    let shared = &gateway.shared;
-    let (Some(known), Some(identity)) = (&shared.user_limits, identity) else { return Adjustment::default() };
-    if !by_plan() {
-        return Adjustment::default();
-    }
-    let (adjustment, due) = known.of(&identity.account, now);
-    if let Some(due) = due {
-        user_limits::refresh(shared, &identity.account, due);
-    }
-    adjustment
-}
-
-/// The policies whose turn it is: without a body those that need none, and with it those that do.
-fn in_turn<'a>(
-    gateway: &'a Gateway,
-    route: &'a Route,
-    caller: &Caller<'_>,
-) -> impl Iterator<Item = (u16, &'a Policy)> + use<'a> {
-    let body = caller.request.body.is_some();
-    gateway.policies_of(route).filter(move |(_, policy)| policy.needs_body() == body)
-}
-
-/// Lets the request in where policies limit how many are in flight; local, so it comes first.
-fn enter(
-    gateway: &Gateway,
-    route: &Route,
-    caller: &Caller<'_>,
-    checks: &mut Checks,
-    permits: &mut Vec<Permit>,
-    context: &mut Context,
-) -> Result<(), Refusal> {
-    for (index, policy) in in_turn(gateway, route, caller) {
-        let Some(limit) = policy.concurrency() else { continue };
-        let Some(subject) = checks.subject(&gateway.shared.keys, policy, caller) else { continue };
-        let entered = gateway.shared.in_flight.enter(subject, limit.most());
-        let outcome = match (&entered, policy.shadow()) {
-            (Some(_), _) => LimitOutcome::Admitted,
-            (None, true) => LimitOutcome::Shadow,
-            (None, false) => LimitOutcome::Refused,
-        };
-        if let Some(metrics) = gateway.policy_metrics.get(usize::from(index)) {
-            metrics.decisions.count(outcome, LimitSource::Memory);
-        }
-        if !policy.shadow() {
-            let left = entered.as_ref().map_or(0, |(_, left)| *left);
-            checks.note_in_flight(policy, limit.most(), left);
-        }
-        match entered {
-            Some((permit, _)) => permits.push(permit),
-            None if policy.shadow() => {}
-            None => {
-                context.limit = Some(LimitOutcome::Refused.as_str());
-                fields::write_busy(&gateway.fields, checks, |name, value| context.quota.push((name, value)));
-                let violated = vec![policy.name().into()];
-                return Err(Refusal::Limited(Limited { detail: limit.detail().into(), violated }));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn collect(gateway: &Gateway, route: &Route, caller: &Caller<'_>, checks: &mut Checks) {
-    for (index, policy) in in_turn(gateway, route, caller) {
-        if let Err(problem) = checks.add(&gateway.shared.keys, index, policy, caller, route.cost) {
-            // Refused when the configuration is loaded; the policies that fit still hold.
-            tracing::error!(route = %route.name, %problem, "a policy is not applied");
-        }
-    }
-}
-
 /// A revocation that the store knows and this instance did not: it learns it for the time the store is away.
 pub(super) fn revoked(gateway: &Gateway, identity: Option<&Arc<Identity>>, now: UnixMillis) -> Refusal {
     if let Some(identity) = identity {
@@ -533,57 +293,4 @@ pub(super) fn revoked(gateway: &Gateway, identity: Option<&Arc<Identity>>, now: 
         gateway.shared.known.learn(&Revocation { key, effect: Effect::Token, until }, now);
     }
     IdentityRefusal::Token(Refused::Revoked).into()
-}
-
-fn refuse(
-    gateway: &Gateway,
-    checks: &Checks,
-    plan: &Plan,
-    refused: limits::Refused,
-    source: LimitSource,
-    context: &mut Context,
-) -> Refusal {
-    count(gateway, checks, LimitOutcome::Refused, source, |index| refused.violated.contains(index));
-    count_shadow(gateway, checks, source);
-    context.limit = Some(LimitOutcome::Refused.as_str());
-    let decision = Decision::Refused(refused);
-    fields::write(&gateway.fields, checks, &decision, |name, value| context.quota.push((name, value)));
-    Refusal::Limited(Limited {
-        detail: fields::detail(&refused, checks, &gateway.policies, plan).into(),
-        violated: fields::violated_policies(&refused, checks).map(Into::into).collect(),
-    })
-}
-
-/// Whether another window of the policy of check `index`, or this one, would have refused, although it only watches.
-fn over_in_shadow(checks: &Checks, index: usize) -> bool {
-    let policy = checks.get(index).map(|check| check.policy);
-    let mut violated = checks.shadow_violated().iter().filter_map(|violated| checks.get(violated));
-    violated.any(|check| Some(check.policy) == policy)
-}
-
-/// Counts, once each, the policies that would have refused if they did not only watch.
-fn count_shadow(gateway: &Gateway, checks: &Checks, source: LimitSource) {
-    if !checks.shadow_violated().is_empty() {
-        count(gateway, checks, LimitOutcome::Shadow, source, |index| over_in_shadow(checks, index));
-    }
-}
-
-fn count(
-    gateway: &Gateway,
-    checks: &Checks,
-    outcome: LimitOutcome,
-    source: LimitSource,
-    concerned: impl Fn(usize) -> bool,
-) {
-    for (index, check) in checks.iter().enumerate() {
-        // Once per policy, at its first window.
-        let repeated =
-            index > 0 && checks.get(index - 1).is_some_and(|previous| previous.policy == check.policy);
-        if concerned(index)
-            && !(repeated && concerned(index - 1))
-            && let Some(metrics) = gateway.policy_metrics.get(usize::from(check.policy))
-        {
-            metrics.decisions.count(outcome, source);
-        }
-    }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::exchange::Exchange;
 use super::head::HeadLimits;
 use super::outcome::Outcomes;
+use super::quota::Reads;
 use crate::cache::Cache;
 use crate::client_addr;
 use crate::clock::{Clock, UnixMillis};
@@ -17,7 +18,7 @@ use crate::limits::local::Outage;
 use crate::limits::{self, Checks, Decision, InFlight, KeySpace, Local, Plans, Policy, UserLimits};
 use crate::logging::AccessLog;
 use crate::metrics::{Metrics, PolicyMetrics, RouteMetrics};
-use crate::redis::{Script, Store};
+use crate::redis::Store;
 use crate::route::table::Table;
 use crate::route::{Route, normalise};
 use crate::upstream::{Upstream, forward};
@@ -64,7 +65,7 @@ pub struct Gateway {
     /// Where a client reads what is left of its limits; `None`: nowhere.
     pub quota_path: Option<Box<str>>,
     /// How often an address may read that.
-    pub quota_reads: Policy,
+    pub quota_reads: Reads,
     /// Which limit fields are sent.
     pub fields: limits::fields::Settings,
     /// Every upstream, for status and name resolution.
@@ -96,8 +97,6 @@ pub struct Shared {
     pub access_log: AccessLog,
     /// The store of all instances; `None`: memory only.
     pub store: Option<Arc<Store>>,
-    /// The script that decides in the store.
-    pub gate: &'static Script,
     /// Questions to the store that are under way.
     pub exchange: Arc<Exchange>,
     /// Counters of this instance.

@@ -1,16 +1,10 @@
 //! Counts that stand only until the upstream's answer is known: policies that count failures count every request
 //! when it is admitted, and give back those that turned out to be none.
 
-use std::sync::LazyLock;
-
+use super::exchange::{self, Owed};
 use super::gateway::{Gateway, Shared};
 use crate::limits::algorithm::{Rule, State};
-use crate::limits::batch::Refund;
-use crate::limits::{self, Checks, gate};
-use crate::redis::{Lane, Script};
-
-/// Takes requests off counters, where these are still what the requests were counted in.
-static REFUND: LazyLock<Script> = LazyLock::new(|| Script::new(gate::REFUND));
+use crate::limits::{self, Checks};
 
 /// One request in one counter, to be taken off again unless its answer is a failure.
 #[derive(Clone, Debug)]
@@ -24,11 +18,11 @@ pub struct Provisional {
 }
 
 /// The counts of an admitted request that depend on its answer. `counted` tells which checks counted it at all,
-/// and `in_store` whether they did so in the store.
+/// and `in_store` whether it did so in the store.
 pub(super) fn provisional(
     gateway: &Gateway,
     checks: &Checks,
-    in_store: bool,
+    in_store: impl Fn(usize) -> bool,
     counted: impl Fn(usize) -> bool,
 ) -> Vec<Provisional> {
     let depends = |policy: u16| {
@@ -36,13 +30,13 @@ pub(super) fn provisional(
     };
     let counters = checks.iter().zip(checks.states()).enumerate();
     let open = counters.filter(|(index, (check, _))| depends(check.policy) && counted(*index));
-    open.map(|(_, (check, answer))| Provisional {
+    open.map(|(index, (check, answer))| Provisional {
         policy: check.policy,
         hash: check.hash,
         key: checks.key(check).into(),
         rule: check.rule,
         state: answer.state,
-        in_store,
+        in_store: in_store(index),
     })
     .collect()
 }
@@ -55,26 +49,18 @@ pub async fn settle_counts(gateway: &Gateway, provisional: Vec<Provisional>, sta
     };
     let returned: Vec<Provisional> = provisional.into_iter().filter(|count| !stands(count)).collect();
     if !returned.is_empty() {
-        give_back(&gateway.shared, &returned).await;
+        give_back(&gateway.shared, returned).await;
     }
 }
 
 /// Takes `returned` off their counters, here and in the store. What the store does not learn expires with the
 /// counter.
-async fn give_back(shared: &Shared, returned: &[Provisional]) {
-    for count in returned {
+async fn give_back(shared: &Shared, returned: Vec<Provisional>) {
+    for count in &returned {
         shared.local.refund(count.hash, count.rule, count.state, count.in_store);
     }
     let Some(store) = &shared.store else { return };
-    let in_store = returned.iter().filter(|count| count.in_store);
-    // Each by itself: their keys may lie on several nodes.
-    futures::future::join_all(in_store.map(async |count| {
-        let refund = Refund { key: &count.key, rule: count.rule, state: count.state, count: 1 };
-        let mut command = REFUND.command();
-        gate::encode_refunds(&[refund], &mut command);
-        if let Err(cause) = store.eval(Lane::Decisions, store.shard(&count.key), &REFUND, &command).await {
-            tracing::debug!(%cause, "a request that was no failure stays counted");
-        }
-    }))
-    .await;
+    let in_store = returned.into_iter().filter(|count| count.in_store);
+    let owed = |count: Provisional| Owed { key: count.key, rule: count.rule, state: count.state, count: 1 };
+    exchange::refund(store, shared, in_store.map(owed).collect()).await;
 }

@@ -8,6 +8,7 @@ pub mod give_back;
 pub mod head;
 pub mod heartbeat;
 mod invalidate;
+mod limit;
 pub mod outcome;
 pub mod quota;
 pub mod reconcile;
@@ -19,7 +20,7 @@ mod user_limits;
 
 pub use self::admit::{CacheUse, Origin, Request, admit, find_param};
 pub use self::context::{Admission, Admitted, Context};
-pub use self::exchange::{Exchange, GATE};
+pub use self::exchange::{Exchange, GATE, REFUND, native_pipeline};
 pub use self::gateway::{Gateway, Shared, Timeouts};
 pub use self::recovery::Recoverer;
 pub use self::refusal::{Limited, Refusal};

@@ -1,15 +1,15 @@
 //! Counters beside the requests they count: read by clients and operators, reset and granted by operators. Nothing
 //! here decides on a request, and reading consumes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use ::redis::cmd;
 use bytes::Bytes;
 use futures::future::join_all;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, COOKIE};
-use http::{HeaderValue, Method, StatusCode};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde::Serialize;
 
 use super::admit::{identify, refuse_known_revoked, revoked};
@@ -26,7 +26,8 @@ use crate::limits::algorithm::State;
 use crate::limits::batch::{Batch, Counter, Item, ItemReply};
 use crate::limits::policy::PolicyError;
 use crate::limits::{
-    Algorithm, Caller, Checks, Decision, KeyPart, LimitSource, Parts, Plan, Policy, Window, fields, gate,
+    Algorithm, Caller, Check, Checks, Decision, KeyPart, KeySpace, LimitSource, Parts, Plan, Policy, Window,
+    fields, gate,
 };
 use crate::redis::{Lane, Publisher, Script, Store};
 
@@ -101,19 +102,30 @@ pub enum Change {
     Grant(u64),
 }
 
-/// The limit on reading quotas itself, counted by each instance alone.
-///
-/// # Errors
-/// Never: the policy is constant.
-pub fn reading_policy() -> Result<Policy, PolicyError> {
-    let window = Window::new(READS_PER_MINUTE, Duration::from_secs(60))?;
-    Policy::new("quota", &[KeyPart::Ip], Algorithm::FixedWindow, LimitSource::Windows(vec![window]))
+/// How often quotas may be read, counted by each instance alone.
+pub struct Reads {
+    policy: Policy,
+    /// No policy of the configuration shares its keys.
+    keys: KeySpace,
+}
+
+impl Reads {
+    /// One limit for all instances of this program.
+    ///
+    /// # Errors
+    /// Never: the policy is constant.
+    pub fn new() -> Result<Self, PolicyError> {
+        let windows = LimitSource::Windows(vec![Window::new(READS_PER_MINUTE, Duration::from_secs(60))?]);
+        let policy = Policy::new("quota", &[KeyPart::Ip], Algorithm::FixedWindow, windows)?;
+        Ok(Self { policy, keys: KeySpace::new("_tollgate:", false) })
+    }
 }
 
 /// A client's question about its own quota.
 pub(super) struct Asked {
     client: ClientAddr,
     identity: Option<Arc<Identity>>,
+    headers: HeaderMap,
 }
 
 /// Whether the head of a request may ask for its quota. Asking consumes nothing of it, but is limited by itself.
@@ -132,7 +144,8 @@ pub(super) fn ask(
     let anonymous = Subject::anonymous(address.as_str(), gateway.plans.anonymous());
     let mut reads = Checks::new();
     reads.begin(now);
-    let counted = reads.add(&shared.keys, 0, &gateway.quota_reads, &anonymous.caller(), 1);
+    let Reads { policy, keys } = &gateway.quota_reads;
+    let counted = reads.add(keys, 0, policy, &anonymous.caller(), 1);
     if counted.is_ok()
         && let decision @ Decision::Refused(refused) = shared.local.decide(&mut reads, now)
     {
@@ -145,7 +158,7 @@ pub(super) fn ask(
     let (identity, _) = identify(gateway, Requirement::Optional, head, input.headers, now)?;
     context.identity.clone_from(&identity);
     refuse_known_revoked(gateway, identity.as_deref(), now)?;
-    Ok(Asked { client, identity })
+    Ok(Asked { client, identity, headers: input.headers.clone() })
 }
 
 /// Answers a client that asks what is left of its limits.
@@ -162,7 +175,8 @@ pub(super) async fn tell(gateway: &Gateway, asked: &Asked, now: UnixMillis) -> R
             Some(Answer::Judged { .. }) | None => {}
         }
     }
-    let anonymous = Subject::anonymous(address.as_str(), gateway.plans.anonymous());
+    let request = Parts { headers: Some(&asked.headers), body: None };
+    let anonymous = Subject { request, ..Subject::anonymous(address.as_str(), gateway.plans.anonymous()) };
     let adjustment = identity.zip(shared.user_limits.as_ref());
     let adjustment =
         adjustment.map(|(identity, known)| known.of(&identity.account, now).0).unwrap_or_default();
@@ -178,38 +192,68 @@ pub(super) async fn tell(gateway: &Gateway, asked: &Asked, now: UnixMillis) -> R
             ..anonymous
         },
     };
-    Ok(reply(&gateway.read_quota(&subject, None).await))
+    Ok(reply(&gateway.read_quota(&subject, Shown::ToClient).await))
+}
+
+/// Which counters are meant.
+#[derive(Clone, Copy, Debug)]
+pub enum Shown<'a> {
+    /// Those that may refuse a client.
+    ToClient,
+    /// Those of this policy, and those that only watch.
+    ToOperator(Option<&'a str>),
+}
+
+impl Shown<'_> {
+    fn covers(self, policy: &Policy) -> bool {
+        match self {
+            Self::ToClient => !policy.shadow(),
+            Self::ToOperator(only) => only.is_none_or(|only| policy.name() == only),
+        }
+    }
 }
 
 impl Gateway {
-    /// What the counters of `subject` say, all policies' or that of `only`.
-    pub async fn read_quota(&self, subject: &Subject<'_>, only: Option<&str>) -> Quota {
+    /// What the counters of `subject` say.
+    pub async fn read_quota(&self, subject: &Subject<'_>, shown: Shown<'_>) -> Quota {
         let now = self.shared.clock.now();
+        let counters = self.counters_of(subject, shown, now).into_iter();
+        let looks = join_all(counters.map(async |mut checks| {
+            let shared = self.shared.look(&mut checks, now).await;
+            (checks, shared)
+        }));
         let mut quota = Quota { counters: Vec::new(), shared: self.shared.store.is_some() };
-        for mut checks in self.counters_of(subject, only, now) {
-            quota.shared &= self.shared.look(&mut checks, now).await;
+        for (checks, shared) in looks.await {
+            quota.shared &= shared;
             self.describe(&checks, subject.plan, &mut quota.counters);
         }
         quota
     }
 
-    /// Changes the counters of `subject`, then tells what they say. Returns whether every instance knows.
-    pub async fn change_quota(&self, subject: &Subject<'_>, only: Option<&str>, change: Change) -> Quota {
+    /// Changes the counters of `subjects`, which are one and the same but for the plan, then tells what they say for
+    /// the first.
+    pub async fn change_quota(&self, subjects: &[Subject<'_>], shown: Shown<'_>, change: Change) -> Quota {
         let mut shared = self.shared.store.is_some();
-        for checks in self.counters_of(subject, only, self.shared.clock.now()) {
-            shared &= self.shared.change(&checks, change).await;
+        let mut done = HashSet::new();
+        for subject in subjects {
+            for checks in self.counters_of(subject, shown, self.shared.clock.now()) {
+                for check in checks.iter().filter(|check| done.insert(check.hash)) {
+                    shared &= self.shared.change(check, checks.key(check), change).await;
+                }
+            }
         }
-        let quota = self.read_quota(subject, only).await;
+        let Some(first) = subjects.first() else { return Quota { counters: Vec::new(), shared } };
+        let quota = self.read_quota(first, shown).await;
         Quota { shared: shared && quota.shared, ..quota }
     }
 
     /// One set of checks for each policy that counts this subject.
-    fn counters_of(&self, subject: &Subject<'_>, only: Option<&str>, now: UnixMillis) -> Vec<Checks> {
+    fn counters_of(&self, subject: &Subject<'_>, shown: Shown<'_>, now: UnixMillis) -> Vec<Checks> {
         let caller = subject.caller();
-        let policies = (0_u16..).zip(&self.policies).filter(|(_, policy)| {
-            only.is_none_or(|only| policy.name() == only) && policy.key().iter().all(|part| subject.has(part))
-        });
-        policies
+        let policies = (0_u16..).zip(&self.policies);
+        let meant = policies
+            .filter(|(_, policy)| shown.covers(policy) && policy.key().iter().all(|part| subject.has(part)));
+        meant
             .filter_map(|(index, policy)| {
                 let mut checks = Checks::new();
                 checks.begin(now);
@@ -266,9 +310,7 @@ impl<'a> Subject<'a> {
             KeyPart::Route => self.route.is_some(),
             KeyPart::Plan => true,
             KeyPart::Caller => self.user.or(self.ip).is_some(),
-            KeyPart::Header(name) => self.request.headers.is_some_and(|headers| headers.contains_key(name)),
-            KeyPart::Cookie(_) => self.request.headers.is_some_and(|headers| headers.contains_key(COOKIE)),
-            KeyPart::Body(_) => self.request.body.is_some(),
+            KeyPart::Header(_) | KeyPart::Cookie(_) | KeyPart::Body(_) => self.request.tells(part),
         }
     }
 }
@@ -290,37 +332,31 @@ impl Shared {
         false
     }
 
-    /// Changes counters here and in the store. Returns whether every instance knows.
-    async fn change(&self, checks: &Checks, change: Change) -> bool {
-        for check in checks.iter() {
-            match change {
-                Change::Reset => self.local.forget(check.hash),
-                Change::Grant(requests) => self.local.grant(check, requests),
-            }
+    /// Changes a counter here and in the store. Returns whether every instance knows.
+    async fn change(&self, check: &Check, key: &[u8], change: Change) -> bool {
+        match change {
+            Change::Reset => self.local.forget(check.hash),
+            Change::Grant(requests) => self.local.grant(check, requests),
         }
         let Some(store) = &self.store else { return false };
-        let mut shared = true;
-        for check in checks.iter() {
-            let key = checks.key(check);
-            let shard = store.shard(key);
-            let done = match change {
-                Change::Reset => store.call(Lane::Decisions, shard, cmd("UNLINK").arg(key)).await.is_ok(),
-                Change::Grant(requests) => {
-                    let mut command = GRANT.command();
-                    command.arg(1).arg(key).arg(requests.min(1 << 53)).arg(check.rule.period_ms);
-                    store.eval(Lane::Decisions, shard, &GRANT, &command).await.is_ok()
-                }
-            };
-            // What another instance knows of this counter holds no more.
-            let mut news = FORGET.to_vec();
-            news.extend_from_slice(key);
-            let told = Publisher::new(Arc::clone(store)).publish(&news).await.is_ok();
-            if done {
-                self.local.forget(check.hash);
+        let home = store.shard(key);
+        let done = match change {
+            Change::Reset => store.call(Lane::Decisions, home, cmd("UNLINK").arg(key)).await.is_ok(),
+            Change::Grant(requests) => {
+                let units = requests.saturating_mul(check.rule.cost).min(1 << 53);
+                let mut command = GRANT.command();
+                command.arg(1).arg(key).arg(units).arg(check.rule.period_ms);
+                store.eval(Lane::Decisions, home, &GRANT, &command).await.is_ok()
             }
-            shared &= done && told;
+        };
+        // What another instance knows of this counter holds no more.
+        let mut news = FORGET.to_vec();
+        news.extend_from_slice(key);
+        let told = Publisher::new(Arc::clone(store)).publish(&news).await.is_ok();
+        if done {
+            self.local.forget(check.hash);
         }
-        shared
+        done && told
     }
 
     /// Follows the news that somebody changed a counter. Returns whether `payload` was such news.

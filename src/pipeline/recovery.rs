@@ -6,6 +6,7 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::{RedisResult, cmd};
 use async_trait::async_trait;
 
+use super::exchange::GATE;
 use super::gateway::Shared;
 use crate::clock::UnixMillis;
 use crate::identity::revocation::{Effect, Revocation};
@@ -35,7 +36,7 @@ impl Recovery for Recoverer {
         let Some(key) = link.trial_key(&stem) else { return Ok(()) };
         // The second time finds the counter there and reads its end.
         for _ in 0..2 {
-            let mut command = self.0.gate.command();
+            let mut command = GATE.command();
             gate::encode_trial(key.as_bytes(), &mut command);
             command.exec_async(link.connection()).await?;
         }
@@ -44,7 +45,9 @@ impl Recovery for Recoverer {
 
     async fn recover(&self, link: &mut Link<'_>) -> RedisResult<()> {
         self.0.hand_over_revocations(link).await?;
-        self.0.hand_over_invalidations(link).await
+        self.0.hand_over_invalidations(link).await?;
+        self.0.hand_over_counts(link).await;
+        Ok(())
     }
 }
 

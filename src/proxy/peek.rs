@@ -47,14 +47,9 @@ impl<'a> Incoming<'a> {
         }
         Ok((bytes.freeze(), true))
     }
-}
 
-impl Request for Incoming<'_> {
-    fn head(&self) -> HeadInput<'_> {
-        downstream::head(self.session, self.raw.as_ref())
-    }
-
-    async fn peek(&mut self, limit: usize) -> Result<Option<Bytes>, Refusal> {
+    /// [`Request::peek`], whose errors leave the connection as it is.
+    async fn look(&mut self, limit: usize) -> Result<Option<Bytes>, Refusal> {
         let announced = self.session.req_header().headers.get(CONTENT_LENGTH);
         let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         let too_long = announced.is_some_and(|length| usize::try_from(length).is_ok_and(|l| l > limit));
@@ -72,10 +67,7 @@ impl Request for Incoming<'_> {
         let (bytes, whole) = match tokio::time::timeout(time, self.read(limit)).await {
             Ok(Ok(read)) => read,
             Ok(Err(error)) if *error.etype() != ErrorType::ReadTimedout => return Err(Refusal::ClientBroke),
-            Ok(Err(_)) | Err(_) => {
-                self.session.set_keepalive(None);
-                return Err(Refusal::SlowBody);
-            }
+            Ok(Err(_)) | Err(_) => return Err(Refusal::SlowBody),
         };
         if whole {
             return Ok(Some(bytes));
@@ -89,5 +81,21 @@ impl Request for Incoming<'_> {
             self.carried = Some(bytes);
         }
         Ok(None)
+    }
+}
+
+impl Request for Incoming<'_> {
+    fn head(&self) -> HeadInput<'_> {
+        downstream::head(self.session, self.raw.as_ref())
+    }
+
+    async fn peek(&mut self, limit: usize) -> Result<Option<Bytes>, Refusal> {
+        let peeked = self.look(limit).await;
+        if peeked.is_err() {
+            // What follows a body that broke off or broke its framing is no request: pingora takes a body whose chunks
+            // are wrong for a finished one, and would read on.
+            self.session.set_keepalive(None);
+        }
+        peeked
     }
 }

@@ -48,6 +48,38 @@ pub struct Options {
     pub ignore_trailing_slash: bool,
 }
 
+impl Options {
+    /// Whether two canonical paths are one.
+    pub fn same(self, one: &str, other: &str) -> bool {
+        self.compared(one) == self.compared(other)
+    }
+
+    /// Whether `path`, a canonical one, is named by `pattern` letter by letter, without `:name` or `**`.
+    pub fn is_literally(self, pattern: &Pattern, path: &str) -> bool {
+        pattern.shapes().iter().filter(|shape| !shape.rest).any(|shape| {
+            let literal = |segment: &Segment| match segment {
+                Segment::Literal(literal) => Some(format!("/{literal}")),
+                Segment::Param => None,
+            };
+            let text: Option<String> = shape.segments.iter().map(literal).collect();
+            text.is_some_and(|text| self.same(&text, path))
+        })
+    }
+
+    /// The spelling of `path` that is compared; its bytes stand where those of `path` stand.
+    fn compared(self, path: &str) -> Cow<'_, str> {
+        let path = match path.strip_suffix('/') {
+            Some(shorter) if self.ignore_trailing_slash && !shorter.is_empty() => shorter,
+            _ => path,
+        };
+        if self.case_insensitive && path.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            Cow::Owned(path.to_ascii_lowercase())
+        } else {
+            Cow::Borrowed(path)
+        }
+    }
+}
+
 /// Two routes of equal specificity that can match one request, or a route that is unusable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Ambiguity {
@@ -187,7 +219,7 @@ impl<T> Table<T> {
 
     /// The route for a request: `host` in lower case without port, `path` as [`super::normalise`] gives it.
     pub fn find<'a>(&'a self, host: &str, method: &Method, path: &'a str) -> Found<'a, T> {
-        let compared = self.compared(path);
+        let compared = self.options.compared(path);
         let mut search = Search::new(&compared, method);
         for tree in self.trees(host) {
             if let Some((index, ranges)) = search.run(tree)
@@ -207,6 +239,11 @@ impl<T> Table<T> {
         allow.sort_by(|left, right| left.as_str().cmp(right.as_str()));
         allow.dedup();
         Found::MethodNotAllowed { allow }
+    }
+
+    /// How it compares paths.
+    pub const fn options(&self) -> Options {
+        self.options
     }
 
     /// Payloads in the order of declaration.
@@ -241,19 +278,6 @@ impl<T> Table<T> {
             .filter(move |(suffix, _)| host.len() > suffix.len() && host.ends_with(&**suffix))
             .map(|(_, tree)| tree);
         exact.into_iter().chain(below).chain(std::iter::once(&self.any_host))
-    }
-
-    /// The spelling of `path` that is compared; its bytes stand where those of `path` stand.
-    fn compared<'p>(&self, path: &'p str) -> Cow<'p, str> {
-        let path = match path.strip_suffix('/') {
-            Some(shorter) if self.options.ignore_trailing_slash && !shorter.is_empty() => shorter,
-            _ => path,
-        };
-        if self.options.case_insensitive && path.bytes().any(|byte| byte.is_ascii_uppercase()) {
-            Cow::Owned(path.to_ascii_lowercase())
-        } else {
-            Cow::Borrowed(path)
-        }
     }
 }
 

@@ -151,3 +151,18 @@ fn a_shadow_of_it_counts_what_it_would_refuse_and_lets_it_pass() {
     let shadow = [("policy", "at-once"), ("decision", "shadow_refused")];
     assert_eq!(gateway.metric("tollgate_limit_decisions_total", &shadow), Some(1.0));
 }
+
+#[test]
+fn a_request_that_another_limit_refuses_was_not_admitted_here() {
+    let origin = Origin::start();
+    let policies = format!(
+        "[policies.at-once]\nkey = \"ip\"\nconcurrency = 5\n\
+         [policies.ip]\nkey = \"ip\"\nlimit = 1\nwindow = \"1h\"\n{ROUTE}limits = [\"at-once\", \"ip\"]\n"
+    );
+    let gateway = gateway(&config(&origin, "", &policies), "");
+    let codes: Vec<u16> =
+        (0..3).map(|_| get_from(&gateway.client(), "/x", "10.0.0.1").send().code()).collect();
+    assert_eq!(codes, [200, 429, 429]);
+    let admitted = [("policy", "at-once"), ("decision", "admitted")];
+    assert_eq!(gateway.metric("tollgate_limit_decisions_total", &admitted), Some(1.0));
+}

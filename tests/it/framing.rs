@@ -36,6 +36,31 @@ fn start(origin: &StrictOrigin) -> Gateway {
     Gateway::builder().config(&config).start()
 }
 
+/// A gateway that looks into each body for a policy before it passes it on.
+fn start_peeking(origin: &StrictOrigin) -> Gateway {
+    let config = format!(
+        r#"
+        [server]
+        listen = "{{listen}}"
+        body_timeout = "500ms"
+        keepalive_timeout = "3s"
+        [upstreams.app]
+        members = "{}"
+        [policies.login]
+        key = "body:email"
+        limit = 100000
+        window = "1h"
+        [[routes]]
+        name = "all"
+        path = "/**"
+        upstream = "app"
+        limits = ["login"]
+        "#,
+        origin.addr()
+    );
+    Gateway::builder().config(&config).start()
+}
+
 /// What may become of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Must {
@@ -55,6 +80,10 @@ fn request(head: &str, body: &str) -> Vec<u8> {
 }
 
 fn try_all(cases: &[(&str, Vec<u8>, Must)]) {
+    try_all_at(start, cases);
+}
+
+fn try_all_at(start: fn(&StrictOrigin) -> Gateway, cases: &[(&str, Vec<u8>, Must)]) {
     let origin = StrictOrigin::start();
     let gateway = start(&origin);
     let mut wrong = Vec::new();
@@ -165,10 +194,11 @@ fn lengths_that_two_servers_could_read_differently_are_refused() {
     ]);
 }
 
-#[test]
-fn chunks_that_are_not_what_they_say_never_become_a_request() {
-    let chunked = |body: &str| request("POST / HTTP/1.1\nHost: a\nTransfer-Encoding: chunked", body);
-    try_all(&[
+/// Chunked bodies, sound and broken, and what may become of each as the body of `POST /` with these other fields.
+fn chunks(fields: &str) -> Vec<(&'static str, Vec<u8>, Must)> {
+    let head = format!("POST / HTTP/1.1\nHost: a{fields}\nTransfer-Encoding: chunked");
+    let chunked = |body: &str| request(&head, body);
+    vec![
         ("several chunks", chunked("2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"), Must::Pass("hello")),
         ("sizes with zeros", chunked("0005\r\nhello\r\n000\r\n\r\n"), Must::Pass("hello")),
         ("upper-case size", chunked("A\r\n0123456789\r\n0\r\n\r\n"), Must::Pass("0123456789")),
@@ -206,10 +236,43 @@ fn chunks_that_are_not_what_they_say_never_become_a_request() {
         ),
         (
             "a body shorter than its length",
-            request("POST / HTTP/1.1\nHost: a\nContent-Length: 9", "hello"),
+            request(&format!("POST / HTTP/1.1\nHost: a{fields}\nContent-Length: 9"), "hello"),
             Must::NeverWhole,
         ),
-    ]);
+    ]
+}
+
+#[test]
+fn chunks_that_are_not_what_they_say_never_become_a_request() {
+    try_all(&chunks(""));
+}
+
+#[test]
+fn chunks_that_are_not_what_they_say_never_become_a_request_where_a_policy_reads_them() {
+    try_all_at(start_peeking, &chunks("\nContent-Type: application/json"));
+}
+
+#[test]
+fn what_follows_a_body_that_a_policy_could_not_read_is_no_request() {
+    let origin = StrictOrigin::start();
+    let gateway = start_peeking(&origin);
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    for (name, bytes, must) in chunks("\nContent-Type: application/json") {
+        if must != Must::NeverWhole {
+            continue;
+        }
+        let hits = origin.hits();
+        let mut connection = RawConnection::open(gateway.addr());
+        let kept_open = String::from_utf8(bytes).expect("text").replace("\r\nConnection: close", "");
+        let _ = connection.try_send(kept_open.as_bytes());
+        let _ = connection.try_send(smuggled.as_bytes());
+        connection.finish();
+        let answer = String::from_utf8_lossy(&connection.read_to_end()).into_owned();
+        let seen = origin.seen().split_off(hits);
+        assert!(seen.is_empty(), "{name}: {seen:?}");
+        assert!(answer.matches("HTTP/1.1 ").count() <= 1, "{name}: {answer}");
+    }
+    assert!(origin.violations().is_empty(), "{:?}", origin.violations());
 }
 
 #[test]

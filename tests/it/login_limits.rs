@@ -461,3 +461,30 @@ fn a_body_field_counts_together_with_the_address() {
     assert_eq!([send("10.0.0.2", "ada"), send("10.0.0.1", "eve")], [200, 200]);
     assert!(subjects(&redis).iter().all(|subject| subject.starts_with("10.0.0.")));
 }
+
+#[test]
+fn counts_that_do_not_stand_go_back_in_one_call_and_are_told_to_operators() {
+    let redis = Redis::start();
+    let limits = "[policies.login]\nkey = \"ip\"\ncount = \"failures\"\n\
+        windows = [{ limit = 1000, window = \"15m\" }, { limit = 2000, window = \"1h\" }]\n\
+        [[routes]]\nname = \"login\"\npath = \"/**\"\nupstream = \"app\"\nlimits = [\"login\"]\n";
+    let origin = doorman();
+    let gateway = gateway(&config(&origin, PATIENT, limits), &redis.url());
+    let mut monitor = redis.monitor();
+    let given_back = |counts: f64| {
+        assert_eq!(guess(&gateway.client(), "ada", "right").code(), 200);
+        assert_eventually!(
+            gateway.metric("tollgate_limit_refunds_total", &[("result", "done")]) == Some(counts),
+            "they are given back"
+        );
+    };
+    given_back(2.0);
+    monitor.clear();
+    given_back(4.0);
+    let mut scripts = monitor.requests();
+    scripts.retain(|call| call.words.iter().any(|word| word.starts_with("rate_limit:login:")));
+    scripts.retain(|call| call.name().starts_with("EVAL"));
+    let names: Vec<&str> = scripts.iter().map(|call| call.name()).collect();
+    assert_eq!(names, ["EVALSHA"], "{scripts:?}");
+    assert_eq!(gateway.metric("tollgate_limit_refunds_total", &[("result", "lost")]), Some(0.0));
+}

@@ -8,7 +8,7 @@ use crate::support::client::Client;
 use crate::support::concurrently;
 use crate::support::gateway::Gateway;
 use crate::support::origin::{Origin, Reply};
-use crate::support::redis::Redis;
+use crate::support::redis::{Executed, Redis};
 use crate::support::relay::Relay;
 use crate::support::token::Token;
 
@@ -126,7 +126,7 @@ fn a_steady_request_with_all_its_questions_is_one_exchange_of_plain_commands() {
         let traffic = scene.relay.take_traffic();
         assert_eq!(traffic.exchanges, 10, "{path}: {:?}", traffic.commands);
         let names: Vec<&str> = traffic.commands.iter().map(|command| command[0].as_str()).collect();
-        assert_eq!(names, ["MGET", "INCRBY", "INCRBY", "INCRBY", "INCRBY"].repeat(10), "{path}");
+        assert_eq!(names, ["MGET", "INCR", "INCR", "INCR", "INCR"].repeat(10), "{path}");
         let asked = traffic.commands[..5].concat();
         for part in ["blacklist:", "revoked_before:ada", "rate_limit:ip:", "rate_limit:api_token:ada:day"] {
             assert!(asked.iter().any(|word| word.starts_with(part)), "{path} asks for {part}: {asked:?}");
@@ -134,7 +134,7 @@ fn a_steady_request_with_all_its_questions_is_one_exchange_of_plain_commands() {
         let tags = asked.iter().filter(|word| word.starts_with("cache_tag:")).count();
         assert_eq!(tags > 2, is_cached, "{asked:?}");
         assert_eq!(monitor.requests().len(), 50);
-        assert!(!monitor.commands().iter().any(|executed| executed.is_by_script()));
+        assert!(!monitor.commands().iter().any(Executed::is_by_script));
     }
 }
 
@@ -179,9 +179,12 @@ fn concurrent_requests_of_one_worker_share_a_connection_and_count_each() {
     let traffic = scene.relay.take_traffic();
     assert_eq!(traffic.connections, 0);
     assert!((1..=8).contains(&traffic.exchanges), "{:?}", traffic.commands);
-    let counts = traffic.commands.iter().filter(|command| command[0] == "INCRBY");
+    let counts = traffic.commands.iter().filter(|command| command[0].starts_with("INCR"));
     let minute = counts.filter(|command| command[1] == "rate_limit:api_token:ada:minute");
-    assert_eq!(minute.map(|command| command[2].parse::<u32>().unwrap()).sum::<u32>(), 8);
+    assert_eq!(
+        minute.map(|command| command.get(2).map_or(1, |count| count.parse::<u32>().unwrap())).sum::<u32>(),
+        8
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::setup::{PATIENT, config, counter, pair};
+use crate::setup::{PATIENT, config, counter, gateway, pair};
 use crate::support::client::Response;
 use crate::support::gateway::{ADMIN_TOKEN, Gateway};
 use crate::support::holds_eventually;
@@ -167,4 +167,116 @@ fn quotas_are_read_and_changed_in_memory_where_there_is_no_redis() {
         operate(&gateway, "reset", &json!({"ip": "127.0.0.1"}));
         assert_eq!(admitted(6), 4, "{algorithm}");
     }
+}
+
+#[test]
+fn a_user_is_reset_whatever_the_plan_and_an_email_by_what_it_is() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let policies = r#"
+[policies.plan]
+key = "user"
+plan = true
+[policies.login]
+key = "body:email"
+algorithm = "sliding-log"
+limit = 2
+window = "900s"
+[policies.key]
+key = ["header:x-key", "ip"]
+limit = 5
+window = "60s"
+[plans.pro]
+windows = [{ limit = 3, window = "60s" }, { limit = 100, window = "1h" }]
+[[routes]]
+name = "login"
+path = "/login"
+methods = ["POST"]
+upstream = "app"
+limits = ["login"]
+[[routes]]
+name = "all"
+path = "/**"
+upstream = "app"
+auth = "optional"
+limits = ["plan", "key"]
+"#;
+    let [gateway, other] = pair(&config(&origin, PATIENT, policies), &redis);
+    let ada = Token::of("ada").claim("subscription_plan", "pro").sign();
+    let get = || gateway.client().get("/x").header("x-key", "k1").bearer(&ada).send().code();
+    assert_eq!([(); 4].map(|()| get()), [200, 200, 200, 429]);
+    operate(&other, "reset", &json!({"user": "ada", "policy": "plan"}));
+    assert_eq!(counter(&redis, "rate_limit:plan:ada:minute"), None);
+    assert!(holds_eventually(|| get() == 200), "the windows of her plan were reset");
+
+    let login = |gateway: &Gateway| {
+        gateway
+            .client()
+            .post("/login")
+            .json(&json!({"email": "Ada@Example.com", "password": "x"}))
+            .send()
+            .code()
+    };
+    assert_eq!([login(&gateway), login(&other), login(&gateway)], [200, 200, 429]);
+    let address = json!({"values": {"body:email": " ada@example.com "}, "policy": "login"});
+    let read = operate(&other, "read", &address);
+    assert_eq!(left(&read, "login", "900s"), Some(0), "{read}");
+    assert!(!read.to_string().contains("example.com"), "{read}");
+    operate(&other, "reset", &address);
+    assert!(holds_eventually(|| login(&gateway) == 200));
+
+    let asked = gateway.client().get("/_tollgate/quota").header("x-key", "k1").send().json();
+    assert_eq!(left(&asked, "key", "minute"), Some(1), "{asked}");
+    assert_eq!(left(&quota(&gateway, None).json(), "key", "minute"), None, "nothing says whose");
+    for (values, counters) in [(json!({"cookie:sid": "x"}), 0), (json!({"body:name": "ada"}), 0)] {
+        let read = operate(&gateway, "read", &json!({"values": values, "ip": "127.0.0.1"}));
+        assert_eq!(read["counters"].as_array().unwrap().len(), counters, "{read}");
+    }
+    for bad in [json!({"x-key": "k1"}), json!({"query:q": "1"}), json!({"header:": "1"})] {
+        let reply = gateway.admin().post("/api/v1/quota/read").bearer(ADMIN_TOKEN);
+        assert_eq!(reply.json(&json!({"values": bad})).send().code(), 422, "{bad}");
+    }
+}
+
+#[test]
+fn limits_that_only_watch_are_for_operators_and_reading_has_counters_of_its_own() {
+    for with_redis in [true, false] {
+        let (redis, origin) = (Redis::start(), Origin::start());
+        let policies = "[policies.quota]\nkey = \"ip\"\nalgorithm = \"sliding-window\"\nlimit = 4\nwindow = \"60s\"\n\
+                        candidate = { limit = 2, window = \"60s\" }\n\
+                        [[routes]]\nname = \"all\"\npath = \"/**\"\nupstream = \"app\"\nlimits = [\"quota\"]\n";
+        let url = if with_redis { redis.url() } else { String::new() };
+        let gateway = crate::setup::gateway(&config(&origin, PATIENT, policies), &url);
+        let get = || gateway.client().get("/x").send().code();
+        assert_eq!([get(), get()], [200, 200]);
+        for _ in 0..5 {
+            let told = quota(&gateway, None).json();
+            assert_eq!(told["counters"].as_array().unwrap().len(), 1, "{told}");
+            assert_eq!(left(&told, "quota", "minute"), Some(2), "reading changes nothing: {told}");
+        }
+        let read = operate(&gateway, "read", &json!({"ip": "127.0.0.1"}));
+        assert_eq!(left(&read, "quota-candidate", "minute"), Some(0), "{read}");
+        assert_eq!([get(), get(), get()], [200, 200, 429]);
+    }
+}
+
+#[test]
+fn a_quota_is_read_under_every_spelling_that_routes_take() {
+    let origin = Origin::start();
+    let text = |server: &str| {
+        let text = config(&origin, PATIENT, &limits("fixed-window"));
+        assert!(text.contains("[server]"));
+        text.replace("[server]", &format!("[server]\n{server}"))
+    };
+    let told = |gateway: &Gateway, path: &str| {
+        let reply = gateway.client().get(path).send();
+        reply.code() == 200 && reply.header("content-type") == Some("application/json")
+    };
+    let lenient = gateway(&text("case_insensitive_paths = true\nignore_trailing_slash = true"), "");
+    for path in ["/_tollgate/quota", "/_Tollgate/QUOTA", "/_tollgate/quota/"] {
+        assert!(told(&lenient, path), "{path}");
+    }
+    assert_eq!(origin.hits(), 0);
+    let strict = gateway(&text(""), "");
+    assert_eq!(strict.client().get("/_Tollgate/quota").send().code(), 200);
+    assert_eq!(origin.hits(), 1, "it is the route's");
 }

@@ -16,9 +16,9 @@ fn decisions(gateway: &Gateway, policy: &str, decision: &str) -> Option<f64> {
 /// The same in memory alone and on a Redis.
 fn everywhere(rest: &str, test: impl Fn(&Gateway, Option<&Redis>)) {
     let (redis, origin) = (Redis::start(), Origin::start());
-    let text = config(&origin, PATIENT, rest);
-    test(&gateway(&text, ""), None);
-    test(&gateway(&text, &redis.url()), Some(&redis));
+    let config = config(&origin, PATIENT, rest);
+    test(&gateway(&config, ""), None);
+    test(&gateway(&config, &redis.url()), Some(&redis));
 }
 
 #[test]

@@ -40,9 +40,9 @@ fn store(cluster: &Cluster) -> Arc<Store> {
 
 fn command(words: &[&str]) -> Cmd {
     let mut command = Cmd::new();
-    words.iter().for_each(|word| {
+    for word in words {
         command.arg(*word);
-    });
+    }
     command
 }
 

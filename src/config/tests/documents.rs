@@ -187,3 +187,15 @@ fn document_has_every_key_as_the_table_says_it() {
     }
     assert_eq!(inside, reference(), "rewrite it with TOLLGATE_BLESS=1");
 }
+
+#[test]
+fn the_worked_examples_of_limits_are_a_configuration() {
+    let text = std::fs::read_to_string(repository("docs/rate-limiting.md")).unwrap();
+    let (_, rest) = text.split_once("```toml\n").unwrap();
+    let (example, _) = rest.split_once("```").unwrap();
+    let issuer = "[issuers.app]\nalgorithms = [\"HS256\"]\nsecret = \"${JWT_SECRET}\"\n";
+    let loaded = loaded(&format!("{example}{issuer}"));
+    assert_eq!(loaded.warnings, []);
+    assert_eq!(loaded.spec.policies.len(), 7);
+    crate::app::check(&loaded).unwrap_or_else(|errors| panic!("{errors}"));
+}

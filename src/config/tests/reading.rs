@@ -405,7 +405,7 @@ fn policies_say_what_they_do_beyond_counting() {
     let text = with(
         "limits = [\"a\", \"b\", \"c\"]\ncost = 3\n\
          [policies.a]\nkey = \"ip\"\nalgorithm = \"cool-down\"\nlimit = 5\nwindow = \"10s\"\n\
-         cooldown = { limit = 4, window = \"2s\" }\nshadow = true\napplies_to = \"anonymous\"\n\
+         cooldown = { limit = 2, window = \"4s\" }\nshadow = true\napplies_to = \"anonymous\"\n\
          [policies.b]\nkey = \"ip\"\nconcurrency = 7\nshadow = true\n\
          [policies.c]\nkey = \"ip\"\nlimit = 100\nwindow = \"60s\"\nlease = true\ncost = 2\n\
          [policies.c.candidate]\nwindows = [{ limit = 50, window = \"60s\" }, { limit = 9, window = \"1s\" }]\n",
@@ -413,7 +413,7 @@ fn policies_say_what_they_do_beyond_counting() {
     let spec = spec(&text, &[]);
     assert_eq!(spec.routes[0].cost, 3);
     let [a, b, c] = &spec.policies[..] else { panic!() };
-    let (interval, quiet) = (Duration::from_millis(500), Duration::from_secs(2));
+    let (interval, quiet) = (Duration::from_secs(2), Duration::from_secs(4));
     assert_eq!(a.cooldown, Some(CoolDown { interval, quiet }), "quiet is as long as the window");
     assert!(a.shadow && a.applies_to == AppliesTo::Anonymous && a.candidate.is_none());
     assert_eq!(b.quota, Quota::Concurrency(7));
@@ -437,4 +437,42 @@ fn a_request_that_some_plans_cannot_afford_is_remarked_on() {
     // Multipliers may raise the largest plan that far.
     assert_eq!(warnings(&text(20_000), &[]).len(), 1);
     assert_eq!(messages(&text(20_001), &[]).len(), 1);
+}
+
+#[test]
+fn limits_of_users_that_nothing_looks_at_are_remarked_on() {
+    let text = |redis: &str, quota: &str| {
+        let policy = format!("limits = [\"p\"]\n[policies.p]\nkey = \"ip\"\n{quota}\n");
+        with(&format!("{policy}[limits]\nuser_limits = true\n[redis]\nurl = \"{redis}\"\n"))
+    };
+    let (redis, plan, windows) = ("redis://127.0.0.1:1", "plan = true", "limit = 5\nwindow = \"1s\"");
+    assert_eq!(warnings(&text(redis, plan), &[]), Vec::<String>::new());
+    for (redis, quota, why) in [("", plan, "redis.url is empty"), (redis, windows, "plan = true")] {
+        let shown = warnings(&text(redis, quota), &[]);
+        assert_eq!(shown.len(), 1, "{shown:?}");
+        assert!(shown[0].contains("limits.user_limits: ") && shown[0].contains(why), "{shown:?}");
+    }
+}
+
+#[test]
+fn a_candidate_that_would_refuse_every_request_is_remarked_on() {
+    let text = |cost: u32| {
+        with(&format!(
+            "limits = [\"p\"]\ncost = {cost}\n[policies.p]\nkey = \"ip\"\nlimit = 9\nwindow = \"1s\"\n\
+             [policies.p.candidate]\nlimit = 5\nwindow = \"1s\"\n"
+        ))
+    };
+    assert_eq!(warnings(&text(5), &[]), Vec::<String>::new());
+    let shown = warnings(&text(6), &[]);
+    assert_eq!(shown.len(), 1, "{shown:?}");
+    assert!(
+        shown[0].contains("routes[0].cost: a request costs 6") && shown[0].contains("candidate"),
+        "{shown:?}"
+    );
+}
+
+#[test]
+fn a_path_of_quotas_below_a_route_is_accepted() {
+    let text = with("[limits]\nquota_path = \"/quota\"\n");
+    assert_eq!(spec(&text, &[]).limits.quota_path.as_deref(), Some("/quota"));
 }

@@ -5,8 +5,9 @@
 //! Every attempt renews the quiet time, a refused one too: see [`super::Rule::refuse`]. An instance that refuses
 //! from memory tells the store nothing of the attempt, so a tripped counter may open although somebody still
 //! tries, unless the store hears of attempts more often than every quiet time: refusals are believed for four
-//! seconds at most (`limits::local::Settings`), after which the next attempt is passed on. Keep the quiet time
-//! longer than that. The refusal that trips a window is never made from memory: [`super::Rule::must_hear`]. A request that costs more than the limit can never fit and changes nothing.
+//! seconds and a quarter of the quiet time at most (`limits::local::Settings`, [`super::Rule::must_hear`]), after
+//! which the next attempt is passed on. The refusal that trips a window is never made from memory. A request that
+//! costs more than the limit can never fit and changes nothing.
 
 use super::{Rule, State, fixed};
 use crate::limits::policy::CoolDown;

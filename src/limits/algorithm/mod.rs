@@ -4,10 +4,10 @@
 mod bucket;
 mod cooldown;
 mod fixed;
-pub mod log;
+mod log;
 mod sliding;
 
-use super::policy::Algorithm;
+use super::policy::{Algorithm, MAX_LOG_LIMIT};
 use crate::clock::UnixMillis;
 
 /// A counter's whole memory, in the shape all algorithms share. The default is a counter nobody has hit.
@@ -63,12 +63,12 @@ impl Rule {
     }
 
     /// The limit as the algorithm can hold it: a bucket's whole debt must fit in 63 bits, a log in
-    /// [`log::MAX_LOG`] requests.
+    /// [`MAX_LOG_LIMIT`] requests.
     pub const fn capacity(&self) -> u64 {
         let most = (u64::MAX >> 1) / self.period();
         match self.algorithm {
             Algorithm::TokenBucket if self.limit > most => most,
-            Algorithm::SlidingLog if self.limit > log::MAX_LOG => log::MAX_LOG,
+            Algorithm::SlidingLog if self.limit > MAX_LOG_LIMIT => MAX_LOG_LIMIT,
             _ => self.limit,
         }
     }

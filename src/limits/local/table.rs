@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use super::super::algorithm::State;
+use super::super::algorithm::{Rule, State};
+use super::super::policy::Algorithm;
 use super::log::Log;
 use super::owed::Owed;
 
@@ -52,8 +53,30 @@ pub(super) struct Entry {
     pub(super) learned: u64,
     /// How much of the limit is used, 255 when it is exhausted.
     pub(super) share: u8,
+    /// The [`fingerprint`] of the rule it was reported to.
+    pub(super) asked: u32,
     /// Whether the store said so, rather than this instance alone.
     pub(super) remote: bool,
+}
+
+impl Entry {
+    /// Whether the state means the same to a request by `rule`: a log tells when a request of one cost fits under one
+    /// limit, and says nothing about others.
+    pub(super) fn speaks_to(&self, rule: &Rule) -> bool {
+        rule.algorithm != Algorithm::SlidingLog || self.asked == fingerprint(rule)
+    }
+}
+
+/// Tells apart what a log reports differently to.
+pub(super) fn fingerprint(rule: &Rule) -> u32 {
+    let parts = [rule.price(), rule.capacity(), rule.period()];
+    let mixed = parts
+        .into_iter()
+        .fold(0_u64, |mixed, part| (mixed ^ part).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29));
+    // Any 32 bits do.
+    #[allow(clippy::cast_possible_truncation)]
+    let some = mixed as u32;
+    some
 }
 
 #[derive(Debug)]
@@ -149,12 +172,16 @@ impl Shard {
         true
     }
 
-    /// Takes out all that is owed.
-    pub(super) fn drain_owed(&mut self) -> impl Iterator<Item = Owed> {
-        let owed = std::mem::take(&mut self.owed);
-        let places: usize = owed.values().map(|owed| owed.log.len()).sum();
+    /// Takes out what is owed and `wanted`.
+    pub(super) fn take_owed_where(&mut self, mut wanted: impl FnMut(&Owed) -> bool) -> Vec<Owed> {
+        let taken: Vec<Owed> = self.owed.extract_if(|_, owed| wanted(owed)).map(|(_, owed)| owed).collect();
+        let places: usize = taken.iter().map(|owed| owed.log.len()).sum();
         self.places = self.places.saturating_sub(places);
-        owed.into_values()
+        if self.owed.is_empty() {
+            // The memory of an outage ends with it.
+            self.owed = ByHash::default();
+        }
+        taken
     }
 
     // Logs never outnumber entries, so that halving them makes room.

@@ -255,8 +255,20 @@ mod tests {
         }
     }
 
+    /// A call under way for these keys.
+    struct Mark<'a>(&'a World, Vec<u64>);
+
+    impl Drop for Mark<'_> {
+        fn drop(&mut self) {
+            let mut in_flight = self.0.in_flight.lock();
+            for key in &self.1 {
+                *in_flight.get_mut(key).unwrap() -= 1;
+            }
+        }
+    }
+
     impl World {
-        fn new(limit: u64) -> Fake {
+        fn fake(limit: u64) -> Fake {
             Fake(Arc::new(Self {
                 combiner: Combiner::new(),
                 counters: Mutex::default(),
@@ -269,13 +281,6 @@ mod tests {
 
         async fn call(&self, asked: &[Vec<u64>], keys: &[u64]) -> Vec<bool> {
             self.calls.fetch_add(1, SeqCst);
-            struct Mark<'a>(&'a World, Vec<u64>);
-            impl Drop for Mark<'_> {
-                fn drop(&mut self) {
-                    let mut in_flight = self.0.in_flight.lock();
-                    self.1.iter().for_each(|key| *in_flight.get_mut(key).unwrap() -= 1);
-                }
-            }
             let mark = {
                 let mut in_flight = self.in_flight.lock();
                 for key in keys {
@@ -291,7 +296,9 @@ mod tests {
                 let mut judge = |keys: &Vec<u64>| {
                     let fits = keys.iter().all(|key| *counters.entry(*key).or_default() < self.limit);
                     if fits {
-                        keys.iter().for_each(|key| *counters.get_mut(key).unwrap() += 1);
+                        for key in keys {
+                            *counters.get_mut(key).unwrap() += 1;
+                        }
                     }
                     fits
                 };
@@ -304,7 +311,9 @@ mod tests {
 
         fn give_back(&self, keys: &[u64]) {
             let mut counters = self.counters.lock();
-            keys.iter().for_each(|key| *counters.get_mut(key).unwrap() -= 1);
+            for key in keys {
+                *counters.get_mut(key).unwrap() -= 1;
+            }
             self.refunded.fetch_add(1, SeqCst);
         }
     }
@@ -324,7 +333,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn a_crowd_at_one_key_needs_few_calls_and_is_granted_exactly_the_limit() {
-        let fake = World::new(100);
+        let fake = World::fake(100);
         let tasks: Vec<_> = (0..512)
             .map(|_| {
                 let fake = fake.clone();
@@ -342,7 +351,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn whoever_gives_up_leaves_no_key_behind_and_takes_nothing_from_others() {
-        let fake = World::new(300);
+        let fake = World::fake(300);
         let admitted = Arc::new(AtomicU64::new(0));
         let lost = Arc::new(AtomicU64::new(0));
         let mut seed = 0x9E37_79B9_7F4A_7C15_u64;
@@ -363,9 +372,8 @@ mod tests {
                     let patience = Duration::from_micros(patience * 300 + 1);
                     match tokio::time::timeout(patience, ask(&fake, keys)).await {
                         Ok(Some(true)) => admitted.fetch_add(1, SeqCst),
-                        Ok(Some(false)) => 0,
                         Ok(None) => lost.fetch_add(1, SeqCst),
-                        Err(_) => 0,
+                        Ok(Some(false)) | Err(_) => 0,
                     };
                 })
             })
@@ -384,7 +392,7 @@ mod tests {
 
     #[tokio::test]
     async fn strangers_never_wait_for_each_other() {
-        let fake = World::new(9);
+        let fake = World::fake(9);
         let waits = |keys: &[u64]| {
             let (reply, answer) = oneshot::channel();
             (Held::take_or_wait(&fake, keys, || Asker { keys: keys.to_vec(), reply }), answer)
@@ -404,7 +412,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_call_is_bounded_and_the_rest_comes_next() {
-        let fake = World::new(1_000);
+        let fake = World::fake(1_000);
         let (reply, _first) = oneshot::channel();
         let held = Held::take_or_wait(&fake, &[0], || Asker { keys: vec![0], reply });
         let answers: Vec<_> = (1..=150)

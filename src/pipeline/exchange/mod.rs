@@ -25,8 +25,10 @@ use tokio::time::Instant;
 
 use self::combine::{Carrier, Combiner, Held};
 use self::lease::Leases;
+pub use self::native::pipeline as native_pipeline;
 use self::parts::Part;
-use self::question::{Asked, Merged, Owed, Question, Reply, Told, UNKNOWN};
+pub(super) use self::question::Owed;
+use self::question::{Asked, Merged, Question, Reply, Told, UNKNOWN};
 use super::gateway::Shared;
 use crate::cache::generations::Generations;
 use crate::cache::tag::Tags;
@@ -34,13 +36,16 @@ use crate::clock::UnixMillis;
 use crate::identity::Identity;
 use crate::limits::batch::{BatchReply, Counter, Item, ItemReply};
 use crate::limits::{Checks, Decision, Violated, gate};
-use crate::metrics::{ExchangeMetrics, ExchangePath};
+use crate::metrics::{ExchangeMetrics, ExchangePath, RefundResult};
 use crate::redis::{Script, Shard, Store, Unavailable, within};
 
 /// The script that decides.
 pub static GATE: LazyLock<Script> = LazyLock::new(|| Script::new(gate::GATE));
 /// The script that takes counts back.
-static REFUND: LazyLock<Script> = LazyLock::new(|| Script::new(gate::REFUND));
+pub static REFUND: LazyLock<Script> = LazyLock::new(|| Script::new(gate::REFUND));
+
+/// How often a shared call gives way to what is ready to run before its keys are free for the next.
+const SETTLING: usize = 16;
 
 /// Positions of the guards in the question.
 const BLACKLIST: usize = 0;
@@ -52,8 +57,6 @@ pub struct Exchange {
     combiner: Combiner<Question>,
     coalesce: bool,
     leases: Leases,
-    gate: &'static Script,
-    refund: &'static Script,
     /// Tasks in the background.
     tasks: AtomicUsize,
     metrics: ExchangeMetrics,
@@ -67,8 +70,6 @@ impl Exchange {
             combiner: Combiner::new(),
             coalesce,
             leases: Leases::new(),
-            gate: &GATE,
-            refund: &REFUND,
             tasks: AtomicUsize::new(0),
             metrics,
         }
@@ -158,6 +159,24 @@ pub(super) async fn ask(
     let generations =
         told.tags.map(|values| values.into_iter().skip(usize::from(session.is_some())).collect());
     Some(Answer::Judged { decision, generations, away })
+}
+
+/// Takes `owed` back at once, in one call per shard, each within the deadline. What the store does not learn stays
+/// counted until its counter ends.
+pub(super) async fn refund(store: &Arc<Store>, shared: &Shared, owed: Vec<Owed>) {
+    let link = Link { store: Arc::clone(store), exchange: Arc::clone(&shared.exchange) };
+    let parts = reach::by_shard(store, owed, |owed| &owed.key);
+    join_all(parts.iter().map(async |(shard, owed)| {
+        let result = match reach::refund(&link, *shard, owed).await {
+            Ok(()) => RefundResult::Done,
+            Err(cause) => {
+                tracing::debug!(%cause, "what was counted in vain stays counted");
+                RefundResult::Lost
+            }
+        };
+        link.exchange.metrics.refunded(result, owed.len());
+    }))
+    .await;
 }
 
 /// A check passed by a lease, and its state.
@@ -349,8 +368,12 @@ impl Carrier for Link {
         runtime.spawn(async move {
             link.exchange.metrics.merged.inc();
             let reply = call(&link, &Merged::of(&waiters).asked).await;
-            drop(held);
             background::refund(&link, question::tell_all(waiters, reply.as_ref()));
+            // Where many share, what is ready to ask goes with the next call; an idle worker comes back at once.
+            for _ in 0..SETTLING {
+                tokio::task::yield_now().await;
+            }
+            drop(held);
         });
     }
 }
@@ -441,15 +464,16 @@ async fn send_part(
     let paths = &link.exchange.metrics.paths;
     if !asked.has_counters() {
         paths.count(ExchangePath::Read);
-        let Some(command) = native::read(asked) else { return Err(Unavailable::Rejected) };
+        let Some(command) = native::read(&asked.batch) else { return Err(Unavailable::Rejected) };
         let values = reach::call(&link.store, shard, &command).await?;
         return native::judge(asked, vec![values]).reply.ok_or(Unavailable::Rejected);
     }
     if native::suits(asked, asked.at) {
         paths.count(ExchangePath::Native);
         let singly = link.store.is_cluster();
-        let values = match reach::pipeline(&link.store, shard, &native::pipeline(asked, singly)).await {
-            Ok(values) if singly => native::gather(asked, values),
+        let values = match reach::pipeline(&link.store, shard, &native::pipeline(&asked.batch, singly)).await
+        {
+            Ok(values) if singly => native::gather(&asked.batch, values),
             Ok(values) => values,
             Err(cause) => {
                 // It may be counted later, when the window that was known is over: no counter may stay without end.

@@ -1,5 +1,5 @@
 //! Plain commands instead of the script where they say the same: one `MGET` where nothing is counted, and
-//! `INCRBY` beside it for fixed windows that are far from their limits. `INCRBY`'s own answer decides, so it cannot
+//! `INCR` or `INCRBY` beside it for fixed windows that are far from their limits. Its own answer decides, so it cannot
 //! admit too many; what it counted in vain is owed.
 
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use redis::{Cmd, Pipeline, Value, cmd};
 use super::question::{Asked, Owed, UNKNOWN};
 use crate::clock::UnixMillis;
 use crate::limits::algorithm::State;
-use crate::limits::batch::{BatchReply, Counted, Counter, Item, ItemReply};
+use crate::limits::batch::{Batch, BatchReply, Counted, Counter, Item, ItemReply};
 use crate::limits::policy::Algorithm;
 
 /// A window that ends this soon is left to the script, which starts a new one safely.
@@ -40,11 +40,11 @@ fn is_far(counter: &Counter<'_>, used: u64, requests: u64, at: UnixMillis) -> bo
 }
 
 /// One `MGET` of all guards and tags; `None` when there are none.
-pub(super) fn read(asked: &Asked<'_>) -> Option<Cmd> {
+pub(super) fn read(batch: &Batch<'_>) -> Option<Cmd> {
     let mut command = cmd("MGET");
-    let guards = asked.batch.items.iter().flat_map(|item| &item.guards);
+    let guards = batch.items.iter().flat_map(|item| &item.guards);
     let mut any = false;
-    for key in guards.chain(&asked.batch.tags) {
+    for key in guards.chain(&batch.tags) {
         command.arg(*key);
         any = true;
     }
@@ -53,18 +53,21 @@ pub(super) fn read(asked: &Asked<'_>) -> Option<Cmd> {
 
 /// The guards and tags, and every item's counts, in this order. `singly`: each guard and tag by itself, since a
 /// Cluster refuses to read several keys at once while their slot moves.
-pub(super) fn pipeline(asked: &Asked<'_>, singly: bool) -> Pipeline {
+pub fn pipeline(batch: &Batch<'_>, singly: bool) -> Pipeline {
     let mut pipeline = Pipeline::new();
     if singly {
-        for key in asked.batch.items.iter().flat_map(|item| &item.guards).chain(&asked.batch.tags) {
+        for key in batch.items.iter().flat_map(|item| &item.guards).chain(&batch.tags) {
             pipeline.cmd("GET").arg(*key);
         }
-    } else if let Some(read) = read(asked) {
+    } else if let Some(read) = read(batch) {
         pipeline.add_command(read);
     }
-    for item in &asked.batch.items {
+    for item in &batch.items {
         for counter in &item.counters {
-            pipeline.cmd("INCRBY").arg(counter.key).arg(worth(item, counter));
+            match worth(item, counter) {
+                1 => pipeline.cmd("INCR").arg(counter.key),
+                worth => pipeline.cmd("INCRBY").arg(counter.key).arg(worth),
+            };
         }
     }
     pipeline
@@ -75,9 +78,9 @@ fn worth(item: &Item<'_>, counter: &Counter<'_>) -> u64 {
 }
 
 /// Answers to a [`pipeline`] that read singly, as one that did not would have got them.
-pub(super) fn gather(asked: &Asked<'_>, mut answers: Vec<Value>) -> Vec<Value> {
-    let guards: usize = asked.batch.items.iter().map(|item| item.guards.len()).sum();
-    let read = guards + asked.batch.tags.len();
+pub(super) fn gather(batch: &Batch<'_>, mut answers: Vec<Value>) -> Vec<Value> {
+    let guards: usize = batch.items.iter().map(|item| item.guards.len()).sum();
+    let read = guards + batch.tags.len();
     if read > 0 && read <= answers.len() {
         let counts = answers.split_off(read);
         let failed = answers.iter().position(|value| matches!(value, Value::ServerError(_)));
@@ -212,7 +215,6 @@ pub(super) fn end(key: &[u8], at: u64) -> Pipeline {
 mod tests {
     use super::*;
     use crate::limits::algorithm::Rule;
-    use crate::limits::batch::Batch;
 
     const NOW: UnixMillis = UnixMillis(1_000_000);
 

@@ -216,8 +216,8 @@ mod tests {
         key.last().copied().unwrap_or(0)
     }
 
-    fn answer(items: Vec<ItemReply>) -> Option<BatchReply> {
-        Some(BatchReply { clock: None, tags: Vec::new(), items })
+    fn answer(items: Vec<ItemReply>) -> BatchReply {
+        BatchReply { clock: None, tags: Vec::new(), items }
     }
 
     #[test]
@@ -242,7 +242,8 @@ mod tests {
         let whole =
             asked(&[], vec![counter(b"c1", false), counter(b"c2", false), counter(b"p2", true)], &[], 4);
         let parts = split(&whole, by_last);
-        let replies = vec![answer(vec![judged(1, &[(5, 1)])]), answer(vec![judged(4, &[(4, 4), (4, 4)])])];
+        let replies =
+            vec![Some(answer(vec![judged(1, &[(5, 1)])])), Some(answer(vec![judged(4, &[(4, 4), (4, 4)])]))];
         let (reply, owed) = merge(&whole, &parts, replies).unwrap();
         assert_eq!(reply.items[0].granted, 1);
         let owed: Vec<_> = owed.iter().map(|owed| (&*owed.key, owed.count)).collect();
@@ -256,7 +257,8 @@ mod tests {
     fn a_guard_that_bars_in_one_part_takes_back_what_the_others_counted() {
         let whole = asked(&[b"g1", b"g2"], vec![counter(b"c2", false)], &[], 1);
         let parts = split(&whole, by_last);
-        let replies = vec![answer(vec![ItemReply::Barred(0)]), answer(vec![judged(1, &[(1, 1)])])];
+        let replies =
+            vec![Some(answer(vec![ItemReply::Barred(0)])), Some(answer(vec![judged(1, &[(1, 1)])]))];
         let (reply, owed) = merge(&whole, &parts, replies).unwrap();
         assert_eq!((reply.items[0].barred, reply.items[0].granted, owed.len()), (Some(0), 0, 1));
     }
@@ -265,7 +267,8 @@ mod tests {
     fn a_part_that_is_away_leaves_its_counters_open_and_the_others_decided() {
         let whole = asked(&[], vec![counter(b"c1", false), counter(b"c2", false)], &[b"t1"], 1);
         let parts = split(&whole, by_last);
-        let (reply, owed) = merge(&whole, &parts, vec![None, answer(vec![judged(1, &[(1, 1)])])]).unwrap();
+        let (reply, owed) =
+            merge(&whole, &parts, vec![None, Some(answer(vec![judged(1, &[(1, 1)])]))]).unwrap();
         assert_eq!((reply.items[0].granted, reply.tags.is_none(), owed.len()), (1, true, 0));
         assert!(reply.items[0].counters[0].is_none() && reply.items[0].counters[1].is_some());
         assert!(merge(&whole, &parts, vec![None, None]).is_none());

@@ -135,11 +135,11 @@ impl Judged {
 
 /// Something to be taken off a counter again.
 #[derive(Clone, Debug)]
-pub(super) struct Owed {
-    pub(super) key: Box<[u8]>,
-    pub(super) rule: Rule,
-    pub(super) state: State,
-    pub(super) count: u32,
+pub(in crate::pipeline) struct Owed {
+    pub(in crate::pipeline) key: Box<[u8]>,
+    pub(in crate::pipeline) rule: Rule,
+    pub(in crate::pipeline) state: State,
+    pub(in crate::pipeline) count: u32,
 }
 
 impl Owed {

@@ -2,8 +2,8 @@
 
 use redis::{Cmd, Pipeline, Value};
 
-use super::Link;
 use super::question::Owed;
+use super::{GATE, Link, REFUND};
 use crate::limits::batch::{Batch, BatchReply};
 use crate::limits::gate;
 use crate::redis::{Lane, Shard, Store, Unavailable};
@@ -37,10 +37,9 @@ pub(super) async fn pipeline(
 
 /// The script, which judges and counts all items in one step.
 pub(super) async fn batch(link: &Link, shard: Shard, batch: &Batch<'_>) -> Result<BatchReply, Unavailable> {
-    let script = link.exchange.gate;
-    let mut command = script.command();
+    let mut command = GATE.command();
     gate::encode(batch, &mut command);
-    let value = link.store.eval(Lane::Decisions, shard, script, &command).await?;
+    let value = link.store.eval(Lane::Decisions, shard, &GATE, &command).await?;
     match gate::decode(value, batch) {
         Ok(reply) => Ok(reply),
         Err(malformed) => {
@@ -52,9 +51,8 @@ pub(super) async fn batch(link: &Link, shard: Shard, batch: &Batch<'_>) -> Resul
 
 /// Takes counts back.
 pub(super) async fn refund(link: &Link, shard: Shard, owed: &[Owed]) -> Result<(), Unavailable> {
-    let script = link.exchange.refund;
-    let mut command = script.command();
+    let mut command = REFUND.command();
     let refunds: Vec<_> = owed.iter().map(Owed::as_refund).collect();
     gate::encode_refunds(&refunds, &mut command);
-    link.store.eval(Lane::Decisions, shard, script, &command).await.map(drop)
+    link.store.eval(Lane::Decisions, shard, &REFUND, &command).await.map(drop)
 }

@@ -2,7 +2,7 @@
 -- counters admit? src/limits/gate.rs writes the question and reads the answer.
 --
 -- KEYS     tags, guards, counters kept as strings, counters kept as sorted sets (logs); a counter stands once
--- ARGV[1]  the question, a msgpack array of numbers:
+-- ARGV[1]  for many items, or anything out of the ordinary: the question, a msgpack array of numbers:
 --            t, g, c, l     how many tags, guards, string counters and logs there are
 --            per counter    kind, window in ms, interval in ms, quiet time in ms (the last two of a cool-down)
 --            per item       count, issued-at, cutoff, number of guards, number of counters,
@@ -14,15 +14,23 @@
 --                  one (0 for none) that bars only tokens issued before the second it holds; a value that is not a
 --                  number bars all
 --          flags   1 refused requests consume too, 2 a shadow: refuses nobody, 4 the caller knows the window's end
--- ARGV[2]  only for one item of fixed windows, none of them a shadow or penalising:
---            t, g, cutoff, issued-at, then per counter amount (text), amount, limit - cost, window in ms
---          where amount is count * cost and the window is 0 if the caller knows its end: the quick way. It counts
---          first, which is right for nearly every request, and is otherwise taken back.
+--          for one item of counters that neither penalise nor watch, and that are fixed windows, sliding windows or
+--          buckets: msgpack values one after the other, of which the last is the question above as a string; it is
+--          read only when the item does not fit or a value is not as expected. Before it
+--            t, t + g, cutoff, issued-at, amount
+--          where amount is count * cost if there are only fixed windows and it is the same for all, else 0; then
+--            amount > 0   per counter limit - cost, and the window, or 0 if the caller knows its end. These are
+--                         counted first, which is right for nearly every request, and is otherwise taken back
+--            amount = 0   per counter kind (0: a fixed window whose end the caller knows), limit (of a fixed
+--                         window limit - cost), count * cost, window
 --
--- Reply    a string of msgpack values one after the other
---            quick      -1, now, tags..., per counter its count and, unless the caller knows it, the end
---            otherwise  now, tags..., per item: 0 and the position (from 1) of the guard that bars it, or
---                       granted + 1 and per counter fits, anchor, used, before (algorithm::State) after the item
+-- Reply    to one such item that fits: an array of the tags, the guards, and
+--            amount > 0   per counter its count and, unless the caller knows it, the end; now
+--            amount = 0   per counter anchor, used, before; now
+--          to one that is barred: the array ends with the guard that bars it
+--          otherwise a string of msgpack values one after the other
+--            now, tags..., per item: 0 and the position (from 1) of the guard that bars it, or
+--            granted + 1 and per counter fits, anchor, used, before (algorithm::State) after the item
 --          now     the clock of this Redis in ms, or 0 if no counter needed it: a fixed window that still admits
 --                  does not
 --          tag     the value, or false
@@ -37,16 +45,155 @@
 -- nothing, but for counters that penalise and for cool-downs, which remember every attempt. A value of another
 -- kind or a key without TTL heals itself; no key is left without one. The arithmetic is that of
 -- src/limits/algorithm; everything is exact below 2^53. Needs Redis 7.0 (PEXPIRETIME).
+-- What follows is long because it is fast: nothing is made before it is needed, neither functions nor tables.
 
-local KEYS, call, pcall, unpack, pack = KEYS, redis.call, redis.pcall, unpack, cmsgpack.pack
+local KEYS, call = KEYS, redis.call
+local now, micros = 0, 0
+local q = {cmsgpack.unpack(ARGV[1])}
+local p = q[1]
+
+if q[2] then
+  local tags, read, cutoff, amount = p, q[2], q[3], q[5]
+  local value
+  if amount == 0 then
+    value = call('MGET', unpack(KEYS))
+  else
+    value = read > 0 and call('MGET', unpack(KEYS, 1, read)) or {}
+  end
+  for i = tags + 1, read do
+    local bar = value[i]
+    if bar and (i ~= cutoff or not string.find(bar, '^%d+$') or q[4] < tonumber(bar)) then
+      value[i + 1] = nil
+      return value
+    end
+  end
+
+  if amount > 0 then
+    local a, r = 6, read
+    for i = read + 1, #KEYS do
+      local key, window, count = KEYS[i], q[a + 1]
+      if amount == 1 then count = redis.pcall('INCR', key) else count = redis.pcall('INCRBY', key, amount) end
+      if type(count) ~= 'number' then
+        amount = -amount
+        break
+      end
+      r = r + 1
+      value[r] = count
+      -- One that is used up, or over, needs its end told; so does one that is new although its end was known.
+      if count > q[a] or (window == 0 and count == amount) then
+        a, amount = a + 2, -amount
+        break
+      end
+      if window > 0 then
+        local ends = call('PEXPIRETIME', key) + 1
+        if ends < 1 then
+          if now == 0 then
+            local time = call('TIME')
+            now = time[1] * 1000 + math.floor(time[2] / 1000)
+          end
+          ends = now + window
+          call('PEXPIREAT', key, window > 1 and ends - 1 or ends)
+          if count == amount then q[a] = -1 end
+        end
+        r = r + 1
+        value[r] = ends
+      end
+      a = a + 2
+    end
+    if amount > 0 then
+      value[r + 1] = now
+      return value
+    end
+    r = read + 1
+    for taken = 6, a - 2, 2 do
+      read = read + 1
+      local key = KEYS[read]
+      -- One made here goes; one that others have taken back to 0 goes on to its end.
+      if value[r] == -amount and (q[taken] < 0 or call('PEXPIRETIME', key) < 0) then
+        call('DEL', key)
+      else
+        call('INCRBY', key, amount)
+      end
+      r = r + (q[taken + 1] > 0 and 2 or 1)
+    end
+  else
+    local match, format = string.match, string.format
+    local time = call('TIME')
+    now = time[1] * 1000 + math.floor(time[2] / 1000)
+    -- Made in one piece, and cut to what is needed: growing costs more.
+    local reply = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+    local a, r, fits = 6, read, true
+    for i = read + 1, #KEYS do
+      local kind, limit, taken, window, text = q[a], q[a + 1], q[a + 2], q[a + 3], value[i]
+      if kind == 2 then
+        local s, c, b
+        if text then s, c, b = match(text, '^s(%d+) (%d+) (%d+)$') end
+        s, c, b = tonumber(s), tonumber(c), tonumber(b)
+        local age = s and now - s or -window - 1
+        if age >= 2 * window or age < -window then
+          s, c, b = now - now % window, 0, 0
+        elseif age >= window then
+          s, c, b = s + window, 0, c
+        end
+        local left = now > s and s + window - now or window
+        c = c + taken
+        fits = b * left + c * window <= limit * window
+        reply[r + 1], reply[r + 2], reply[r + 3] = s, c, b
+        value[i], q[a + 3] = format('s%.0f %.0f %.0f', s, c, b), s + 2 * window - now
+      elseif kind == 3 then
+        local at, debt
+        if text then at, debt = match(text, '^b(%d+) (%d+)$') end
+        at, debt = tonumber(at) or now, tonumber(debt) or 0
+        local age = now - at
+        if age >= 0 then debt = debt - age * limit elseif age < -window then debt = 0 end
+        debt = (debt > 0 and debt or 0) + taken * window
+        fits = debt <= limit * window
+        reply[r + 1], reply[r + 2], reply[r + 3] = now, debt, 0
+        value[i], q[a + 3] = format('b%.0f %.0f', now, debt), math.ceil(debt / limit)
+      else
+        local count = text and match(text, '^%d+$') and tonumber(text) or 0
+        fits = count + taken <= limit and (count > 0 or (not text and kind == 1))
+        reply[r + 1], reply[r + 2], reply[r + 3] = 0, count + taken, 0
+      end
+      if not fits then break end
+      a, r = a + 4, r + 3
+    end
+    if fits then
+      a, r = 6, read
+      for i = read + 1, #KEYS do
+        local key, kind = KEYS[i], q[a]
+        if kind > 1 then
+          call('SET', key, value[i], 'PX', q[a + 3])
+        else
+          local ends = 0
+          call('INCRBY', key, q[a + 2])
+          if kind == 1 then
+            if value[i] then ends = call('PEXPIRETIME', key) + 1 end
+            if ends < 1 then
+              ends = now + q[a + 3]
+              call('PEXPIREAT', key, q[a + 3] > 1 and ends - 1 or ends)
+            end
+            reply[r + 1] = ends
+          end
+        end
+        a, r = a + 4, r + 3
+      end
+      for i = 1, read do reply[i] = value[i] end
+      reply[r + 1], reply[r + 2] = now, nil
+      return reply
+    end
+  end
+  p = cmsgpack.unpack(q[#q])
+end
+
+local pcall, pack = redis.pcall, cmsgpack.pack
 
 local function bars(bar, cutoff, issued)
   return not cutoff or not string.find(bar, '^%d+$') or issued < tonumber(bar)
 end
 
-local now, micros = 0, 0
 local function tick()
-  if now == 0 then
+  if micros == 0 then
     local time = call('TIME')
     micros = time[1] * 1000000 + time[2]
     now = math.floor(micros / 1000)
@@ -59,62 +206,6 @@ local function last(ends)
   return string.format('%.0f', ends - 1 > now and ends - 1 or ends)
 end
 
-if ARGV[2] then
-  local q = cmsgpack.unpack(ARGV[2])
-  local tags = q[1]
-  local read = tags + q[2]
-  local reply = {-1, 0}
-  if read > 0 then
-    local value = call('MGET', unpack(KEYS, 1, read))
-    for i = 1, tags do reply[i + 2] = value[i] end
-    for i = tags + 1, read do
-      if value[i] and bars(value[i], i == q[3], q[4]) then
-        table.remove(reply, 1)
-        reply[tags + 2], reply[tags + 3] = 0, i - tags
-        return pack(unpack(reply))
-      end
-    end
-  end
-  local a, r, fits = 5, tags + 2, true
-  for i = read + 1, #KEYS do
-    local key, window = KEYS[i], q[a + 3]
-    local count = pcall('INCRBY', key, q[a])
-    if type(count) ~= 'number' then
-      fits = false
-      break
-    end
-    reply[r + 1] = count
-    a = a + 4
-    -- One that is used up, or over, needs its end told; so does one that is new although its end was known.
-    if count > q[a - 2] or (window == 0 and count == q[a - 3]) then
-      fits = false
-      break
-    end
-    r = r + 1
-    if window > 0 then
-      local ends = 0
-      if count ~= q[a - 3] then ends = call('PEXPIRETIME', key) + 1 end
-      if ends < 1 then
-        ends = tick() + window
-        call('PEXPIREAT', key, last(ends))
-      end
-      r = r + 1
-      reply[r] = ends
-    end
-  end
-  if fits then
-    reply[2] = now
-    return pack(unpack(reply))
-  end
-  r = tags + 3
-  for taken = 5, a - 4, 4 do
-    read = read + 1
-    if reply[r] == q[taken + 1] then call('DEL', KEYS[read]) else call('DECRBY', KEYS[read], q[taken]) end
-    r = r + (q[taken + 3] > 0 and 2 or 1)
-  end
-end
-
-local p = cmsgpack.unpack(ARGV[1])
 local tags, strings, counters = p[1], p[1] + p[2] + p[3], p[3] + p[4]
 local first = p[1] + p[2]
 local value = strings > 0 and call('MGET', unpack(KEYS, 1, strings)) or {}

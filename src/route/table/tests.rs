@@ -292,3 +292,23 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_path_is_named_letter_by_letter_under_the_comparison_of_the_table() {
+    let strict = Options::default();
+    let lenient = Options { case_insensitive: true, ignore_trailing_slash: true };
+    for (pattern, path, strictly, leniently) in [
+        ("/my/quota", "/my/quota", true, true),
+        ("/my/{quota,plan}", "/my/plan", true, true),
+        ("/My/Quota", "/my/quota", false, true),
+        ("/my/quota/", "/my/quota", false, true),
+        ("/my/quota", "/MY/quota/", false, true),
+        ("/my/:name", "/my/quota", false, false),
+        ("/my/**", "/my/quota", false, false),
+        ("/my", "/my/quota", false, false),
+    ] {
+        let pattern = Pattern::parse(pattern).unwrap();
+        let told = (strict.is_literally(&pattern, path), lenient.is_literally(&pattern, path));
+        assert_eq!(told, (strictly, leniently), "{pattern:?} {path}");
+    }
+}
