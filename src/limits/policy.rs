@@ -514,7 +514,7 @@ mod tests {
         assert!(plain.keeps(Some(200)) && plain.keeps(None));
         let policy = plain.with_failures(&[401, 403]);
         assert!(policy.keeps(Some(401)) && policy.keeps(Some(403)));
-        assert!(!policy.keeps(Some(200)) && !policy.keeps(Some(502)) && !policy.keeps(None));
+        assert!(!policy.keeps(Some(200)) && !policy.keeps(Some(502)) && policy.keeps(None));
     }
 
     #[test]

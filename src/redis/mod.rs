@@ -294,7 +294,12 @@ impl Store {
             Err(Unavailable::ScriptUnknown) => {
                 // All three share one deadline: the request waits no longer for a store that was restarted.
                 let left = || self.settings.deadline.saturating_sub(started.elapsed());
-                self.call_within(left(), lane, shard, &script.load()).await?;
+                if self.is_cluster() {
+                    // Nobody tells which node did not know it, while the slot is on its way to another one.
+                    self.ask_all(left(), lane, &script.load()).await;
+                } else {
+                    self.call_within(left(), lane, shard, &script.load()).await?;
+                }
                 self.call_within(left(), lane, shard, command).await
             }
             other => other,

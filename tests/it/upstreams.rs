@@ -269,6 +269,34 @@ fn a_stale_connection_is_retried_for_idempotent_requests_and_for_no_others_twice
 }
 
 #[test]
+fn a_body_that_is_sent_again_counts_once_towards_its_limit() {
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
+    // The second request of a connection is read whole and then lost; the first one of another is answered.
+    let origin = RawOrigin::playing(vec![
+        Step::read_head(),
+        Step::Read(600),
+        Step::send(answer),
+        Step::read_head(),
+        Step::Read(600),
+        Step::Close,
+    ]);
+    let config = format!(
+        "[server]\nlisten = \"{{listen}}\"\nthreads = 1\nmax_body = \"1000\"\n[upstreams.app]\nmembers = \"{}\"\n\
+         [[routes]]\nname = \"all\"\npath = \"/**\"\nupstream = \"app\"\n",
+        origin.addr()
+    );
+    let gateway = Gateway::builder().config(&config).start();
+    for _ in 0..2 {
+        let reply = gateway.client().put("/x").body("x".repeat(600)).send();
+        assert_eq!(reply.code(), 200, "{}", reply.text());
+    }
+    assert_eq!(origin.connections().len(), 2, "it was sent again");
+    let text = origin.text();
+    assert_eq!(text.matches(&"x".repeat(600)).count(), 3, "each time the whole of it");
+    assert_eq!(gateway.client().put("/x").body("x".repeat(1_001)).send().code(), 413);
+}
+
+#[test]
 fn connections_to_the_upstream_are_reused() {
     let origin = StrictOrigin::start();
     let gateway = start(&origin.addr().to_string(), "");

@@ -136,6 +136,7 @@ impl Rule {
         let less = |used: u64| used.saturating_sub(requests);
         match self.algorithm {
             Algorithm::FixedWindow => State { used: less(state.used), ..state },
+            Algorithm::CoolDown(_) if state.before == 0 => State { used: less(state.used), ..state },
             Algorithm::SlidingWindow => {
                 let rest = requests.saturating_sub(state.used);
                 State { used: less(state.used), before: state.before.saturating_sub(rest), ..state }

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 
 use self::combine::{Carrier, Combiner, Held};
 use self::lease::Leases;
+use self::parts::Part;
 pub(super) use self::question::Owed;
 use self::question::{Asked, Merged, Question, Reply, Told, UNKNOWN};
 use super::gateway::Shared;
@@ -35,7 +36,7 @@ use crate::identity::Identity;
 use crate::limits::batch::{BatchReply, Counter, Item, ItemReply};
 use crate::limits::{Checks, Decision, Violated, gate};
 use crate::metrics::{ExchangeMetrics, ExchangePath, RefundResult};
-use crate::redis::{Script, Shard, Store, within};
+use crate::redis::{Script, Shard, Store, Unavailable, within};
 
 /// The script that decides.
 pub static GATE: LazyLock<Script> = LazyLock::new(|| Script::new(gate::GATE));
@@ -156,20 +157,29 @@ pub(super) async fn ask(
     Some(Answer::Judged { decision, generations, away })
 }
 
-/// Takes `owed` back at once, in one call per shard, each within the deadline. What the store does not learn stays
+/// Takes `owed` back at once, in one call per shard, within the deadline. What the store does not learn stays
 /// counted until its counter ends.
 pub(super) async fn refund(store: &Arc<Store>, shared: &Shared, owed: Vec<Owed>) {
     let link = Link { store: Arc::clone(store), exchange: Arc::clone(&shared.exchange) };
+    let until = Instant::now() + deadline(&link);
     let parts = reach::by_shard(store, owed, |owed| &owed.key);
-    join_all(parts.iter().map(async |(shard, owed)| {
-        let result = match reach::refund(&link, *shard, owed).await {
-            Ok(()) => RefundResult::Done,
-            Err(cause) => {
-                tracing::debug!(%cause, "what was counted in vain stays counted");
-                RefundResult::Lost
-            }
-        };
+    let attempt = async |shard: Shard, owed: &[Owed]| {
+        let sent = within(until, reach::refund(&link, shard, owed)).await;
+        sent.unwrap_or(Err(Unavailable::DeadlinePassed))
+    };
+    let note = |owed: &[Owed], sent: Result<(), Unavailable>| {
+        if let Err(cause) = &sent {
+            tracing::debug!(%cause, "what was counted in vain stays counted");
+        }
+        let result = if sent.is_ok() { RefundResult::Done } else { RefundResult::Lost };
         link.exchange.metrics.refunded(result, owed.len());
+    };
+    join_all(parts.iter().map(async |(shard, owed)| match attempt(*shard, owed).await {
+        // While a slot moves, its keys may be at two nodes, and neither takes a call about several of them.
+        Err(Unavailable::Redirected) if owed.len() > 1 => {
+            join_all(owed.chunks(1).map(async |one| note(one, attempt(*shard, one).await))).await;
+        }
+        sent => note(owed, sent),
     }))
     .await;
 }
@@ -406,37 +416,70 @@ async fn send(link: &Link, asked: &Asked<'_>) -> Option<Reply> {
     let until = Instant::now() + deadline(link);
     if !link.store.is_cluster() {
         let shard = link.store.shard(b"");
-        return Some(parts::whole(asked, send_part(link, shard, asked, until).await?));
+        return Some(parts::whole(asked, send_part(link, shard, asked, until).await.ok()?));
     }
-    let parts = parts::split(asked, |key| link.store.shard(key));
-    let replies = match parts.as_slice() {
-        [part] => vec![send_part(link, part.shard, &part.asked, until).await],
-        parts => join_all(parts.iter().map(|part| send_part(link, part.shard, &part.asked, until))).await,
-    };
-    let (reply, owed) = parts::merge(asked, &parts, replies)?;
+    let whole_slot: &[u8] = b"";
+    let mut parts = parts::split(asked, |key| (link.store.shard(key), whole_slot));
+    let mut replies = send_parts(link, &parts, until).await;
+    let is_moving = |reply: &Result<_, _>| matches!(reply, Err(Unavailable::Redirected));
+    if replies.iter().any(is_moving) {
+        // While a slot moves, some of its keys are at one node and some at the other, and neither takes a question
+        // about several of them: each is asked about by itself.
+        let (kept, moving): (Vec<_>, Vec<_>) =
+            parts.into_iter().zip(replies).partition(|(_, reply)| !is_moving(reply));
+        let mut single = parts::split(asked, |key| (link.store.shard(key), key));
+        single.retain(|part| moving.iter().any(|(moving, _)| moving.shard.0 == part.shard.0));
+        let answers = within(until, send_parts(link, &single, until)).await;
+        (parts, replies) = kept.into_iter().unzip();
+        replies.extend(answers.unwrap_or_else(|_| vec![Err(Unavailable::DeadlinePassed); single.len()]));
+        parts.extend(single);
+    }
+    let (reply, owed) = parts::merge(asked, &parts, replies.into_iter().map(Result::ok).collect())?;
     background::refund(link, owed);
     Some(reply)
 }
 
+/// Asks all parts at the same time. A part is known by its shard, and by its key where it is of one key only.
+async fn send_parts(
+    link: &Link,
+    parts: &[Part<'_, (Shard, &[u8])>],
+    until: Instant,
+) -> Vec<Result<BatchReply, Unavailable>> {
+    match parts {
+        [part] => vec![send_part(link, part.shard.0, &part.asked, until).await],
+        parts => join_all(parts.iter().map(|part| send_part(link, part.shard.0, &part.asked, until))).await,
+    }
+}
+
 /// Asks one shard: by a plain read where nothing is counted, by plain counts far from every limit, else by the
 /// script.
-async fn send_part(link: &Link, shard: Shard, asked: &Asked<'_>, until: Instant) -> Option<BatchReply> {
+async fn send_part(
+    link: &Link,
+    shard: Shard,
+    asked: &Asked<'_>,
+    until: Instant,
+) -> Result<BatchReply, Unavailable> {
     if !link.store.available(shard) {
-        return None;
+        return Err(Unavailable::BreakerOpen);
     }
     let paths = &link.exchange.metrics.paths;
     if !asked.has_counters() {
         paths.count(ExchangePath::Read);
-        let command = native::read(asked)?;
-        let values = reach::call(&link.store, shard, &command).await.ok()?;
-        return native::judge(asked, vec![values]).reply;
+        let Some(command) = native::read(asked) else { return Err(Unavailable::Rejected) };
+        let values = reach::call(&link.store, shard, &command).await?;
+        return native::judge(asked, vec![values]).reply.ok_or(Unavailable::Rejected);
     }
     if native::suits(asked, asked.at) {
         paths.count(ExchangePath::Native);
-        let Ok(values) = reach::pipeline(&link.store, shard, &native::pipeline(asked)).await else {
-            // It may be counted later, when the window that was known is over: no counter may stay without end.
-            background::end(link, ends(asked));
-            return None;
+        let singly = link.store.is_cluster();
+        let values = match reach::pipeline(&link.store, shard, &native::pipeline(asked, singly)).await {
+            Ok(values) if singly => native::gather(asked, values),
+            Ok(values) => values,
+            Err(cause) => {
+                // It may be counted later, when the window that was known is over: no counter may stay without end.
+                background::end(link, ends(asked));
+                return Err(cause);
+            }
         };
         let outcome = native::judge(asked, values);
         background::refund(link, outcome.owed);
@@ -444,11 +487,12 @@ async fn send_part(link: &Link, shard: Shard, asked: &Asked<'_>, until: Instant)
             for (number, index) in outcome.fresh {
                 learn_end(link, shard, asked, &mut reply, (number, index), until).await;
             }
-            return Some(reply);
+            return Ok(reply);
         }
         // The script mends what another program has written there, in what is left of the time.
         paths.count(ExchangePath::Script);
-        return within(until, reach::batch(link, shard, &asked.batch)).await.ok()?;
+        let mended = within(until, reach::batch(link, shard, &asked.batch)).await;
+        return mended.unwrap_or(Err(Unavailable::DeadlinePassed));
     }
     paths.count(ExchangePath::Script);
     // The store keeps the deadline itself, and notes when it passes.

@@ -51,10 +51,15 @@ pub(super) fn read(asked: &Asked<'_>) -> Option<Cmd> {
     any.then_some(command)
 }
 
-/// The guards and tags, and every item's counts, in this order.
-pub(super) fn pipeline(asked: &Asked<'_>) -> Pipeline {
+/// The guards and tags, and every item's counts, in this order. `singly`: each guard and tag by itself, since a
+/// Cluster refuses to read several keys at once while their slot moves.
+pub(super) fn pipeline(asked: &Asked<'_>, singly: bool) -> Pipeline {
     let mut pipeline = Pipeline::new();
-    if let Some(read) = read(asked) {
+    if singly {
+        for key in asked.batch.items.iter().flat_map(|item| &item.guards).chain(&asked.batch.tags) {
+            pipeline.cmd("GET").arg(*key);
+        }
+    } else if let Some(read) = read(asked) {
         pipeline.add_command(read);
     }
     for item in &asked.batch.items {
@@ -67,6 +72,22 @@ pub(super) fn pipeline(asked: &Asked<'_>) -> Pipeline {
 
 fn worth(item: &Item<'_>, counter: &Counter<'_>) -> u64 {
     u64::from(item.count).saturating_mul(counter.rule.cost.max(1))
+}
+
+/// Answers to a [`pipeline`] that read singly, as one that did not would have got them.
+pub(super) fn gather(asked: &Asked<'_>, mut answers: Vec<Value>) -> Vec<Value> {
+    let guards: usize = asked.batch.items.iter().map(|item| item.guards.len()).sum();
+    let read = guards + asked.batch.tags.len();
+    if read > 0 && read <= answers.len() {
+        let counts = answers.split_off(read);
+        let failed = answers.iter().position(|value| matches!(value, Value::ServerError(_)));
+        let values = match failed {
+            Some(failed) => answers.swap_remove(failed),
+            None => Value::Array(answers),
+        };
+        return std::iter::once(values).chain(counts).collect();
+    }
+    answers
 }
 
 /// What the answers mean.

@@ -58,7 +58,7 @@ fn part_of<'p, 'a, S: Copy + PartialEq>(
 /// The parts of `whole`, by the shard of each key.
 pub(super) fn split<'a, S: Copy + PartialEq>(
     whole: &Asked<'a>,
-    shard: impl Fn(&[u8]) -> S,
+    shard: impl Fn(&'a [u8]) -> S,
 ) -> Vec<Part<'a, S>> {
     let mut parts: Vec<Part<'a, S>> = Vec::new();
     for (index, tag) in whole.batch.tags.iter().enumerate() {

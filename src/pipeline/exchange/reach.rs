@@ -35,16 +35,16 @@ pub(super) async fn pipeline(
     store.pipeline(Lane::Decisions, shard, pipeline).await
 }
 
-/// The script, which judges and counts all items in one step. `None`: no usable answer.
-pub(super) async fn batch(link: &Link, shard: Shard, batch: &Batch<'_>) -> Option<BatchReply> {
+/// The script, which judges and counts all items in one step.
+pub(super) async fn batch(link: &Link, shard: Shard, batch: &Batch<'_>) -> Result<BatchReply, Unavailable> {
     let mut command = GATE.command();
     gate::encode(batch, &mut command);
-    let value = link.store.eval(Lane::Decisions, shard, &GATE, &command).await.ok()?;
+    let value = link.store.eval(Lane::Decisions, shard, &GATE, &command).await?;
     match gate::decode(value, batch) {
-        Ok(reply) => Some(reply),
+        Ok(reply) => Ok(reply),
         Err(malformed) => {
             tracing::error!(%malformed, "the store answered what the gate script cannot have said");
-            None
+            Err(Unavailable::Rejected)
         }
     }
 }

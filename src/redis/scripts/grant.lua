@@ -30,5 +30,10 @@ if at then
   redis.call('SET', key, string.format('b%s %.0f', at, math.max(0, tonumber(debt) - n * period)), 'KEEPTTL')
   return 1
 end
+local ends, spent = string.match(text, '^c(%d+) (%d+)$')
+if ends and n < tonumber(spent) then
+  redis.call('SET', key, string.format('c%s %.0f', ends, tonumber(spent) - n), 'KEEPTTL')
+  return 1
+end
 redis.call('DEL', key)
 return 1
