@@ -148,8 +148,8 @@ pub(super) fn dangling<'a>(what: &str, name: &str, known: impl Iterator<Item = &
 
 pub(super) fn policies(root: &Reader<'_>, plans: &[Plan]) -> Vec<Policy> {
     let names = root.names("policies");
-    let named = root.named_by("policies", "<name>", policy::is_name, &name_rule());
-    named.into_iter().map(|(name, reader)| policy(name, &reader, plans, &names)).collect()
+    let tables = root.named_by("policies", "<name>", policy::is_name, &name_rule());
+    tables.into_iter().map(|(name, reader)| policy(name, &reader, plans, &names)).collect()
 }
 
 fn policy(name: Box<str>, reader: &Reader<'_>, plans: &[Plan], names: &[&str]) -> Policy {

@@ -184,7 +184,7 @@ fn fold(text: &str) -> String {
     NFKC.normalize(&lower).trim().to_owned()
 }
 
-/// Letters as a database sees them whose collation ignores accents, as those do that MySQL comes with: they find
+/// Letters as a database sees them whose collation ignores accents, as the default ones of `MySQL` do: they find
 /// `ada` for `àda`, and `soren` for `søren`. `text` is folded.
 fn without_accents(text: String) -> String {
     const NFKD: DecomposingNormalizerBorrowed<'_> = DecomposingNormalizerBorrowed::new_nfkd();

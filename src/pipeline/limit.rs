@@ -295,7 +295,7 @@ fn enter(
         match entered {
             Some((permit, _)) => permits.push((index, permit)),
             None if policy.shadow() => {
-                count_policy(gateway, index, LimitOutcome::Shadow, LimitSource::Memory)
+                count_policy(gateway, index, LimitOutcome::Shadow, LimitSource::Memory);
             }
             None => {
                 count_policy(gateway, index, LimitOutcome::Refused, LimitSource::Memory);

@@ -409,3 +409,29 @@ fn counts_leases_and_all_algorithms_go_on_over_a_failover() {
     let keys: Vec<String> = pair.current().query(&["KEYS", "rate_limit:*"]);
     assert!(!keys.iter().any(immortal), "{keys:?}");
 }
+
+#[test]
+fn what_was_no_failure_is_given_back_while_its_slot_moves() {
+    let cluster = Cluster::start();
+    let origin = Origin::start();
+    let limits = "[policies.user]\nkey = \"user\"\ncount = \"failures\"\n\
+        windows = [{ limit = 3, window = \"1h\" }, { limit = 4, window = \"2h\" }]\n\
+        [[routes]]\nname = \"all\"\npath = \"/**\"\nupstream = \"app\"\nauth = \"required\"\nlimits = [\"user\"]\n";
+    let gateway = gateway(&config(&origin, PATIENT, limits), &cluster.url());
+    let user = subject_on(&cluster, 0, |number| format!("u{number}"));
+    let (slot, token) = (slot(user.as_bytes()), Token::of(&user).sign());
+    let from = cluster.begin_move(slot, 1);
+    for count in 1..=6_u8 {
+        assert_eq!(
+            get_from(&gateway.client(), "/x", "10.0.0.1").bearer(&token).send().code(),
+            200,
+            "{count}"
+        );
+        assert_eventually!(
+            gateway.metric("tollgate_limit_refunds_total", &[("result", "done")])
+                == Some(f64::from(count) * 2.0),
+            "both windows have it back"
+        );
+    }
+    cluster.end_move(slot, from, 1);
+}

@@ -161,20 +161,29 @@ pub(super) async fn ask(
     Some(Answer::Judged { decision, generations, away })
 }
 
-/// Takes `owed` back at once, in one call per shard, each within the deadline. What the store does not learn stays
+/// Takes `owed` back at once, in one call per shard, within the deadline. What the store does not learn stays
 /// counted until its counter ends.
 pub(super) async fn refund(store: &Arc<Store>, shared: &Shared, owed: Vec<Owed>) {
     let link = Link { store: Arc::clone(store), exchange: Arc::clone(&shared.exchange) };
+    let until = Instant::now() + deadline(&link);
     let parts = reach::by_shard(store, owed, |owed| &owed.key);
-    join_all(parts.iter().map(async |(shard, owed)| {
-        let result = match reach::refund(&link, *shard, owed).await {
-            Ok(()) => RefundResult::Done,
-            Err(cause) => {
-                tracing::debug!(%cause, "what was counted in vain stays counted");
-                RefundResult::Lost
-            }
-        };
+    let attempt = async |shard: Shard, owed: &[Owed]| {
+        let sent = within(until, reach::refund(&link, shard, owed)).await;
+        sent.unwrap_or(Err(Unavailable::DeadlinePassed))
+    };
+    let note = |owed: &[Owed], sent: Result<(), Unavailable>| {
+        if let Err(cause) = &sent {
+            tracing::debug!(%cause, "what was counted in vain stays counted");
+        }
+        let result = if sent.is_ok() { RefundResult::Done } else { RefundResult::Lost };
         link.exchange.metrics.refunded(result, owed.len());
+    };
+    join_all(parts.iter().map(async |(shard, owed)| match attempt(*shard, owed).await {
+        // While a slot moves, its keys may be at two nodes, and neither takes a call about several of them.
+        Err(Unavailable::Redirected) if owed.len() > 1 => {
+            join_all(owed.chunks(1).map(async |one| note(one, attempt(*shard, one).await))).await;
+        }
+        sent => note(owed, sent),
     }))
     .await;
 }
