@@ -301,7 +301,7 @@ drive() { # drive MODE
     esac
     case "$script" in
         yes) [ "$scripts" -ge "$requests" ] || fail "mode $1: only $scripts of $requests requests were asked by the script" ;;
-        no) [ "$scripts" -le $((requests / 100 + 10)) ] || fail "mode $1: the script was called $scripts times and should not be" ;;
+        no) [ "$scripts" -le $((requests / 10 + 100)) ] || fail "mode $1: the script was called $scripts times and should not be" ;;
     esac
     check_status "$1" "after the load"
 
