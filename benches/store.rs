@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, Pipeline, Value, cmd};
+use redis::{AsyncConnectionConfig, Cmd, Pipeline, Value, cmd};
 use tollgate::limits::algorithm::Rule;
 use tollgate::limits::batch::{Batch, Counter, Item};
 use tollgate::limits::{Algorithm, gate};
@@ -41,8 +41,10 @@ impl Redis {
 
     async fn connect(&self) -> MultiplexedConnection {
         let client = redis::Client::open(format!("redis://127.0.0.1:{}/", self.port)).unwrap();
+        // A machine busy with other things is no reason to end.
+        let patient = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(30)));
         for _ in 0..200 {
-            if let Ok(connection) = client.get_multiplexed_async_connection().await {
+            if let Ok(connection) = client.get_multiplexed_async_connection_with_config(&patient).await {
                 return connection;
             }
             tokio::time::sleep(Duration::from_millis(25)).await;

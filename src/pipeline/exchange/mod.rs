@@ -44,9 +44,6 @@ pub static GATE: LazyLock<Script> = LazyLock::new(|| Script::new(gate::GATE));
 /// The script that takes counts back.
 pub static REFUND: LazyLock<Script> = LazyLock::new(|| Script::new(gate::REFUND));
 
-/// How often a shared call gives way to what is ready to run before its keys are free for the next.
-const SETTLING: usize = 16;
-
 /// Positions of the guards in the question.
 const BLACKLIST: usize = 0;
 const BAN: usize = 1;
@@ -377,12 +374,8 @@ impl Carrier for Link {
         runtime.spawn(async move {
             link.exchange.metrics.merged.inc();
             let reply = call(&link, &Merged::of(&waiters).asked).await;
-            background::refund(&link, question::tell_all(waiters, reply.as_ref()));
-            // Where many share, what is ready to ask goes with the next call; an idle worker comes back at once.
-            for _ in 0..SETTLING {
-                tokio::task::yield_now().await;
-            }
             drop(held);
+            background::refund(&link, question::tell_all(waiters, reply.as_ref()));
         });
     }
 }
