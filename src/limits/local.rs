@@ -306,10 +306,15 @@ impl Local {
                 && at.0.saturating_sub(old.learned) <= OVERTAKING_MS
             {
                 // Replies may overtake each other; within one window the larger count is the later one, unless
-                // somebody took something off the counter.
-                new.state.used = old.state.used;
-                new.learned = old.learned;
-                new.share = new.share.max(old.share);
+                // somebody took something off the counter. What is of a later time and fits again must not be
+                // refused any longer: at worst the store is asked once more.
+                let larger = State { used: old.state.used, ..new.state };
+                let later = at.0 > old.learned;
+                if !later || check.rule.admits(larger, at) || !check.rule.admits(new.state, at) {
+                    new.state = larger;
+                    new.learned = old.learned;
+                    new.share = new.share.max(old.share);
+                }
             }
             // The store knows better than a log that was kept here.
             shard.forget_log(check.hash);

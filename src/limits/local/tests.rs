@@ -453,6 +453,39 @@ fn a_refund_ends_the_knowledge_that_a_counter_of_the_store_is_full() {
 }
 
 #[test]
+fn a_counter_that_somebody_else_took_something_off_is_no_longer_full() {
+    for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingWindow] {
+        let local = Local::new(Settings::default());
+        let mut checks = checks(&[&policy("p", algorithm, 5, 60_000)]);
+        let anchor = match algorithm {
+            Algorithm::FixedWindow => NOW.0 + 30_000,
+            _ => NOW.0 - NOW.0 % 60_000,
+        };
+        let counted = |used| State { anchor, used, before: 0 };
+        learn(&local, &mut checks, counted(3));
+        learn(&local, &mut checks, counted(2));
+        local.look(&mut checks, NOW);
+        assert_eq!(checks.states()[0].state.used, 3, "a reply that was overtaken");
+        learn(&local, &mut checks, counted(5));
+        assert!(local.refused(&mut checks, NOW).is_some());
+        learn(&local, &mut checks, counted(4));
+        assert!(
+            local.refused(&mut checks, NOW).is_some(),
+            "of the same moment: which came later is not known"
+        );
+        // The reply to a request that was counted after a refund.
+        for (_, answer) in checks.pairs() {
+            answer.state = counted(4);
+        }
+        checks.conclude(Violated::default(), after(20));
+        local.observe(&checks, Some(after(20)), after(20));
+        assert!(local.refused(&mut checks, after(21)).is_none(), "{algorithm:?}");
+        local.look(&mut checks, after(21));
+        assert_eq!(checks.states()[0].remaining, 1);
+    }
+}
+
+#[test]
 fn what_is_given_back_adds_up_within_its_window_only() {
     for algorithm in
         [Algorithm::FixedWindow, Algorithm::SlidingWindow, Algorithm::TokenBucket, Algorithm::SlidingLog]
