@@ -119,8 +119,8 @@ impl Local {
                     check.known_end = entry.state.anchor;
                 }
                 // Somebody may have reset the counter since: then the store is asked again.
-                if entry.speaks_to(&check.rule)
-                    && at.0.saturating_sub(entry.learned) <= self.refusal_life_ms {
+                if entry.speaks_to(&check.rule) && at.0.saturating_sub(entry.learned) <= self.refusal_life_ms
+                {
                     answer.state = check.rule.roll(entry.state, at);
                 }
             }
@@ -254,17 +254,14 @@ impl Local {
         self.owed.load(Ordering::Relaxed) > 0
     }
 
-    /// Takes out what the store is owed, without what is over. What cannot be written is to be given back.
-    pub fn take_owed(&self, now: UnixMillis) -> Vec<Owed> {
+    /// Takes out what the store is owed and `wanted`, without what is over. What cannot be written is to be given back.
+    pub fn take_owed(&self, now: UnixMillis, mut wanted: impl FnMut(&Owed) -> bool) -> Vec<Owed> {
         let at = self.store_time(now);
         let mut taken = Vec::new();
         for shard in &self.shards {
-            for owed in shard.lock().drain_owed() {
-                self.owed.fetch_sub(1, Ordering::Relaxed);
-                if !owed.is_over(at) {
-                    taken.push(owed);
-                }
-            }
+            let owed = shard.lock().take_owed_where(|owed| owed.is_over(at) || wanted(owed));
+            self.owed.fetch_sub(owed.len(), Ordering::Relaxed);
+            taken.extend(owed.into_iter().filter(|owed| !owed.is_over(at)));
         }
         taken
     }
@@ -395,8 +392,8 @@ impl Local {
     pub fn clear(&self) {
         for shard in &self.shards {
             let mut shard = shard.lock();
-            let owed = shard.drain_owed().count();
-            self.owed.fetch_sub(owed, Ordering::Relaxed);
+            let owed = shard.take_owed_where(|_| true);
+            self.owed.fetch_sub(owed.len(), Ordering::Relaxed);
             shard.clear();
         }
     }

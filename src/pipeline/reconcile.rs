@@ -1,16 +1,17 @@
-//! After an outage: tells the store what was admitted here meanwhile, in the background and only where the window is
-//! still the same. Requests neither wait for it nor hear of it.
+//! Tells the store what was admitted here without it, in the background and only where the window is still the same:
+//! most of it after an outage, before requests ask again, so that none of them opens a window of its own. Requests
+//! neither wait for it nor hear of it.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use ::redis::{Cmd, Value};
+use ::redis::{Cmd, Pipeline, RedisResult, Value};
 use futures::StreamExt;
 
 use super::gateway::Shared;
-use crate::limits::Algorithm;
 use crate::limits::local::Owed;
-use crate::redis::{Lane, Script, Store, Unavailable};
+use crate::limits::{Algorithm, Local};
+use crate::redis::{Lane, Link, Script, Store, Unavailable};
 
 /// The script that adds to a counter of the same window.
 pub static RECONCILE: LazyLock<Script> =
@@ -26,51 +27,151 @@ const IN_FLIGHT: usize = 64;
 const MAX_EXACT: u64 = 1 << 53;
 /// No request waits for this work.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// What is told before requests ask a node again: at most so much ([`Owed::weight`]), ...
+const MOST_BEFORE: u64 = 8_192;
+/// ... and for so long. The rest follows in the background.
+const TIME_BEFORE: Duration = Duration::from_millis(500);
+/// Counters told in one go before that.
+const BATCH: usize = 128;
 
-/// Runs until the process ends.
+/// Tells what is owed to the store, be it available again or all along, within about a second. Runs until the process
+/// ends.
 ///
+/// # Bounds
 /// A counter whose answer is lost is told again while its window lives: it may then count the same admissions twice,
 /// at most up to its limit, but forgets none.
+///
+/// What an outage counted in a fixed window of its own is added to the store's where that one covers it, that is,
+/// began no later; the store's keeps its end. So of several instances, whose windows began at different moments, the
+/// first to tell may have begun the latest, and what the others counted is not added. Of a limit L with G instances
+/// at most 2 L + G − 1 pass then while these windows are open, and L + G − 1 if all of it was added.
 pub async fn reconcile(shared: Arc<Shared>) {
     let Some(store) = &shared.store else { return };
+    let mut was_away = false;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
+        let available = store.available_everywhere();
+        was_away |= !available;
         // In Cluster a part of the keys may be reached while another is not.
-        let reachable = || store.is_cluster() || store.available_everywhere();
-        if !shared.local.owes() || !reachable() {
+        if !store.is_cluster() && !available {
             continue;
         }
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..SPREAD_MS))).await;
-        if reachable() {
-            tell(&shared, store).await;
+        if shared.local.owes() {
+            if was_away {
+                tokio::time::sleep(Duration::from_millis(fastrand::u64(0..SPREAD_MS))).await;
+            }
+            tell(&shared, store, was_away).await;
+        }
+        was_away = !available;
+    }
+}
+
+impl Shared {
+    /// Tells this node what is owed to it, within bounds and as far as it listens, before requests ask it again.
+    pub(super) async fn hand_over_counts(&self, link: &mut Link<'_>) {
+        let mut left = MOST_BEFORE;
+        let owed = self.local.take_owed(self.clock.now(), |owed| {
+            let fits = owed.weight() <= left && link.holds(&owed.key);
+            left -= if fits { owed.weight() } else { 0 };
+            fits
+        });
+        if owed.is_empty() {
+            return;
+        }
+        let mut taken = Taken { local: &self.local, owed };
+        let mut told = Told::default();
+        // What has no answer by then is told again.
+        let _ = tokio::time::timeout(TIME_BEFORE, taken.tell(link, &mut told)).await;
+        told.kept += taken.owed.len();
+        drop(taken);
+        told.report(self, true);
+    }
+}
+
+/// What is owed and under way to the store: what is still in here when it is dropped is owed again.
+struct Taken<'a> {
+    local: &'a Local,
+    owed: Vec<Owed>,
+}
+
+impl Taken<'_> {
+    async fn tell(&mut self, link: &mut Link<'_>, told: &mut Told) -> RedisResult<()> {
+        while !self.owed.is_empty() {
+            let first = self.owed.len().saturating_sub(BATCH);
+            let mut pipeline = Pipeline::new();
+            for owed in self.owed.iter().skip(first) {
+                pipeline.add_command(command(owed));
+            }
+            let answers = link.connection().send_packed_commands(&pipeline, 0, pipeline.len()).await?;
+            for (owed, answer) in self.owed.split_off(first).into_iter().zip(answers) {
+                if let Value::Int(same) = answer {
+                    told.count(Some(same == 1));
+                } else {
+                    // Its key has moved, for one; who has it now is found out in the background.
+                    told.count(None);
+                    self.local.give_back(owed);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.owed.drain(..).for_each(|owed| self.local.give_back(owed));
+    }
+}
+
+/// What became of what was owed.
+#[derive(Default)]
+struct Told {
+    added: usize,
+    over: usize,
+    kept: usize,
+}
+
+impl Told {
+    const fn count(&mut self, same: Option<bool>) {
+        match same {
+            Some(true) => self.added += 1,
+            Some(false) => self.over += 1,
+            None => self.kept += 1,
+        }
+    }
+
+    /// Tells operators, where it was an outage and anything came of it.
+    fn report(&self, shared: &Shared, was_away: bool) {
+        let Self { added, over, kept } = *self;
+        if added + over == 0 {
+            return;
+        }
+        if was_away {
+            let untold = shared.local.take_untold();
+            tracing::info!(added, over, kept, untold, "told Redis of what was admitted while it was away");
+        } else {
+            tracing::debug!(added, over, kept, "told Redis of what was admitted without it");
         }
     }
 }
 
-/// Tells everything that is owed; gives back what could not be told.
-async fn tell(shared: &Shared, store: &Store) {
-    let owed = shared.local.take_owed(shared.clock.now());
-    let (mut added, mut over, mut kept) = (0_usize, 0_usize, 0_usize);
+/// Tells everything that is owed to who can be reached; gives back what could not be told.
+async fn tell(shared: &Shared, store: &Store, was_away: bool) {
+    let reachable = |owed: &Owed| store.available(store.shard(&owed.key));
+    let owed = shared.local.take_owed(shared.clock.now(), reachable);
     let told = owed.into_iter().map(|owed| async move {
         let told = write(store, &owed).await;
         (owed, told)
     });
-    let mut told = futures::stream::iter(told).buffer_unordered(IN_FLIGHT);
-    while let Some((owed, told)) = told.next().await {
-        match told {
-            Some(true) => added += 1,
-            Some(false) => over += 1,
-            None => {
-                kept += 1;
-                shared.local.give_back(owed);
-            }
+    let mut answers = futures::stream::iter(told).buffer_unordered(IN_FLIGHT);
+    let mut told = Told::default();
+    while let Some((owed, same)) = answers.next().await {
+        told.count(same);
+        if same.is_none() {
+            shared.local.give_back(owed);
         }
     }
-    if added + over == 0 {
-        return;
-    }
-    let untold = shared.local.take_untold();
-    tracing::info!(added, over, kept, untold, "told Redis of what was admitted while it was away");
+    told.report(shared, was_away);
 }
 
 /// Whether the window was the same; `None` when nobody knows and it is to be told again.
@@ -222,7 +323,7 @@ mod tests {
         for _ in 0..requests {
             local.decide_without_store(&mut checks, now, Outage { instances: 1, may_have_counted: false });
         }
-        local.take_owed(now).remove(0)
+        local.take_owed(now, |_| true).remove(0)
     }
 
     #[test]
@@ -239,9 +340,9 @@ mod tests {
         assert_eq!(server.run::<i64>(&["GET", KEY]), 10);
         assert_eq!(server.run::<u64>(&["PEXPIRETIME", KEY]), ends);
 
-        let _: i64 = server.run(&["PEXPIREAT", KEY, &(ends - 5).to_string()]);
+        let _: i64 = server.run(&["PEXPIREAT", KEY, &(ends + 5).to_string()]);
         let _: i64 = server.run(&["DECRBY", KEY, "7"]);
-        assert!(!server.tell(&owed), "another window");
+        assert!(!server.tell(&owed), "a window that began later");
         assert_eq!(server.run::<i64>(&["GET", KEY]), 3);
         let _: i64 = server.run(&["PERSIST", KEY]);
         assert!(!server.tell(&owed), "no window at all");
@@ -255,6 +356,27 @@ mod tests {
         let _: () = server.run(&["SET", KEY, "14", "PXAT", &ends.to_string()]);
         assert!(server.tell(&owed));
         assert_eq!(server.run::<i64>(&["GET", KEY]), 14, "what is over the limit stays");
+    }
+
+    #[test]
+    fn a_window_that_began_within_the_counters_own_is_added_to_it_and_leaves_its_end() {
+        let (mut server, now) = (Server::start(), SystemClock.now());
+        // Several instances began a window each while the store was away.
+        let at = |ms: u64| UnixMillis(now.0 - 10_000 + ms);
+        assert!(server.tell(&owed(Algorithm::FixedWindow, 10, 4, at(20))));
+        assert!(server.tell(&owed(Algorithm::FixedWindow, 10, 4, at(5_000))), "all of it within the first");
+        assert_eq!(server.run::<i64>(&["GET", KEY]), 8);
+        assert!(!server.tell(&owed(Algorithm::FixedWindow, 10, 1, at(0))), "not all of it within the first");
+        assert_eq!(server.run::<i64>(&["GET", KEY]), 8);
+        assert!(server.tell(&owed(Algorithm::FixedWindow, 10, 4, at(9_000))));
+        assert_eq!(server.run::<i64>(&["GET", KEY]), 10, "no more than its limit");
+        assert_eq!(server.run::<u64>(&["PEXPIRETIME", KEY]), at(20).0 + 60_000 - 1);
+
+        let _: i64 = server.run(&["DEL", KEY]);
+        let cool = Algorithm::CoolDown(CoolDown { interval_ms: 30_000, quiet_ms: 20_000 });
+        assert!(server.tell(&owed(cool, 10, 4, at(20))) && server.tell(&owed(cool, 10, 4, at(5_000))));
+        assert!(!server.tell(&owed(cool, 10, 1, at(0))));
+        assert_eq!(server.run::<String>(&["GET", KEY]), format!("c{} 8", at(20).0 + 60_000));
     }
 
     #[test]

@@ -44,7 +44,9 @@ impl Recovery for Recoverer {
 
     async fn recover(&self, link: &mut Link<'_>) -> RedisResult<()> {
         self.0.hand_over_revocations(link).await?;
-        self.0.hand_over_invalidations(link).await
+        self.0.hand_over_invalidations(link).await?;
+        self.0.hand_over_counts(link).await;
+        Ok(())
     }
 }
 

@@ -206,6 +206,30 @@ fn a_window_that_began_during_the_outage_is_made_known_with_its_own_end() {
 }
 
 #[test]
+fn requests_right_after_the_recovery_find_what_was_admitted_without_redis() {
+    let scene = Scene::start();
+    let ip = address(9);
+    scene.lose(|scene| scene.relay.cut());
+    let client = scene.gateways[0].client();
+    let mut total = admitted(&codes(&client, "/fixed", &ip, 12));
+    assert_eq!(total, 5, "its share of a window that began meanwhile");
+    scene.relay.restore();
+    // They never pause for so long that the counter could be told between two of them.
+    assert_eventually!(
+        {
+            total += admitted(&codes(&client, "/fixed", &ip, 20));
+            !is_degraded(&scene.gateways[0])
+        },
+        "the recovery is noticed",
+        Duration::from_secs(10)
+    );
+    total += admitted(&codes(&client, "/fixed", &ip, 20));
+    assert_eq!(total, LIMIT, "the window goes on in Redis");
+    assert_eq!(counter(&scene.redis, &format!("rate_limit:fixed:{ip}")), Some(10));
+    scene.assert_every_key_ends();
+}
+
+#[test]
 fn a_window_that_ended_during_the_outage_is_not_touched() {
     let scene = Scene::start();
     let ip = address(4);

@@ -98,6 +98,14 @@ impl Owed {
         over <= at.0
     }
 
+    /// How much work it is to write it: one, and of a sliding log one more for each request.
+    pub fn weight(&self) -> u64 {
+        match self.rule.algorithm {
+            Algorithm::SlidingLog => self.state.used.saturating_add(1),
+            _ => 1,
+        }
+    }
+
     /// Of a sliding log: when requests were admitted, ms on the store's clock, and how many each time, ascending.
     pub fn stamps(&self) -> impl ExactSizeIterator<Item = (u64, u64)> {
         self.log.stamps()

@@ -172,12 +172,16 @@ impl Shard {
         true
     }
 
-    /// Takes out all that is owed.
-    pub(super) fn drain_owed(&mut self) -> impl Iterator<Item = Owed> {
-        let owed = std::mem::take(&mut self.owed);
-        let places: usize = owed.values().map(|owed| owed.log.len()).sum();
+    /// Takes out what is owed and `wanted`.
+    pub(super) fn take_owed_where(&mut self, mut wanted: impl FnMut(&Owed) -> bool) -> Vec<Owed> {
+        let taken: Vec<Owed> = self.owed.extract_if(|_, owed| wanted(owed)).map(|(_, owed)| owed).collect();
+        let places: usize = taken.iter().map(|owed| owed.log.len()).sum();
         self.places = self.places.saturating_sub(places);
-        owed.into_values()
+        if self.owed.is_empty() {
+            // The memory of an outage ends with it.
+            self.owed = ByHash::default();
+        }
+        taken
     }
 
     // Logs never outnumber entries, so that halving them makes room.

@@ -374,7 +374,7 @@ fn each_policy_of_one_request_does_what_it_says() {
         .collect();
     assert_eq!(seen, [(true, 4), (true, 4), (false, 4)]);
     assert_eq!(used(&mixed), [2, 0, 0]);
-    assert_eq!(local.take_owed(NOW).len(), 1);
+    assert_eq!(local.take_owed(NOW, |_| true).len(), 1);
 }
 
 #[test]
@@ -385,7 +385,7 @@ fn admissions_of_an_outage_are_owed_with_their_window_until_it_is_over() {
     assert!(!local.owes());
     assert_eq!(admitted(&local, &mut checks, NOW, 2), 3);
     assert!(local.owes());
-    let owed = local.take_owed(NOW);
+    let owed = local.take_owed(NOW, |_| true);
     assert!(!local.owes());
     assert_eq!(owed.len(), 1);
     assert_eq!(&*owed[0].key, b"rate_limit:p:192.0.2.1");
@@ -395,14 +395,14 @@ fn admissions_of_an_outage_are_owed_with_their_window_until_it_is_over() {
     let window = after(30_000);
     local.give_back(owed[0].clone());
     assert!(local.owes());
-    assert_eq!(local.take_owed(after(29_999)).len(), 1);
+    assert_eq!(local.take_owed(after(29_999), |_| true).len(), 1);
     local.give_back(owed[0].clone());
-    assert_eq!(local.take_owed(window).len(), 0, "its window is over");
+    assert_eq!(local.take_owed(window, |_| true).len(), 0, "its window is over");
 
     // Another window begins: only that is owed.
     local.give_back(owed[0].clone());
     assert_eq!(admitted(&local, &mut checks, window, 2), 5);
-    let owed = local.take_owed(window);
+    let owed = local.take_owed(window, |_| true);
     assert_eq!((owed[0].state.used, owed[0].state.anchor), (5, window.0 + 60_000));
 }
 
@@ -417,7 +417,7 @@ fn a_refund_makes_room_for_one_and_is_owed_no_more() {
         local.refund(check.hash, check.rule, state, false);
         assert_eq!(admitted(&local, &mut checks, NOW, 1), 1, "{algorithm:?}");
         local.refund(check.hash, check.rule, state, false);
-        let owed = local.take_owed(NOW).remove(0);
+        let owed = local.take_owed(NOW, |_| true).remove(0);
         let unit = if algorithm == TokenBucket { 60_000 } else { 1 };
         assert_eq!(owed.state.used, 2 * unit, "{algorithm:?}");
     }
@@ -496,10 +496,10 @@ fn what_is_given_back_adds_up_within_its_window_only() {
             assert!(local.decide_without_store(checks, NOW, among(1)).is_admitted(), "{algorithm:?}");
         };
         decide(&mut checks);
-        let first = local.take_owed(NOW).remove(0);
+        let first = local.take_owed(NOW, |_| true).remove(0);
         decide(&mut checks);
         local.give_back(first);
-        let both = local.take_owed(NOW).remove(0);
+        let both = local.take_owed(NOW, |_| true).remove(0);
         let unit = if algorithm == Algorithm::TokenBucket { 60_000 } else { 1 };
         assert_eq!(both.state.used, 2 * unit, "{algorithm:?}");
         assert!(!local.owes());
@@ -518,7 +518,7 @@ fn nothing_is_owed_for_what_the_store_may_know_or_somebody_reset() {
     assert!(!local.owes());
     assert!(local.decide_without_store(&mut checks, NOW, among(1)).is_admitted());
     local.forget(checks.get(0).unwrap().hash);
-    assert!(!local.owes() && local.take_owed(NOW).is_empty());
+    assert!(!local.owes() && local.take_owed(NOW, |_| true).is_empty());
     assert!(local.decide_without_store(&mut checks, NOW, among(1)).is_admitted());
     local.clear();
     assert!(!local.owes() && local.is_empty());
@@ -537,7 +537,7 @@ fn what_is_owed_is_bounded_and_told_to_be_so() {
     }
     let untold = local.take_untold();
     assert_eq!(local.take_untold(), 0);
-    let owed = local.take_owed(NOW).len();
+    let owed = local.take_owed(NOW, |_| true).len();
     assert!(owed <= 64 * 64);
     assert_eq!(owed + untold, 20_000);
 }

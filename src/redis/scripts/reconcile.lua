@@ -1,5 +1,6 @@
--- Tells one counter of what an instance admitted on its own while this Redis was away. It adds to the same window or
--- does nothing: no window is made longer or shorter, and nothing is counted beyond the limit.
+-- Tells one counter of what an instance admitted on its own while this Redis was away. It adds to the same window, or
+-- to an open one that began earlier, or does nothing: no window is made longer or shorter, and nothing is counted
+-- beyond the limit.
 --
 -- KEYS[1]  the counter
 -- ARGV[1]  kind         f fixed window, s sliding window, b token bucket, c cool-down, l sliding log
@@ -12,7 +13,7 @@
 --                       then interval and quiet time in ms
 --          l            pairs of ms and how many were admitted then, ascending
 --
--- Reply    1 if the window is the same, and what fits of the limit was added; 0 if it is another one, or over.
+-- Reply    1 if the window is such a one, and what fits of the limit was added; 0 if it is another one, or over.
 --
 -- Values are those of gate.lua. Needs Redis 7.0 (PEXPIRETIME).
 
@@ -33,8 +34,9 @@ if kind == 'f' then
     redis.call('SET', key, string.format('%.0f', count), 'PXAT', string.format('%.0f', ends - 1))
     return 1
   end
-  -- Redis keeps a key through the millisecond of its expiry.
-  if known + 1 ~= ends then return 0 end
+  -- Redis keeps a key through the millisecond of its expiry. A window that began no later and is open holds all that
+  -- was admitted in this one.
+  if known < 0 or known + 1 > ends then return 0 end
   local value = redis.pcall('GET', key)
   local held = type(value) == 'string' and tonumber(value)
   if not held then return 0 end
@@ -97,8 +99,8 @@ if kind == 'c' then
     redis.call('SET', key, string.format('t%.0f %.0f', x, y), 'PXAT', string.format('%.0f', y + quiet))
     return 1
   end
-  if x <= now or x > now + window or tripped == 't' or (tripped and a ~= x) then return 0 end
-  if tripped then y = y + u end
+  if x <= now or x > now + window or tripped == 't' or (tripped and a > x) then return 0 end
+  if tripped then x, y = a, y + u end
   if y > limit then y = limit end
   if tripped and u > y then y = u end
   if y < 1 then return 0 end
