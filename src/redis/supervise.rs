@@ -238,9 +238,11 @@ impl Store {
         &self,
         node: &Node,
         duties: &Duties,
-        mut sentinels: Option<&mut Sentinels>,
+        sentinels: Option<&mut Sentinels>,
         place: Option<&Address>,
     ) {
+        // One for all that follows: other work, however much, does not put the next look off.
+        let mut moved = std::pin::pin!(another_master(sentinels, place));
         let mut next_check = tokio::time::Instant::now() + self.settings.health_check_interval;
         loop {
             let work = async {
@@ -255,14 +257,14 @@ impl Store {
                         next_check = tokio::time::Instant::now() + self.settings.health_check_interval;
                         self.check(node).await
                     }
-                    () = another_master(sentinels.as_deref_mut(), place) => Err(ProbeFailure {
-                        cause: Unavailable::Refusing,
-                        detail: Some("another master was elected".to_owned()),
-                    }),
                 }
             };
             let outcome = tokio::select! {
                 () = node.breaker.wait_until_open() => return,
+                () = &mut moved => Err(ProbeFailure {
+                    cause: Unavailable::Refusing,
+                    detail: Some("another master was elected".to_owned()),
+                }),
                 outcome = work => outcome,
             };
             if let Err(failure) = outcome {

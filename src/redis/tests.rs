@@ -5,19 +5,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use ::redis::{Value, cmd};
+use ::redis::{RedisResult, Value, cmd};
+use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{Lane, Settings, Store, Unavailable, Unobserved};
+use super::{Lane, Link, Recovery, Settings, Store, Unavailable, Unobserved};
 
-/// Answers every command with `+OK` or an error, unless silent.
+/// Answers every command with `+OK` or an error, unless silent; as a sentinel it names a master, and every master
+/// says that it is one.
 #[derive(Default)]
 struct Server {
     accepted: AtomicUsize,
     /// Connections up to this one are never answered.
     silent_up_to: AtomicUsize,
     refuses: AtomicBool,
+    /// Named as the master.
+    master: Mutex<Option<SocketAddr>>,
 }
 
 impl Server {
@@ -41,9 +46,21 @@ impl Server {
             if number <= self.silent_up_to.load(SeqCst) {
                 continue;
             }
-            let commands = String::from_utf8_lossy(&buffer[..length]).matches('*').count();
+            let text = String::from_utf8_lossy(&buffer[..length]);
+            let commands = text.matches('*').count();
             let reply = if self.refuses.load(SeqCst) { "-READONLY no\r\n" } else { "+OK\r\n" };
-            stream.write_all(reply.repeat(commands).as_bytes()).await.unwrap();
+            let mut replies = vec![reply.to_owned(); commands];
+            let last = if text.contains("GET-MASTER-ADDR-BY-NAME") {
+                let master = self.master.lock().map(|master| master.port().to_string());
+                master.map(|port| format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len()))
+            } else {
+                text.contains("ROLE").then(|| "*1\r\n$6\r\nmaster\r\n".to_owned())
+            };
+            if let Some(last) = last {
+                replies.pop();
+                replies.push(last);
+            }
+            stream.write_all(replies.concat().as_bytes()).await.unwrap();
         }
     }
 
@@ -137,4 +154,47 @@ async fn the_news_of_an_old_connection_does_not_hit_the_new_one() {
     let found = futures::future::join_all((0..50).map(|_| ask(&store))).await;
     assert!(found.iter().all(Result::is_ok), "{found:?}");
     assert_eq!(server.accepted(), 2);
+}
+
+/// Owes nothing.
+struct Unburdened;
+
+#[async_trait]
+impl Recovery for Unburdened {
+    fn owes(&self) -> bool {
+        false
+    }
+
+    async fn verify(&self, _: &mut Link<'_>) -> RedisResult<()> {
+        Ok(())
+    }
+
+    async fn recover(&self, _: &mut Link<'_>) -> RedisResult<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn another_master_is_found_however_much_is_handed_over_meanwhile() {
+    let (first, first_addr) = Server::start().await;
+    let (second, second_addr) = Server::start().await;
+    let (sentinel, sentinel_addr) = Server::start().await;
+    *sentinel.master.lock() = Some(first_addr);
+    let mut settings = Settings::new(&format!("redis+sentinel://{sentinel_addr}/")).unwrap();
+    settings.deadline = Duration::from_secs(1);
+    let store = Store::new(settings, Box::new(Unobserved)).unwrap();
+    let supervisor = tokio::spawn(Arc::clone(&store).supervise(Vec::new(), Arc::new(Unburdened)));
+    while ask(&store).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(first.accepted() > 0);
+    *sentinel.master.lock() = Some(second_addr);
+    let found = async {
+        while second.accepted() == 0 {
+            store.hand_over_soon();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), found).await.expect("the new master is found");
+    supervisor.abort();
 }
