@@ -88,22 +88,16 @@ mod tests {
     #[test]
     fn nobody_is_taken_to_be_gone_until_all_had_time_to_be_heard_after_an_outage() {
         let (mut headcount, start) = (Headcount::new(), Instant::now());
-        let mut told = |seconds: u64, alive: Option<u32>| match alive {
-            Some(alive) => headcount.told(alive, start + Duration::from_secs(seconds)),
-            None => {
-                headcount.missed();
-                0
-            }
-        };
-        assert_eq!(told(0, Some(1)), 1);
-        assert_eq!(told(2, Some(3)), 3);
-        assert_eq!(told(8, Some(4)), 4);
-        assert_eq!(told(10, Some(3)), 3, "one has gone");
-        told(12, None);
-        assert_eq!(told(60, Some(1)), 3, "the first that is heard again");
-        assert_eq!(told(62, Some(2)), 3);
-        assert_eq!(told(64, Some(4)), 4);
-        assert_eq!(told(66, Some(2)), 2);
-        assert_eq!(told(68, Some(0)), 1);
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(headcount.told(1, at(0)), 1);
+        assert_eq!(headcount.told(3, at(2)), 3);
+        assert_eq!(headcount.told(4, at(8)), 4);
+        assert_eq!(headcount.told(3, at(10)), 3, "one has gone");
+        headcount.missed();
+        assert_eq!(headcount.told(1, at(60)), 3, "the first that is heard again");
+        assert_eq!(headcount.told(2, at(62)), 3);
+        assert_eq!(headcount.told(4, at(64)), 4);
+        assert_eq!(headcount.told(2, at(66)), 2);
+        assert_eq!(headcount.told(0, at(68)), 1);
     }
 }

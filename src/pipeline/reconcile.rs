@@ -104,13 +104,12 @@ impl Taken<'_> {
             }
             let answers = link.connection().send_packed_commands(&pipeline, 0, pipeline.len()).await?;
             for (owed, answer) in self.owed.split_off(first).into_iter().zip(answers) {
-                match answer {
-                    Value::Int(same) => told.count(Some(same == 1)),
+                if let Value::Int(same) = answer {
+                    told.count(Some(same == 1));
+                } else {
                     // Its key has moved, for one; who has it now is found out in the background.
-                    _ => {
-                        told.count(None);
-                        self.local.give_back(owed);
-                    }
+                    told.count(None);
+                    self.local.give_back(owed);
                 }
             }
         }
