@@ -8,7 +8,7 @@ use ahash::RandomState;
 use parking_lot::Mutex;
 
 /// Different requests one call carries at most.
-const MAX_ITEMS: usize = 64;
+const MAX_ITEMS: usize = 128;
 /// Counter keys one call names at most.
 const MAX_KEYS: usize = 512;
 
@@ -427,6 +427,6 @@ mod tests {
         for answer in answers {
             assert_eq!(answer.await, Ok(true));
         }
-        assert_eq!(fake.0.calls.load(SeqCst), 3, "150 different requests, 64 a call");
+        assert_eq!(fake.0.calls.load(SeqCst), 2, "150 different requests, 128 a call");
     }
 }

@@ -25,13 +25,14 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use self::combine::{Carrier, Combiner, Held};
 use self::lease::Leases;
+use self::native::Ended;
 use self::question::{Asked, Merged, Owed, Question, Reply, Told, UNKNOWN};
 use super::gateway::Shared;
 use crate::cache::generations::Generations;
 use crate::cache::tag::Tags;
 use crate::clock::UnixMillis;
 use crate::identity::Identity;
-use crate::limits::batch::{BatchReply, Counter, Item, ItemReply};
+use crate::limits::batch::{BatchReply, Counter, Item};
 use crate::limits::{Checks, Decision, Violated, gate};
 use crate::metrics::{ExchangeMetrics, ExchangePath};
 use crate::redis::{Script, Shard, Store};
@@ -107,7 +108,20 @@ pub(super) enum Answer {
     },
 }
 
-/// Asks the store. `None` when it gave no usable answer: the caller decides from memory.
+/// The store gave no usable answer: the caller decides from memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NoAnswer {
+    /// Whether the request gave up while it waited to be asked about with others: the store does not count it, or
+    /// takes it off again.
+    pub(super) waited: bool,
+}
+
+impl NoAnswer {
+    const ASKED: Self = Self { waited: false };
+    const WAITED: Self = Self { waited: true };
+}
+
+/// Asks the store.
 pub(super) async fn ask(
     store: &Arc<Store>,
     shared: &Shared,
@@ -115,9 +129,9 @@ pub(super) async fn ask(
     tags: Option<(&Generations, &Tags)>,
     checks: &mut Checks,
     now: UnixMillis,
-) -> Option<Answer> {
+) -> Result<Answer, NoAnswer> {
     if !store.is_cluster() && !store.available(store.shard(b"")) {
-        return None;
+        return Err(NoAnswer::ASKED);
     }
     let link = Link { store: Arc::clone(store), exchange: Arc::clone(&shared.exchange) };
     let leased = spend(&link.exchange, checks);
@@ -132,13 +146,16 @@ pub(super) async fn ask(
             Some(item)
                 if item.guards.is_empty() && item.counters.is_empty() && asked.batch.tags.is_empty() =>
             {
-                Some(nothing())
+                Ok(nothing())
             }
             _ => one(&link, &asked, &hashes).await,
         };
-        let Some(told) = told else {
-            give_back(&link.exchange, checks, &leased);
-            return None;
+        let told = match told {
+            Ok(told) => told,
+            Err(no_answer) => {
+                give_back(&link.exchange, checks, &leased);
+                return Err(no_answer);
+            }
         };
         let some_away = told.counters.iter().any(Option::is_none);
         let item = asked.batch.items.first().filter(|_| some_away);
@@ -147,7 +164,7 @@ pub(super) async fn ask(
     };
     if let Some(guard) = told.barred {
         give_back(&link.exchange, checks, &leased);
-        return Some(match guard {
+        return Ok(match guard {
             BLACKLIST => Answer::Revoked,
             BAN => Answer::Banned,
             _ => Answer::CutOff,
@@ -156,7 +173,7 @@ pub(super) async fn ask(
     let (decision, away) = conclude(&link, shared, checks, &told, &positions, &leased, owed, now);
     let generations =
         told.tags.map(|values| values.into_iter().skip(usize::from(session.is_some())).collect());
-    Some(Answer::Judged { decision, generations, away })
+    Ok(Answer::Judged { decision, generations, away })
 }
 
 /// A check passed by a lease, and its state.
@@ -291,7 +308,7 @@ fn conclude(
     }
     if !away.is_empty() && checks.enforced(violated).is_empty() {
         let mut blind = checks.only(away);
-        let decision = shared.decide_without_store(&mut blind, now);
+        let decision = shared.decide_without_store(&mut blind, now, false);
         for (place, (index, answer)) in away.iter().zip(blind.states()).enumerate() {
             checks.tell(index, answer.state);
             if matches!(&decision, Decision::Refused(refused) if refused.violated.contains(place)) {
@@ -309,14 +326,14 @@ fn conclude(
 }
 
 /// Asks for one request: at once when none of its counters is being asked about, else together with others who
-/// wait. `hashes` are those of its counters' keys. `None` when there is no answer within the deadline.
-async fn one(link: &Link, asked: &Asked<'_>, hashes: &[u64]) -> Option<Told> {
+/// wait. `hashes` are those of its counters' keys. It waits for the deadline at most.
+async fn one(link: &Link, asked: &Asked<'_>, hashes: &[u64]) -> Result<Told, NoAnswer> {
     let alone = |reply: &Reply| {
         let (item, judged) = asked.batch.items.first().zip(reply.items.first())?;
         Some(judged.tell(item, 0, reply.clock, reply.tags.clone()))
     };
     if hashes.is_empty() || !link.exchange.coalesce {
-        return alone(&call(link, asked).await?);
+        return call(link, asked).await.as_ref().and_then(alone).ok_or(NoAnswer::ASKED);
     }
     let mut waits = None;
     let held = Held::take_or_wait(link, hashes, || {
@@ -327,11 +344,19 @@ async fn one(link: &Link, asked: &Asked<'_>, hashes: &[u64]) -> Option<Told> {
     if let Some(held) = held {
         let reply = call(link, asked).await;
         drop(held);
-        return alone(&reply?);
+        return reply.as_ref().and_then(alone).ok_or(NoAnswer::ASKED);
     }
     link.exchange.metrics.coalesced.inc();
-    let told = timeout(deadline(link), waits?).await.ok()?.ok()??;
-    Some(Told { waited: true, ..told })
+    let mut waits = waits.ok_or(NoAnswer::ASKED)?;
+    let told = match timeout(deadline(link), &mut waits).await {
+        Ok(told) => told.ok().flatten(),
+        Err(_) => {
+            // Nobody can tell it any more: what it was not told by now is taken back, or was never asked.
+            waits.close();
+            waits.try_recv().map_err(|_| NoAnswer::WAITED)?
+        }
+    };
+    told.map(|told| Told { waited: true, ..told }).ok_or(NoAnswer::ASKED)
 }
 
 impl Carrier for Link {
@@ -423,12 +448,14 @@ async fn send_part(link: &Link, shard: Shard, asked: &Asked<'_>, until: Instant)
             background::end(link, ends(asked));
             return None;
         };
-        let outcome = native::judge(asked, values);
+        let mut outcome = native::judge(asked, values);
+        for (number, index) in std::mem::take(&mut outcome.fresh) {
+            let counter = asked.batch.items.get(number).and_then(|item| item.counters.get(index));
+            let Some(counter) = counter else { continue };
+            outcome.learn(asked, counter.key, end_of(link, shard, asked, counter, until).await);
+        }
         background::refund(link, outcome.owed);
-        if let Some(mut reply) = outcome.reply {
-            for (number, index) in outcome.fresh {
-                learn_end(link, shard, asked, &mut reply, (number, index), until).await;
-            }
+        if let Some(reply) = outcome.reply {
             return Some(reply);
         }
         // The script mends what another program has written there, in what is left of the time.
@@ -442,36 +469,19 @@ async fn send_part(link: &Link, shard: Shard, asked: &Asked<'_>, until: Instant)
 
 fn ends(asked: &Asked<'_>) -> Vec<(Box<[u8]>, u64)> {
     let counters = asked.batch.items.iter().flat_map(|item| &item.counters);
-    counters.map(|counter| (counter.key.into(), asked.at.0.saturating_add(counter.rule.period_ms))).collect()
+    counters.map(|counter| (counter.key.into(), counter.rule.period_ms)).collect()
 }
 
-/// Gives an end to a counter that was new after all, and tells it with the counter.
-async fn learn_end(
-    link: &Link,
-    shard: Shard,
-    asked: &Asked<'_>,
-    reply: &mut BatchReply,
-    (number, index): (usize, usize),
-    until: Instant,
-) {
-    let Some(counter) = asked.batch.items.get(number).and_then(|item| item.counters.get(index)) else {
-        return;
-    };
-    let mut end = asked.at.0.saturating_add(counter.rule.period_ms);
-    let pipeline = native::end(counter.key, end);
-    match timeout_at(until, reach::pipeline(&link.store, shard, &pipeline)).await {
-        Ok(Ok(values)) => {
-            if let Some(redis::Value::Int(told)) = values.get(1)
-                && let Ok(told @ 1..) = u64::try_from(*told)
-            {
-                end = told;
-            }
-        }
-        _ => background::end(link, vec![(counter.key.into(), end)]),
-    }
-    if let Some(ItemReply::Judged { counters, .. }) = reply.items.get_mut(number)
-        && let Some(counted) = counters.get_mut(index)
+/// The end of a counter that was new after all; gives it one.
+async fn end_of(link: &Link, shard: Shard, asked: &Asked<'_>, counter: &Counter<'_>, until: Instant) -> u64 {
+    let period = counter.rule.period_ms;
+    let pipeline = native::end(counter.key, period);
+    let answers = timeout_at(until, reach::pipeline(&link.store, shard, &pipeline)).await;
+    if let Ok(Ok(answers)) = answers
+        && let Some(Ended::At(end)) = native::ended(&answers)
     {
-        counted.state.anchor = end;
+        return end;
     }
+    background::end(link, vec![(counter.key.into(), period)]);
+    asked.at.0.saturating_add(period)
 }

@@ -80,6 +80,22 @@ pub(super) struct Outcome {
     pub(super) fresh: Vec<(usize, usize)>,
 }
 
+impl Outcome {
+    /// Notes that the window of the counter at `key` ends at `end`: it began with this call.
+    pub(super) fn learn(&mut self, asked: &Asked<'_>, key: &[u8], end: u64) {
+        for owed in self.owed.iter_mut().filter(|owed| &*owed.key == key) {
+            owed.state.anchor = end;
+        }
+        let replies = self.reply.iter_mut().flat_map(|reply| &mut reply.items);
+        for (item, reply) in asked.batch.items.iter().zip(replies) {
+            let ItemReply::Judged { counters, .. } = reply else { continue };
+            for (_, counted) in item.counters.iter().zip(counters).filter(|(counter, _)| counter.key == key) {
+                counted.state.anchor = end;
+            }
+        }
+    }
+}
+
 /// Judges the answers to [`pipeline`], or to [`read`] where nothing is counted.
 pub(super) fn judge(asked: &Asked<'_>, answers: Vec<Value>) -> Outcome {
     let mut answers = answers.into_iter();
@@ -179,12 +195,31 @@ fn bars_request(item: &Item<'_>, index: usize, value: &[u8]) -> bool {
     item.issued_at < second
 }
 
-/// Gives a counter an end if it has none, and asks for the one it has.
-pub(super) fn end(key: &[u8], at: u64) -> Pipeline {
+/// Ends the window of a counter that has no end one period from now, and asks for the end it has.
+pub(super) fn end(key: &[u8], period_ms: u64) -> Pipeline {
     let mut pipeline = Pipeline::new();
-    pipeline.cmd("PEXPIREAT").arg(key).arg(at).arg("NX");
+    // Redis keeps a key through the millisecond it is told to expire at: the one before the window's end.
+    pipeline.cmd("PEXPIRE").arg(key).arg(period_ms.saturating_sub(1).max(1)).arg("NX");
     pipeline.cmd("PEXPIRETIME").arg(key);
     pipeline
+}
+
+/// What the store said to [`end`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The window's end on the store's clock.
+    At(u64),
+    /// There is no such counter.
+    Absent,
+}
+
+/// Reads the answers to [`end`]; `None` when they are of no use.
+pub(super) fn ended(answers: &[Value]) -> Option<Ended> {
+    match answers {
+        [_, Value::Int(last @ 1..)] => Some(Ended::At(last.unsigned_abs().saturating_add(1))),
+        [_, Value::Int(-2)] => Some(Ended::Absent),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -239,7 +274,30 @@ mod tests {
     #[test]
     fn a_counter_that_was_new_after_all_is_told() {
         let whole = asked(&[], vec![counter(b"a", 100), counter(b"b", 100)], 0, 3);
-        assert_eq!(judge(&whole, vec![Value::Int(3), Value::Int(4)]).fresh, [(0, 0)]);
+        let mut outcome = judge(&whole, vec![Value::Int(3), Value::Int(4)]);
+        assert_eq!(outcome.fresh, [(0, 0)]);
+        outcome.learn(&whole, b"a", 77);
+        let ItemReply::Judged { counters, .. } = &outcome.reply.unwrap().items[0] else { panic!() };
+        let ends: Vec<u64> = counters.iter().map(|counted| counted.state.anchor).collect();
+        assert_eq!(ends, [77, NOW.0 + 30_000]);
+    }
+
+    #[test]
+    fn what_a_new_counter_is_owed_belongs_to_the_window_that_began_with_it() {
+        let whole = asked(&[b"g"], vec![counter(b"a", 100), counter(b"b", 100)], 0, 3);
+        let read = Value::Array(vec![Value::BulkString(b"x".to_vec())]);
+        let mut outcome = judge(&whole, vec![read, Value::Int(3), Value::Int(4)]);
+        outcome.learn(&whole, b"a", 77);
+        let ends: Vec<u64> = outcome.owed.iter().map(|owed| owed.state.anchor).collect();
+        assert_eq!(ends, [77, NOW.0 + 30_000]);
+    }
+
+    #[test]
+    fn a_window_ends_a_millisecond_after_the_last_of_its_key() {
+        assert_eq!(ended(&[Value::Int(1), Value::Int(99)]), Some(Ended::At(100)));
+        assert_eq!(ended(&[Value::Int(0), Value::Int(-2)]), Some(Ended::Absent));
+        assert_eq!(ended(&[Value::Int(0), Value::Int(-1)]), None);
+        assert_eq!(ended(&[Value::Int(0)]), None);
     }
 
     #[test]
