@@ -56,6 +56,7 @@ pub struct Exchange {
     refund: &'static Script,
     /// Tasks in the background.
     tasks: AtomicUsize,
+    endless: background::Endless,
     metrics: ExchangeMetrics,
 }
 
@@ -70,6 +71,7 @@ impl Exchange {
             gate: &GATE,
             refund: &REFUND,
             tasks: AtomicUsize::new(0),
+            endless: background::Endless::default(),
             metrics,
         }
     }
@@ -141,7 +143,8 @@ pub(super) async fn ask(
     let tag_keys: Vec<Box<str>> =
         tags.map(|(generations, tags)| generations.keys(tags).collect()).unwrap_or_default();
     let (told, positions, owed) = {
-        let (asked, positions, hashes) = question(identity, session, &tag_keys, checks, &leased, instances);
+        let leases = (&leased, &link.exchange.leases);
+        let (asked, positions, hashes) = question(identity, session, &tag_keys, checks, leases, instances);
         let told = match asked.batch.items.first() {
             Some(item)
                 if item.guards.is_empty() && item.counters.is_empty() && asked.batch.tags.is_empty() =>
@@ -193,7 +196,7 @@ fn spend(exchange: &Exchange, checks: &Checks) -> Leased {
 fn give_back(exchange: &Exchange, checks: &Checks, leased: &Leased) {
     for (index, state) in leased {
         if let Some(check) = checks.get(*index) {
-            exchange.leases.give_back(checks.key(check), *state);
+            exchange.leases.give_back(checks.key(check), &check.rule, *state);
         }
     }
 }
@@ -204,7 +207,7 @@ fn question<'a>(
     session: Option<&'a [u8]>,
     tag_keys: &'a [Box<str>],
     checks: &'a Checks,
-    leased: &Leased,
+    (leased, leases): (&Leased, &Leases),
     instances: u64,
 ) -> (Asked<'a>, Vec<usize>, Vec<u64>) {
     let guards = identity.map(|identity| &identity.keys);
@@ -228,7 +231,7 @@ fn question<'a>(
         let count = if known { answer.state.used } else { UNKNOWN };
         if check.lease && known && !check.penalise && !check.shadow {
             let wish = lease::size(&check.rule, count, check.known_end, instances, checks.at());
-            if wish > 0 {
+            if wish > 0 && leases.has_room_for(checks.key(check), checks.at()) {
                 asked.wishes.push((0, item.counters.len(), wish));
             }
         }
@@ -400,14 +403,16 @@ async fn call(link: &Link, asked: &Asked<'_>) -> Option<Reply> {
     }
     let mut reply = send(link, &more).await?;
     let leases = reply.items.split_off(asked.batch.items.len().min(reply.items.len()));
+    let mut lost = Vec::new();
     for (counter, judged) in wished.iter().zip(leases) {
-        if let Some(Some(counted)) = judged.counters.first()
-            && judged.granted > 0
-            && link.exchange.leases.keep(counter.key, counter.rule, judged.granted, counted.state, asked.at)
-        {
+        let Some(Some(counted)) = judged.counters.first().filter(|_| judged.granted > 0) else { continue };
+        if link.exchange.leases.keep(counter.key, counter.rule, judged.granted, counted.state, asked.at) {
             link.exchange.metrics.leases.inc();
+        } else {
+            lost.push(Owed::new(counter, counted.state, judged.granted));
         }
     }
+    background::refund(link, lost);
     Some(reply)
 }
 

@@ -14,6 +14,10 @@ use crate::limits::policy::Algorithm;
 /// A window that ends this soon is left to the script, which starts a new one safely.
 const SAFE_BEFORE_END_MS: u64 = 2_000;
 
+/// A window that ends this soon is told its end with every count: Redis may execute it when the window is over, and
+/// then no new one must begin. Of the others [`super::background::end`] takes care.
+const NEAR_END_MS: u64 = 15_000;
+
 /// Whether the script would admit all of this for certain, as far as is known: every counter is a fixed window
 /// that goes on for a while and is far from its limit. `at` is on the store's clock.
 ///
@@ -60,9 +64,18 @@ pub(super) fn pipeline(asked: &Asked<'_>) -> Pipeline {
     for item in &asked.batch.items {
         for counter in &item.counters {
             pipeline.cmd("INCRBY").arg(counter.key).arg(worth(item, counter));
+            if ends_soon(counter, asked.at) {
+                // The last millisecond of the key; once it has passed, this deletes what was counted too late.
+                let last = counter.known_end.saturating_sub(1);
+                pipeline.cmd("PEXPIREAT").arg(counter.key).arg(last).arg("NX");
+            }
         }
     }
     pipeline
+}
+
+fn ends_soon(counter: &Counter<'_>, at: UnixMillis) -> bool {
+    counter.known_end <= at.0.saturating_add(NEAR_END_MS)
 }
 
 fn worth(item: &Item<'_>, counter: &Counter<'_>) -> u64 {
@@ -129,13 +142,15 @@ pub(super) fn judge(asked: &Asked<'_>, answers: Vec<Value>) -> Outcome {
         let mut counters = Vec::with_capacity(item.counters.len());
         let mut granted = if barred.is_some() { 0 } else { item.count };
         for (index, counter) in item.counters.iter().enumerate() {
-            let Some(Value::Int(count)) = answers.next() else {
+            let answer = answers.next();
+            let ended = !ends_soon(counter, asked.at) || matches!(answers.next(), Some(Value::Int(_)));
+            let Some(Value::Int(count)) = answer else {
                 sound = false;
                 counters.push(None);
                 continue;
             };
             let worth = worth(item, counter);
-            if u64::try_from(count).is_ok_and(|count| count == worth) {
+            if !ended || u64::try_from(count).is_ok_and(|count| count == worth) {
                 fresh.push((number, index));
             }
             let vain =
@@ -290,6 +305,20 @@ mod tests {
         outcome.learn(&whole, b"a", 77);
         let ends: Vec<u64> = outcome.owed.iter().map(|owed| owed.state.anchor).collect();
         assert_eq!(ends, [77, NOW.0 + 30_000]);
+    }
+
+    #[test]
+    fn a_count_shortly_before_the_end_of_its_window_brings_that_end_along() {
+        let soon = Counter { known_end: NOW.0 + 15_000, ..counter(b"a", 100) };
+        let mut whole = asked(&[], vec![counter(b"b", 100), soon], 0, 2);
+        whole.at = NOW;
+        let sent = pipeline(&whole).get_packed_pipeline();
+        let sent = String::from_utf8(sent).unwrap();
+        assert_eq!(sent.matches("INCRBY").count(), 2);
+        assert!(sent.ends_with("PEXPIREAT\r\n$1\r\na\r\n$7\r\n1014999\r\n$2\r\nNX\r\n"), "{sent}");
+        let fresh = |answers| judge(&whole, answers).fresh;
+        assert_eq!(fresh(vec![Value::Int(9), Value::Int(8), Value::Int(0)]), []);
+        assert_eq!(fresh(vec![Value::Int(9), Value::Int(8), Value::Nil]), [(0, 1)], "its end is not certain");
     }
 
     #[test]
