@@ -25,8 +25,8 @@ const PAUSES: [Duration; 4] = [
     Duration::from_secs(2),
 ];
 
-/// Counters at most that are remembered because they may have no end; what comes then ends with its next window's
-/// first use of the script.
+/// Counters at most that are remembered because they may have no end; what comes then is left to the script, which
+/// gives an end to a counter without one.
 const MAX_ENDLESS: usize = 16_384;
 /// The store is believed that a counter is absent when it has said so this often, with pauses.
 const ABSENT_FOR_GOOD: u8 = 5;

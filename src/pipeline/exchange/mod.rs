@@ -143,8 +143,8 @@ pub(super) async fn ask(
     let tag_keys: Vec<Box<str>> =
         tags.map(|(generations, tags)| generations.keys(tags).collect()).unwrap_or_default();
     let (told, positions, owed) = {
-        let leases = (&leased, &link.exchange.leases);
-        let (asked, positions, hashes) = question(identity, session, &tag_keys, checks, leases, instances);
+        let by_lease = (&leased, &link.exchange.leases);
+        let (asked, positions, hashes) = question(identity, session, &tag_keys, checks, by_lease, instances);
         let told = match asked.batch.items.first() {
             Some(item)
                 if item.guards.is_empty() && item.counters.is_empty() && asked.batch.tags.is_empty() =>
@@ -207,7 +207,7 @@ fn question<'a>(
     session: Option<&'a [u8]>,
     tag_keys: &'a [Box<str>],
     checks: &'a Checks,
-    (leased, leases): (&Leased, &Leases),
+    (leased, held): (&Leased, &Leases),
     instances: u64,
 ) -> (Asked<'a>, Vec<usize>, Vec<u64>) {
     let guards = identity.map(|identity| &identity.keys);
@@ -231,7 +231,7 @@ fn question<'a>(
         let count = if known { answer.state.used } else { UNKNOWN };
         if check.lease && known && !check.penalise && !check.shadow {
             let wish = lease::size(&check.rule, count, check.known_end, instances, checks.at());
-            if wish > 0 && leases.has_room_for(checks.key(check), checks.at()) {
+            if wish > 0 && held.has_room_for(checks.key(check), checks.at()) {
                 asked.wishes.push((0, item.counters.len(), wish));
             }
         }
@@ -351,13 +351,12 @@ async fn one(link: &Link, asked: &Asked<'_>, hashes: &[u64]) -> Result<Told, NoA
     }
     link.exchange.metrics.coalesced.inc();
     let mut waits = waits.ok_or(NoAnswer::ASKED)?;
-    let told = match timeout(deadline(link), &mut waits).await {
-        Ok(told) => told.ok().flatten(),
-        Err(_) => {
-            // Nobody can tell it any more: what it was not told by now is taken back, or was never asked.
-            waits.close();
-            waits.try_recv().map_err(|_| NoAnswer::WAITED)?
-        }
+    let told = if let Ok(told) = timeout(deadline(link), &mut waits).await {
+        told.ok().flatten()
+    } else {
+        // Nobody can tell it any more: what it was not told by now is taken back, or was never asked.
+        waits.close();
+        waits.try_recv().map_err(|_| NoAnswer::WAITED)?
     };
     told.map(|told| Told { waited: true, ..told }).ok_or(NoAnswer::ASKED)
 }
@@ -375,9 +374,11 @@ impl Carrier for Link {
         let link = self.clone();
         runtime.spawn(async move {
             link.exchange.metrics.merged.inc();
-            let reply = call(&link, &Merged::of(&waiters).asked).await;
+            let merged = Merged::of(&waiters);
+            let reply = call(&link, &merged.asked).await;
             drop(held);
-            background::refund(&link, question::tell_all(waiters, reply.as_ref()));
+            let parts = merged.parts(&waiters, reply.as_ref());
+            background::refund(&link, question::tell_all(waiters, parts));
         });
     }
 }
