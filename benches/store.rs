@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, Pipeline, Value, cmd};
+use tollgate::clock::UnixMillis;
 use tollgate::limits::algorithm::Rule;
 use tollgate::limits::batch::{Batch, Counter, Item};
 use tollgate::limits::{Algorithm, gate};
@@ -127,7 +128,7 @@ fn check<T>(
 
 /// As the gateway asks where every counter is known and far from its limit.
 fn native(identity: usize) -> Way {
-    Way::Several(check("native", identity, Algorithm::FixedWindow, FAR, |batch| native_pipeline(batch, false)))
+    Way::Several(check("native", identity, Algorithm::FixedWindow, FAR, |batch| native_pipeline(batch, false, UnixMillis(0))))
 }
 
 /// The script; `known_end` is what the gateway knows of the windows' ends.

@@ -313,6 +313,13 @@ impl Local {
                     new.share = new.share.max(old.share);
                 }
             }
+            // What was admitted here and the store has not been told is in none of its counts.
+            if check.rule.algorithm == Algorithm::FixedWindow
+                && let Some(owed) =
+                    shard.owed(check.hash).filter(|owed| owed.state.anchor == new.state.anchor)
+            {
+                new.state.used = new.state.used.saturating_add(owed.state.used);
+            }
             // The store knows better than a log that was kept here.
             shard.forget_log(check.hash);
             if new.state.used > 0 || new.state.before > 0 {

@@ -118,12 +118,13 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Decides from memory, after the store gave no usable answer.
-    pub fn decide_without_store(&self, checks: &mut Checks, now: UnixMillis) -> Decision {
+    /// Decides from memory, after the store gave no usable answer. With `uncounted` the store has certainly not
+    /// counted the request, or takes it off again; it is then told of it later.
+    pub fn decide_without_store(&self, checks: &mut Checks, now: UnixMillis, uncounted: bool) -> Decision {
         // A store that is asked all the same is slow rather than away: a late call is executed too.
         let asked =
             |store: &Arc<Store>| checks.iter().any(|check| store.available(store.shard(checks.key(check))));
-        let may_have_counted = self.store.as_ref().is_some_and(asked);
+        let may_have_counted = !uncounted && self.store.as_ref().is_some_and(asked);
         let instances = self.instances.load(Ordering::Relaxed);
         self.local.decide_without_store(checks, now, Outage { instances, may_have_counted })
     }

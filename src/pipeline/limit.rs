@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::admit::{CacheUse, Origin, Request, revoked};
 use super::context::Context;
-use super::exchange::{self, Answer};
+use super::exchange::{self, Answer, NoAnswer};
 use super::gateway::Gateway;
 use super::give_back::provisional;
 use super::refusal::{Limited, Refusal};
@@ -35,6 +35,7 @@ pub(super) struct Limiting<'a> {
     pub(super) client: ClientAddr,
     pub(super) identity: Option<&'a Arc<Identity>>,
     pub(super) origin: Origin,
+    /// When its head had arrived.
     pub(super) now: UnixMillis,
 }
 
@@ -48,6 +49,8 @@ struct Gathered {
     permits: Vec<Entered>,
     /// The caller's plan where the store says that it differs from the configured one.
     adjusted: Option<Plan>,
+    /// When all of it was known: later than the head, by as long as the client took to send the body.
+    now: UnixMillis,
 }
 
 /// What was decided, and by whom.
@@ -71,15 +74,15 @@ impl Limiting<'_> {
         pending: PendingCache,
         context: &mut Context,
     ) -> Result<CacheUse, Refusal> {
-        let Gathered { mut checks, permits, adjusted } = self.gather(request, context).await?;
+        let Gathered { mut checks, permits, adjusted, now } = self.gather(request, context).await?;
         let plan = adjusted.as_ref().unwrap_or_else(|| self.plan());
-        let verdict = self.ask(&mut checks, pending.as_ref()).await?;
+        let verdict = self.ask(&mut checks, pending.as_ref(), now).await?;
         let Verdict { decision, source, blind, generations, late } = verdict;
         if let Decision::Refused(refused) = decision {
             return Err(refuse(self.gateway, &checks, plan, refused, source, context));
         }
         self.admitted(&checks, &decision, source, blind, permits, context);
-        let (cache, now) = (self.gateway.shared.cache, self.now);
+        let cache = self.gateway.shared.cache;
         Ok(match (pending, generations) {
             (None, _) => CacheUse::NotConfigured,
             (Some(Err(bypass)), _) => CacheUse::Bypassed(bypass),
@@ -104,7 +107,7 @@ impl Limiting<'_> {
 
     /// The counters of the request, unless it is refused here and now.
     async fn gather(&self, request: &mut impl Request, context: &mut Context) -> Result<Gathered, Refusal> {
-        let Self { gateway, route, client, identity, origin, now } = *self;
+        let Self { gateway, route, client, identity, origin, mut now } = *self;
         let adjustment = adjustment(gateway, route, identity, now);
         let adjusted = adjustment.plan(self.plan());
         let plan = adjusted.as_ref().unwrap_or_else(|| self.plan());
@@ -112,7 +115,7 @@ impl Limiting<'_> {
         checks.begin(now);
         let mut permits = Vec::new();
         if origin != Origin::Client || route.policies.is_empty() {
-            return Ok(Gathered { checks, permits, adjusted });
+            return Ok(Gathered { checks, permits, adjusted, now });
         }
         let address = client.subject().text();
         let caller = Caller {
@@ -134,22 +137,29 @@ impl Limiting<'_> {
         // A policy that counts refused requests too must see this one; it may be one that needs the body.
         let penalises = || gateway.policies_of(route).any(|(_, policy)| policy.penalise());
         if !(peeks && penalises()) {
-            self.refuse_known(&mut checks, plan, context)?;
+            self.refuse_known(&mut checks, plan, now, context)?;
         }
         if peeks {
             let body = read_body(gateway, request).await?;
+            now = gateway.shared.clock.now();
             let parts = Parts { headers: Some(request.head().headers), body: Some(&body) };
             let second = Caller { request: parts, ..caller };
             enter(gateway, route, &second, &mut checks, &mut permits, context)?;
             collect(gateway, route, &second, &mut checks);
-            self.refuse_known(&mut checks, plan, context)?;
+            self.refuse_known(&mut checks, plan, now, context)?;
         }
-        Ok(Gathered { checks, permits, adjusted })
+        Ok(Gathered { checks, permits, adjusted, now })
     }
 
     /// Refuses what is known to be over a limit.
-    fn refuse_known(&self, checks: &mut Checks, plan: &Plan, context: &mut Context) -> Result<(), Refusal> {
-        match self.gateway.shared.local.refused(checks, self.now) {
+    fn refuse_known(
+        &self,
+        checks: &mut Checks,
+        plan: &Plan,
+        now: UnixMillis,
+        context: &mut Context,
+    ) -> Result<(), Refusal> {
+        match self.gateway.shared.local.refused(checks, now) {
             Some(refused) => Err(refuse(self.gateway, checks, plan, refused, LimitSource::Known, context)),
             None => Ok(()),
         }
@@ -160,8 +170,9 @@ impl Limiting<'_> {
         &self,
         checks: &mut Checks,
         pending: Option<&Result<cache::Pending, Bypass>>,
+        now: UnixMillis,
     ) -> Result<Verdict, Refusal> {
-        let Self { gateway, identity, now, .. } = *self;
+        let Self { gateway, identity, .. } = *self;
         let shared = &*gateway.shared;
         let needed = !checks.is_empty() || identity.is_some() || matches!(pending, Some(Ok(_)));
         let Some(store) = shared.store.as_ref().filter(|_| needed) else {
@@ -178,13 +189,13 @@ impl Limiting<'_> {
             exchange::ask(store, shared, identity.map(|identity| &**identity), tags, checks, now).await;
         let late = asked.elapsed() > store.settings().deadline / 2;
         let verdict = match answer {
-            Some(Answer::Judged { decision, generations, away }) => {
+            Ok(Answer::Judged { decision, generations, away }) => {
                 Verdict { decision, source: LimitSource::Redis, blind: away, generations, late }
             }
-            Some(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, identity, now)),
-            Some(Answer::Banned) => return Err(Refusal::Banned),
-            None => {
-                let decision = shared.decide_without_store(checks, now);
+            Ok(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, identity, now)),
+            Ok(Answer::Banned) => return Err(Refusal::Banned),
+            Err(NoAnswer { waited }) => {
+                let decision = shared.decide_without_store(checks, now, waited);
                 let (source, blind) = (LimitSource::Memory, Violated::from_bits(u32::MAX));
                 Verdict { decision, source, blind, generations: None, late }
             }

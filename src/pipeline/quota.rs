@@ -170,9 +170,9 @@ pub(super) async fn tell(gateway: &Gateway, asked: &Asked, now: UnixMillis) -> R
         let mut none = Checks::new();
         none.begin(now);
         match exchange::ask(store, shared, Some(identity), None, &mut none, now).await {
-            Some(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, Some(identity), now)),
-            Some(Answer::Banned) => return Err(Refusal::Banned),
-            Some(Answer::Judged { .. }) | None => {}
+            Ok(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, Some(identity), now)),
+            Ok(Answer::Banned) => return Err(Refusal::Banned),
+            Ok(Answer::Judged { .. }) | Err(_) => {}
         }
     }
     let request = Parts { headers: Some(&asked.headers), body: None };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::setup::{PATIENT, admitted, codes, config, counter, gateway, get_from, pair};
+use crate::setup::{PATIENT, ROOMY, admitted, codes, config, counter, gateway, get_from, pair};
 use crate::support::cluster::Cluster;
 use crate::support::concurrently;
 use crate::support::gateway::Gateway;
@@ -175,6 +175,63 @@ fn a_counter_that_was_evicted_far_from_its_limit_has_an_end_again_and_tells_it()
         redis::cmd("PEXPIRETIME").arg("rate_limit:ip:10.0.0.1").query(&mut redis.client()).unwrap();
     // Redis keeps a key through the millisecond of its expiry.
     assert!(told.iter().all(|told| *told == (end + 1 + 999) / 1_000), "{told:?} {end}");
+}
+
+#[test]
+fn a_success_is_taken_off_a_counter_that_was_evicted_far_from_its_limit() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let rest = "[policies.ip]\nkey = \"ip\"\nlimit = 100\nwindow = \"1h\"\ncount = \"failures\"\n\
+                [[routes]]\nname = \"all\"\npath = \"/**\"\nupstream = \"app\"\nlimits = [\"ip\"]\n";
+    let gateway = gateway(&config(&origin, PATIENT, rest), &redis.url());
+    let client = gateway.client();
+    let key = "rate_limit:ip:10.0.0.1";
+    assert_eq!(admitted(&codes(&client, "/x", "10.0.0.1", 5)), 5);
+    assert_eventually!(counter(&redis, key) == Some(0), "nothing failed");
+    redis::cmd("DEL").arg(key).exec(&mut redis.client()).unwrap();
+    for _ in 0..3 {
+        assert_eq!(admitted(&codes(&client, "/x", "10.0.0.1", 1)), 1);
+        assert_eventually!(counter(&redis, key) == Some(0), "nothing failed in the new window either");
+    }
+}
+
+/// Clients that ask so often that many wait longer than the deadline, of a Redis that answers within it.
+fn impatient(limit: u64, requests: usize, clients: &(impl Fn(&Gateway, usize) -> u16 + Sync)) -> usize {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let relay = Relay::to(redis.addr());
+    let rest = format!(
+        "[policies.hot]\nkey = \"route\"\nlimit = {limit}\nwindow = \"1h\"\n\
+         [[routes]]\nname = \"hot\"\npath = \"/hot\"\nupstream = \"app\"\nlimits = [\"hot\"]\n"
+    );
+    let gateway = gateway(&config(&origin, ROOMY, &rest), &relay.redis_url());
+    let first = clients(&gateway, 0);
+    relay.delay(Duration::from_millis(150));
+    let work = |number| (0..requests).map(|_| clients(&gateway, number)).collect::<Vec<_>>();
+    let codes = [vec![first], concurrently(CLIENTS, work).concat()].concat();
+    relay.delay(Duration::ZERO);
+    let admitted = admitted(&codes);
+    if admitted < usize::try_from(limit).unwrap() {
+        let told = u64::try_from(admitted).unwrap();
+        let counted = || counter(&redis, "rate_limit:hot:hot");
+        assert_eventually!(counted() == Some(told), format!("{:?} of {told}", counted()));
+    }
+    admitted
+}
+
+#[test]
+fn whoever_waits_in_vain_is_counted_all_the_same() {
+    let tokens: Vec<String> = (0..CLIENTS).map(|number| Token::of(&format!("u{number}")).sign()).collect();
+    let all = impatient(100_000, 2, &|gateway, number| {
+        gateway.client().get("/hot").bearer(&tokens[number]).send().code()
+    });
+    assert_eq!(all, 1 + 2 * CLIENTS);
+}
+
+#[test]
+fn a_crowd_that_waits_in_vain_is_not_admitted_several_times_over() {
+    let admitted =
+        impatient(600, 6, &|gateway, _| get_from(&gateway.client(), "/hot", "10.0.0.1").send().code());
+    println!("admitted {admitted}");
+    assert!((600..=1_200).contains(&admitted), "{admitted}");
 }
 
 #[test]

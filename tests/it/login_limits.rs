@@ -323,6 +323,47 @@ fn a_trickled_body_is_refused_in_time_and_reaches_nobody() {
     assert_eq!(origin.hits(), 0);
 }
 
+#[test]
+fn a_body_that_takes_its_time_does_not_move_the_clock_of_others() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let rest = r#"
+[policies.login]
+key = "body:email"
+limit = 5
+window = "15m"
+[policies.once]
+key = "ip"
+limit = 1
+window = "1h"
+[[routes]]
+name = "login"
+path = "/login"
+upstream = "app"
+limits = ["login"]
+[[routes]]
+name = "once"
+path = "/once"
+upstream = "app"
+limits = ["once"]
+"#;
+    let gateway = gateway(&config(&origin, PATIENT, rest), &redis.url());
+    let client = gateway.client();
+    let once = || client.get("/once").header("x-forwarded-for", "10.0.0.1").send();
+    assert_eq!((once().code(), once().code()), (200, 429));
+    let body = json!({ "email": "ada@example.com" }).to_string();
+    let (first, rest) = body.split_at(5);
+    let mut connection = RawConnection::open(gateway.addr());
+    let head = format!("Host: a\r\nContent-Type: {JSON}\r\nContent-Length: {}\r\n", body.len());
+    connection.send(format!("POST /login HTTP/1.1\r\nConnection: close\r\n{head}\r\n{first}"));
+    std::thread::sleep(Duration::from_millis(1_800));
+    connection.send(rest);
+    assert_eq!(raw_status(&connection.read_to_end()), Some(200));
+    let reply = once();
+    let left: u64 = redis::cmd("PTTL").arg("rate_limit:once:10.0.0.1").query(&mut redis.client()).unwrap();
+    let wait: u64 = reply.header("retry-after").unwrap().parse().unwrap();
+    assert!(reply.code() == 429 && wait * 1_000 >= left, "{wait} s, while {left} ms are left");
+}
+
 /// An upstream that knows one password.
 fn doorman() -> Origin {
     let origin = Origin::start();

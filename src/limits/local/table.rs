@@ -154,6 +154,11 @@ impl Shard {
         }
     }
 
+    /// What is owed for a key.
+    pub(super) fn owed(&self, hash: u64) -> Option<&Owed> {
+        self.owed.get(&hash)
+    }
+
     /// What is owed for a key, to be changed and stored again.
     pub(super) fn take_owed(&mut self, hash: u64) -> Option<Owed> {
         let owed = self.owed.remove(&hash)?;

@@ -1,21 +1,27 @@
 //! Same-key coalescing: at most one call in flight per counter key, over all workers of the process. What comes
 //! meanwhile waits and goes together. It schedules only: what is asked and who carries it is the owner's business.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
 use ahash::RandomState;
 use parking_lot::Mutex;
 
 /// Different requests one call carries at most.
-const MAX_ITEMS: usize = 64;
+const MAX_ITEMS: usize = 128;
 /// Counter keys one call names at most.
 const MAX_KEYS: usize = 512;
+/// Cache tags one call asks at most, but for those of a single request.
+const MAX_TAGS: usize = 512;
+/// A request that found one of its keys busy this often when another was free has the free ones held for it.
+const PATIENT_BOUNCES: u8 = 2;
 
 /// A request that waits for the keys it needs.
 pub(super) trait Waiter: Send + 'static {
     /// Hashes of the counter keys it needs, each once; never empty.
     fn keys(&self) -> &[u64];
+    /// Hashes of the cache tags it asks.
+    fn tags(&self) -> &[u64];
     /// A hash of all that makes two requests identical.
     fn digest(&self) -> u64;
     /// Whether both ask exactly the same.
@@ -36,7 +42,10 @@ pub(super) trait Carrier: Clone + Send + 'static {
 
 /// The keys in flight, and who waits for them.
 ///
-/// A request waits at one of its keys that is in flight, so that nothing ever waits at a key that is free.
+/// A request waits at one of its keys that is busy, so that nothing ever waits at a key that is free. A key is busy
+/// while it is in flight, or held for a request that others kept from all of its keys several times. Whoever a key
+/// is held for waits at a key in flight, or at one held for somebody else who does: keys freed are judged anew
+/// together with those held for whoever waited at them, in order of arrival, so that these never wait in a circle.
 pub(super) struct Combiner<W> {
     table: Mutex<Table<W>>,
 }
@@ -49,6 +58,10 @@ struct Table<W> {
 struct Queued<W> {
     arrival: u64,
     waiter: W,
+    /// How often a key was busy when another was free.
+    bounces: u8,
+    /// Keys that are free but for this request.
+    holds: Vec<u64>,
 }
 
 /// Requests that go together.
@@ -58,6 +71,7 @@ struct Group<W> {
     kinds: HashMap<u64, usize, RandomState>,
     items: usize,
     keys: Vec<u64>,
+    tags: HashSet<u64, RandomState>,
 }
 
 impl<W: Waiter> Combiner<W> {
@@ -73,33 +87,30 @@ impl<W: Waiter> Combiner<W> {
 
     /// Takes all of `keys`, or none: then what `wait` makes waits for them. `keys` are hashes, each once.
     fn take_or_wait(&self, keys: &[u64], wait: impl FnOnce() -> W) -> bool {
-        let mut table = self.table.lock();
-        let Some(busy) = keys.iter().find(|key| table.waiting.contains_key(key)) else {
-            for key in keys {
-                table.waiting.insert(*key, Vec::new());
-            }
+        if self.table.lock().take(keys).is_ok() {
             return true;
-        };
+        }
+        // What waits is made without the lock, which everybody needs.
+        let waiter = wait();
+        let mut table = self.table.lock();
+        let Err(busy) = table.take(keys) else { return true };
         table.arrivals += 1;
-        let queued = Queued { arrival: table.arrivals, waiter: wait() };
-        table.waiting.entry(*busy).or_default().push(queued);
+        let queued = Queued { arrival: table.arrivals, waiter, bounces: 0, holds: Vec::new() };
+        table.waiting.entry(busy).or_default().push(queued);
         false
     }
 
     /// Frees `keys`, and takes them and others again for those who waited: each group is one call.
     fn release(&self, keys: &[u64]) -> Vec<Group<W>> {
         let mut table = self.table.lock();
-        let mut candidates: Vec<Queued<W>> = Vec::new();
-        for key in keys {
-            candidates.append(&mut table.waiting.remove(key).unwrap_or_default());
-        }
+        let mut candidates = table.free(keys);
         if candidates.is_empty() {
             return Vec::new();
         }
         candidates.sort_unstable_by_key(|queued| queued.arrival);
         let mut groups: Vec<Group<W>> = Vec::new();
         let mut taken: HashMap<u64, usize, RandomState> = HashMap::default();
-        for queued in candidates {
+        for mut queued in candidates {
             if queued.waiter.is_gone() {
                 continue;
             }
@@ -110,6 +121,14 @@ impl<W: Waiter> Combiner<W> {
                 table.waiting.contains_key(key) && taken.get(key).copied().is_none_or(|by| Some(by) != joins)
             });
             if let Some(key) = barred.copied() {
+                queued.bounces = queued.bounces.saturating_add(1);
+                if queued.bounces >= PATIENT_BOUNCES {
+                    queued.holds =
+                        wanted.iter().filter(|key| !table.waiting.contains_key(key)).copied().collect();
+                    for key in &queued.holds {
+                        table.waiting.insert(*key, Vec::new());
+                    }
+                }
                 table.waiting.entry(key).or_default().push(queued);
                 continue;
             }
@@ -144,9 +163,41 @@ impl<W: Waiter> Combiner<W> {
     }
 }
 
+impl<W> Table<W> {
+    /// Takes all of `keys`; else says which one is busy.
+    fn take(&mut self, keys: &[u64]) -> Result<(), u64> {
+        if let Some(busy) = keys.iter().find(|key| self.waiting.contains_key(key)) {
+            return Err(*busy);
+        }
+        for key in keys {
+            self.waiting.insert(*key, Vec::new());
+        }
+        Ok(())
+    }
+
+    /// Frees `keys`, and what is held for whoever waited at them, and so on; returns all who waited.
+    fn free(&mut self, keys: &[u64]) -> Vec<Queued<W>> {
+        let mut freed: Vec<Queued<W>> = Vec::new();
+        let mut next = keys.to_vec();
+        while let Some(key) = next.pop() {
+            for mut queued in self.waiting.remove(&key).unwrap_or_default() {
+                next.append(&mut queued.holds);
+                freed.push(queued);
+            }
+        }
+        freed
+    }
+}
+
 impl<W: Waiter> Group<W> {
     fn new() -> Self {
-        Self { waiters: Vec::new(), kinds: HashMap::default(), items: 0, keys: Vec::new() }
+        Self {
+            waiters: Vec::new(),
+            kinds: HashMap::default(),
+            items: 0,
+            keys: Vec::new(),
+            tags: HashSet::default(),
+        }
     }
 
     fn is_known(&self, waiter: &W) -> bool {
@@ -155,8 +206,11 @@ impl<W: Waiter> Group<W> {
     }
 
     fn has_room_for(&self, waiter: &W) -> bool {
-        self.is_known(waiter)
-            || (self.items < MAX_ITEMS && self.keys.len().saturating_add(waiter.keys().len()) <= MAX_KEYS)
+        let new_tags = waiter.tags().iter().filter(|tag| !self.tags.contains(tag)).count();
+        let tags_fit = new_tags == 0 || self.tags.len().saturating_add(new_tags) <= MAX_TAGS;
+        let fits =
+            || self.items < MAX_ITEMS && self.keys.len().saturating_add(waiter.keys().len()) <= MAX_KEYS;
+        self.waiters.is_empty() || (tags_fit && (self.is_known(waiter) || fits()))
     }
 
     fn push(&mut self, waiter: W) {
@@ -164,6 +218,7 @@ impl<W: Waiter> Group<W> {
             self.items += 1;
             self.kinds.entry(waiter.digest()).or_insert(self.waiters.len());
         }
+        self.tags.extend(waiter.tags());
         self.waiters.push(waiter);
     }
 }
@@ -216,12 +271,16 @@ mod tests {
 
     struct Asker {
         keys: Vec<u64>,
+        tags: Vec<u64>,
         reply: oneshot::Sender<bool>,
     }
 
     impl Waiter for Asker {
         fn keys(&self) -> &[u64] {
             &self.keys
+        }
+        fn tags(&self) -> &[u64] {
+            &self.tags
         }
         fn digest(&self) -> u64 {
             self.keys.iter().sum()
@@ -320,7 +379,7 @@ mod tests {
 
     async fn ask(fake: &Fake, keys: Vec<u64>) -> Option<bool> {
         let (reply, answer) = oneshot::channel();
-        let held = Held::take_or_wait(fake, &keys, || Asker { keys: keys.clone(), reply });
+        let held = Held::take_or_wait(fake, &keys, || Asker { keys: keys.clone(), tags: Vec::new(), reply });
         match held {
             Some(held) => {
                 let granted = fake.0.call(std::slice::from_ref(&keys), &keys).await;
@@ -395,7 +454,10 @@ mod tests {
         let fake = World::fake(9);
         let waits = |keys: &[u64]| {
             let (reply, answer) = oneshot::channel();
-            (Held::take_or_wait(&fake, keys, || Asker { keys: keys.to_vec(), reply }), answer)
+            (
+                Held::take_or_wait(&fake, keys, || Asker { keys: keys.to_vec(), tags: Vec::new(), reply }),
+                answer,
+            )
         };
         let (one, _) = waits(&[1, 2]);
         let (other, _) = waits(&[3]);
@@ -410,16 +472,136 @@ mod tests {
         assert_eq!(fake.0.calls.load(SeqCst), 1);
     }
 
+    /// Calls that are under way until the test ends them.
+    #[derive(Clone)]
+    struct Manual(Arc<(Combiner<Asker>, Mutex<Vec<Carried>>)>);
+
+    struct Carried {
+        asked: Vec<Vec<u64>>,
+        held: Held<Manual>,
+    }
+
+    impl Carrier for Manual {
+        type Waiter = Asker;
+        fn combiner(&self) -> &Combiner<Asker> {
+            &self.0.0
+        }
+        fn carry(&self, waiters: Vec<Asker>, held: Held<Self>) {
+            let asked = waiters.iter().map(|waiter| waiter.keys.clone()).collect();
+            self.0.1.lock().push(Carried { asked, held });
+        }
+    }
+
+    impl Manual {
+        fn ask(&self, keys: &[u64]) -> (Option<Held<Self>>, oneshot::Receiver<bool>) {
+            let (reply, answer) = oneshot::channel();
+            (
+                Held::take_or_wait(self, keys, || Asker { keys: keys.to_vec(), tags: Vec::new(), reply }),
+                answer,
+            )
+        }
+
+        /// Ends the call on `key`.
+        fn end(&self, key: u64) {
+            let mut calls = self.0.1.lock();
+            let index = calls.iter().position(|call| call.held.keys.contains(&key)).unwrap();
+            let call = calls.swap_remove(index);
+            drop(calls);
+            drop(call.held);
+        }
+
+        fn is_asked(&self, keys: &[u64]) -> bool {
+            self.0.1.lock().iter().any(|call| call.asked.iter().any(|asked| asked == keys))
+        }
+
+        fn is_in_flight(&self, key: u64) -> bool {
+            self.0.1.lock().iter().filter(|call| call.held.keys.contains(&key)).count() > 0
+        }
+    }
+
+    #[test]
+    fn steady_crowds_at_single_keys_do_not_starve_a_request_for_several() {
+        let manual = Manual(Arc::new((Combiner::new(), Mutex::default())));
+        let mut answers = Vec::new();
+        for key in [1, 2, 3] {
+            let (held, answer) = manual.ask(&[key]);
+            manual.0.1.lock().push(Carried { asked: vec![vec![key]], held: held.unwrap() });
+            answers.push(answer);
+        }
+        let wanted: [&[u64]; 4] = [&[1, 2], &[2, 3], &[1, 3], &[1, 2, 3]];
+        for keys in wanted {
+            let (held, answer) = manual.ask(keys);
+            assert!(held.is_none());
+            answers.push(answer);
+        }
+        let mut asked = [false; 4];
+        for turn in 0..40_u64 {
+            for key in [1, 2, 3] {
+                // Somebody always waits for each key alone.
+                let (held, answer) = manual.ask(&[key]);
+                answers.push(answer);
+                assert!(held.is_none(), "a key for which somebody waits is busy");
+            }
+            let key = 1 + turn % 3;
+            if manual.is_in_flight(key) {
+                manual.end(key);
+            }
+            for (keys, asked) in wanted.iter().zip(&mut asked) {
+                *asked |= manual.is_asked(keys);
+            }
+        }
+        assert_eq!(asked, [true; 4]);
+        drop(answers);
+        for _ in 0..100 {
+            for key in [1, 2, 3] {
+                if manual.is_in_flight(key) {
+                    manual.end(key);
+                }
+            }
+        }
+        assert_eq!(manual.0.0.in_flight(), 0, "what is held for whoever is gone is free again");
+    }
+
+    #[test]
+    fn one_call_asks_for_a_bounded_number_of_tags() {
+        let manual = Manual(Arc::new((Combiner::new(), Mutex::default())));
+        let (held, _answer) = manual.ask(&[1]);
+        let answers: Vec<_> = (0..300_u64)
+            .map(|number| {
+                let (reply, answer) = oneshot::channel();
+                // Two of its own and one of all.
+                let tags = vec![0, 2 * number + 1, 2 * number + 2];
+                let wait = || Asker { keys: vec![1], tags, reply };
+                assert!(Held::take_or_wait(&manual, &[1], wait).is_none());
+                answer
+            })
+            .collect();
+        drop(held);
+        let asked = || manual.0.1.lock().iter().map(|call| call.asked.len()).sum::<usize>();
+        assert_eq!(asked(), 255, "511 tags");
+        manual.end(1);
+        assert_eq!(asked(), 45, "the rest");
+        manual.end(1);
+        drop(answers);
+    }
+
     #[tokio::test]
     async fn one_call_is_bounded_and_the_rest_comes_next() {
         let fake = World::fake(1_000);
         let (reply, _first) = oneshot::channel();
-        let held = Held::take_or_wait(&fake, &[0], || Asker { keys: vec![0], reply });
+        let held = Held::take_or_wait(&fake, &[0], || Asker { keys: vec![0], tags: Vec::new(), reply });
         let answers: Vec<_> = (1..=150)
             .map(|other| {
                 let (reply, answer) = oneshot::channel();
                 let keys = vec![0, other];
-                assert!(Held::take_or_wait(&fake, &keys, || Asker { keys: keys.clone(), reply }).is_none());
+                assert!(
+                    Held::take_or_wait(&fake, &keys, || Asker {
+                        keys: keys.clone(),
+                        tags: Vec::new(),
+                        reply
+                    })
+                    .is_none()
+                );
                 answer
             })
             .collect();
@@ -427,6 +609,6 @@ mod tests {
         for answer in answers {
             assert_eq!(answer.await, Ok(true));
         }
-        assert_eq!(fake.0.calls.load(SeqCst), 3, "150 different requests, 64 a call");
+        assert_eq!(fake.0.calls.load(SeqCst), 2, "150 different requests, 128 a call");
     }
 }

@@ -31,7 +31,8 @@ pub(super) struct Leases {
 #[derive(Clone, Copy, Debug)]
 struct Lease {
     rule: Rule,
-    left: u32,
+    /// Not yet spent, in units of cost: routes of different cost may share a counter.
+    left: u64,
     /// As reported when it was taken: all of the lease is in it.
     state: State,
 }
@@ -48,7 +49,16 @@ pub(super) fn size(rule: &Rule, used: u64, known_end: u64, instances: u64, at: U
     if suits && wanted > 1 { u32::try_from(wanted).unwrap_or(u32::MAX) } else { 0 }
 }
 
+fn price(rule: &Rule) -> u64 {
+    rule.cost.max(1)
+}
+
 impl Lease {
+    /// Whether it is of the same counter, whatever a request costs.
+    fn suits(&self, rule: &Rule) -> bool {
+        self.rule == Rule { cost: self.rule.cost, ..*rule }
+    }
+
     fn is_over(&self, at: UnixMillis) -> bool {
         self.left == 0 || self.state.anchor <= at.0.saturating_add(END_MARGIN_MS)
     }
@@ -64,44 +74,56 @@ impl Leases {
     pub(super) fn spend(&self, key: &[u8], rule: &Rule, at: UnixMillis) -> Option<State> {
         let mut held = self.held.lock();
         let lease = held.get_mut(key)?;
-        if lease.is_over(at) || lease.rule != *rule {
+        if lease.is_over(at) || !lease.suits(rule) {
             held.remove(key);
             return None;
         }
-        lease.left -= 1;
+        lease.left = lease.left.checked_sub(price(rule))?;
         Some(lease.state)
     }
 
     /// Takes a request's worth back that was not needed after all.
-    pub(super) fn give_back(&self, key: &[u8], state: State) {
-        if let Some(lease) = self.held.lock().get_mut(key).filter(|lease| lease.state.anchor == state.anchor)
-        {
-            lease.left = lease.left.saturating_add(1);
+    pub(super) fn give_back(&self, key: &[u8], rule: &Rule, state: State) {
+        let mut held = self.held.lock();
+        let lease = held.get_mut(key);
+        if let Some(lease) = lease.filter(|lease| lease.state.anchor == state.anchor && lease.suits(rule)) {
+            lease.left = lease.left.saturating_add(price(rule));
         }
     }
 
-    /// Keeps what the store has granted. Returns whether it is kept.
+    /// Whether a lease of this counter could be kept now.
+    pub(super) fn has_room_for(&self, key: &[u8], at: UnixMillis) -> bool {
+        has_room_for(&mut self.held.lock(), key, at)
+    }
+
+    /// Keeps `granted` requests' worth that the store has granted. Returns whether it is kept; else it is to be
+    /// taken off the counter again.
     pub(super) fn keep(&self, key: &[u8], rule: Rule, granted: u32, state: State, at: UnixMillis) -> bool {
-        let mut lease = Lease { rule, left: granted, state };
+        let left = u64::from(granted).saturating_mul(price(&rule));
+        let mut lease = Lease { rule, left, state };
         if lease.is_over(at) {
             return false;
         }
         let mut held = self.held.lock();
-        if held.len() >= MAX_LEASES && !held.contains_key(key) {
-            held.retain(|_, lease| !lease.is_over(at));
-            if held.len() >= MAX_LEASES {
-                return false;
-            }
+        if !has_room_for(&mut held, key, at) {
+            return false;
         }
         if let Some(old) = held.get(key)
             && old.state.anchor == lease.state.anchor
-            && old.rule == rule
+            && old.suits(&rule)
         {
             lease.left = lease.left.saturating_add(old.left);
         }
         held.insert(key.into(), lease);
         true
     }
+}
+
+fn has_room_for(held: &mut HashMap<Box<[u8]>, Lease, RandomState>, key: &[u8], at: UnixMillis) -> bool {
+    if held.len() >= MAX_LEASES && !held.contains_key(key) {
+        held.retain(|_, lease| !lease.is_over(at));
+    }
+    held.len() < MAX_LEASES || held.contains_key(key)
 }
 
 #[cfg(test)]
@@ -143,17 +165,31 @@ mod tests {
     }
 
     #[test]
+    fn requests_of_different_cost_spend_one_lease() {
+        let (leases, dear) = (Leases::new(), Rule { cost: 10, ..RULE });
+        assert!(leases.keep(b"k", RULE, 12, state(12), NOW));
+        let taken = leases.spend(b"k", &dear, NOW).unwrap();
+        assert!(leases.spend(b"k", &dear, NOW).is_none(), "two are left");
+        assert!(leases.spend(b"k", &RULE, NOW).is_some());
+        leases.give_back(b"k", &dear, taken);
+        assert!(leases.keep(b"k", dear, 1, state(22), NOW));
+        let left = (0..30).filter(|_| leases.spend(b"k", &RULE, NOW).is_some()).count();
+        assert_eq!(left, 21);
+    }
+
+    #[test]
     fn leases_are_bounded_and_a_request_that_is_refused_elsewhere_gives_its_part_back() {
         let leases = Leases::new();
         for number in 0..MAX_LEASES as u64 {
             assert!(leases.keep(&number.to_be_bytes(), RULE, 1, state(1), NOW));
         }
+        assert!(!leases.has_room_for(b"more", NOW) && leases.has_room_for(&0_u64.to_be_bytes(), NOW));
         assert!(!leases.keep(b"more", RULE, 1, state(1), NOW));
         assert!(leases.keep(b"more", RULE, 1, State { anchor: END + 60_000, ..state(1) }, UnixMillis(END)));
         let key = b"more".as_slice();
         let at = UnixMillis(END);
         let taken = leases.spend(key, &RULE, at).unwrap();
-        leases.give_back(key, taken);
+        leases.give_back(key, &RULE, taken);
         assert!(leases.spend(key, &RULE, at).is_some());
     }
 }

@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use self::combine::{Carrier, Combiner, Held};
 use self::lease::Leases;
 pub use self::native::pipeline as native_pipeline;
+use self::native::Ended;
 use self::parts::Part;
 pub(super) use self::question::Owed;
 use self::question::{Asked, Merged, Question, Reply, Told, UNKNOWN};
@@ -34,7 +35,7 @@ use crate::cache::generations::Generations;
 use crate::cache::tag::Tags;
 use crate::clock::UnixMillis;
 use crate::identity::Identity;
-use crate::limits::batch::{BatchReply, Counter, Item, ItemReply};
+use crate::limits::batch::{BatchReply, Counter, Item};
 use crate::limits::{Checks, Decision, Violated, gate};
 use crate::metrics::{ExchangeMetrics, ExchangePath, RefundResult};
 use crate::redis::{Script, Shard, Store, Unavailable, within};
@@ -56,6 +57,7 @@ pub struct Exchange {
     leases: Leases,
     /// Tasks in the background.
     tasks: AtomicUsize,
+    endless: background::Endless,
     metrics: ExchangeMetrics,
 }
 
@@ -68,6 +70,7 @@ impl Exchange {
             coalesce,
             leases: Leases::new(),
             tasks: AtomicUsize::new(0),
+            endless: background::Endless::default(),
             metrics,
         }
     }
@@ -106,7 +109,20 @@ pub(super) enum Answer {
     },
 }
 
-/// Asks the store. `None` when it gave no usable answer: the caller decides from memory.
+/// The store gave no usable answer: the caller decides from memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NoAnswer {
+    /// Whether the request gave up while it waited to be asked about with others: the store does not count it, or
+    /// takes it off again.
+    pub(super) waited: bool,
+}
+
+impl NoAnswer {
+    const ASKED: Self = Self { waited: false };
+    const WAITED: Self = Self { waited: true };
+}
+
+/// Asks the store.
 pub(super) async fn ask(
     store: &Arc<Store>,
     shared: &Shared,
@@ -114,9 +130,9 @@ pub(super) async fn ask(
     tags: Option<(&Generations, &Tags)>,
     checks: &mut Checks,
     now: UnixMillis,
-) -> Option<Answer> {
+) -> Result<Answer, NoAnswer> {
     if !store.is_cluster() && !store.available(store.shard(b"")) {
-        return None;
+        return Err(NoAnswer::ASKED);
     }
     let link = Link { store: Arc::clone(store), exchange: Arc::clone(&shared.exchange) };
     let leased = spend(&link.exchange, checks);
@@ -126,18 +142,22 @@ pub(super) async fn ask(
     let tag_keys: Vec<Box<str>> =
         tags.map(|(generations, tags)| generations.keys(tags).collect()).unwrap_or_default();
     let (told, positions, owed) = {
-        let (asked, positions, hashes) = question(identity, session, &tag_keys, checks, &leased, instances);
+        let by_lease = (&leased, &link.exchange.leases);
+        let (asked, positions, hashes) = question(identity, session, &tag_keys, checks, by_lease, instances);
         let told = match asked.batch.items.first() {
             Some(item)
                 if item.guards.is_empty() && item.counters.is_empty() && asked.batch.tags.is_empty() =>
             {
-                Some(nothing())
+                Ok(nothing())
             }
             _ => one(&link, &asked, &hashes).await,
         };
-        let Some(told) = told else {
-            give_back(&link.exchange, checks, &leased);
-            return None;
+        let told = match told {
+            Ok(told) => told,
+            Err(no_answer) => {
+                give_back(&link.exchange, checks, &leased);
+                return Err(no_answer);
+            }
         };
         let some_away = told.counters.iter().any(Option::is_none);
         let item = asked.batch.items.first().filter(|_| some_away);
@@ -146,7 +166,7 @@ pub(super) async fn ask(
     };
     if let Some(guard) = told.barred {
         give_back(&link.exchange, checks, &leased);
-        return Some(match guard {
+        return Ok(match guard {
             BLACKLIST => Answer::Revoked,
             BAN => Answer::Banned,
             _ => Answer::CutOff,
@@ -155,7 +175,7 @@ pub(super) async fn ask(
     let (decision, away) = conclude(&link, shared, checks, &told, &positions, &leased, owed, now);
     let generations =
         told.tags.map(|values| values.into_iter().skip(usize::from(session.is_some())).collect());
-    Some(Answer::Judged { decision, generations, away })
+    Ok(Answer::Judged { decision, generations, away })
 }
 
 /// Takes `owed` back at once, in one call per shard, within the deadline. What the store does not learn stays
@@ -202,7 +222,7 @@ fn spend(exchange: &Exchange, checks: &Checks) -> Leased {
 fn give_back(exchange: &Exchange, checks: &Checks, leased: &Leased) {
     for (index, state) in leased {
         if let Some(check) = checks.get(*index) {
-            exchange.leases.give_back(checks.key(check), *state);
+            exchange.leases.give_back(checks.key(check), &check.rule, *state);
         }
     }
 }
@@ -213,7 +233,7 @@ fn question<'a>(
     session: Option<&'a [u8]>,
     tag_keys: &'a [Box<str>],
     checks: &'a Checks,
-    leased: &Leased,
+    (leased, held): (&Leased, &Leases),
     instances: u64,
 ) -> (Asked<'a>, Vec<usize>, Vec<u64>) {
     let guards = identity.map(|identity| &identity.keys);
@@ -237,7 +257,7 @@ fn question<'a>(
         let count = if known { answer.state.used } else { UNKNOWN };
         if check.lease && known && !check.penalise && !check.shadow {
             let wish = lease::size(&check.rule, count, check.known_end, instances, checks.at());
-            if wish > 0 {
+            if wish > 0 && held.has_room_for(checks.key(check), checks.at()) {
                 asked.wishes.push((0, item.counters.len(), wish));
             }
         }
@@ -317,7 +337,7 @@ fn conclude(
     }
     if !away.is_empty() && checks.enforced(violated).is_empty() {
         let mut blind = checks.only(away);
-        let decision = shared.decide_without_store(&mut blind, now);
+        let decision = shared.decide_without_store(&mut blind, now, false);
         for (place, (index, answer)) in away.iter().zip(blind.states()).enumerate() {
             checks.tell(index, answer.state);
             if matches!(&decision, Decision::Refused(refused) if refused.violated.contains(place)) {
@@ -335,14 +355,14 @@ fn conclude(
 }
 
 /// Asks for one request: at once when none of its counters is being asked about, else together with others who
-/// wait. `hashes` are those of its counters' keys. `None` when there is no answer within the deadline.
-async fn one(link: &Link, asked: &Asked<'_>, hashes: &[u64]) -> Option<Told> {
+/// wait. `hashes` are those of its counters' keys. It waits for the deadline at most.
+async fn one(link: &Link, asked: &Asked<'_>, hashes: &[u64]) -> Result<Told, NoAnswer> {
     let alone = |reply: &Reply| {
         let (item, judged) = asked.batch.items.first().zip(reply.items.first())?;
         Some(judged.tell(item, 0, reply.clock, reply.tags.clone()))
     };
     if hashes.is_empty() || !link.exchange.coalesce {
-        return alone(&call(link, asked).await?);
+        return call(link, asked).await.as_ref().and_then(alone).ok_or(NoAnswer::ASKED);
     }
     let mut waits = None;
     let held = Held::take_or_wait(link, hashes, || {
@@ -353,11 +373,18 @@ async fn one(link: &Link, asked: &Asked<'_>, hashes: &[u64]) -> Option<Told> {
     if let Some(held) = held {
         let reply = call(link, asked).await;
         drop(held);
-        return alone(&reply?);
+        return reply.as_ref().and_then(alone).ok_or(NoAnswer::ASKED);
     }
     link.exchange.metrics.coalesced.inc();
-    let told = within(Instant::now() + deadline(link), waits?).await.ok()?.ok()??;
-    Some(Told { waited: true, ..told })
+    let mut waits = waits.ok_or(NoAnswer::ASKED)?;
+    let told = if let Ok(told) = within(Instant::now() + deadline(link), &mut waits).await {
+        told.ok().flatten()
+    } else {
+        // Nobody can tell it any more: what it was not told by now is taken back, or was never asked.
+        waits.close();
+        waits.try_recv().map_err(|_| NoAnswer::WAITED)?
+    };
+    told.map(|told| Told { waited: true, ..told }).ok_or(NoAnswer::ASKED)
 }
 
 impl Carrier for Link {
@@ -373,9 +400,11 @@ impl Carrier for Link {
         let link = self.clone();
         runtime.spawn(async move {
             link.exchange.metrics.merged.inc();
-            let reply = call(&link, &Merged::of(&waiters).asked).await;
+            let merged = Merged::of(&waiters);
+            let reply = call(&link, &merged.asked).await;
             drop(held);
-            background::refund(&link, question::tell_all(waiters, reply.as_ref()));
+            let parts = merged.parts(&waiters, reply.as_ref());
+            background::refund(&link, question::tell_all(waiters, parts));
         });
     }
 }
@@ -401,14 +430,16 @@ async fn call(link: &Link, asked: &Asked<'_>) -> Option<Reply> {
     }
     let mut reply = send(link, &more).await?;
     let leases = reply.items.split_off(asked.batch.items.len().min(reply.items.len()));
+    let mut lost = Vec::new();
     for (counter, judged) in wished.iter().zip(leases) {
-        if let Some(Some(counted)) = judged.counters.first()
-            && judged.granted > 0
-            && link.exchange.leases.keep(counter.key, counter.rule, judged.granted, counted.state, asked.at)
-        {
+        let Some(Some(counted)) = judged.counters.first().filter(|_| judged.granted > 0) else { continue };
+        if link.exchange.leases.keep(counter.key, counter.rule, judged.granted, counted.state, asked.at) {
             link.exchange.metrics.leases.inc();
+        } else {
+            lost.push(Owed::new(counter, counted.state, judged.granted));
         }
     }
+    background::refund(link, lost);
     Some(reply)
 }
 
@@ -473,7 +504,7 @@ async fn send_part(
     if native::suits(asked, asked.at) {
         paths.count(ExchangePath::Native);
         let singly = link.store.is_cluster();
-        let values = match reach::pipeline(&link.store, shard, &native::pipeline(&asked.batch, singly)).await
+        let values = match reach::pipeline(&link.store, shard, &native::pipeline(&asked.batch, singly, asked.at)).await
         {
             Ok(values) if singly => native::gather(&asked.batch, values),
             Ok(values) => values,
@@ -483,12 +514,14 @@ async fn send_part(
                 return Err(cause);
             }
         };
-        let outcome = native::judge(asked, values);
+        let mut outcome = native::judge(asked, values);
+        for (number, index) in std::mem::take(&mut outcome.fresh) {
+            let counter = asked.batch.items.get(number).and_then(|item| item.counters.get(index));
+            let Some(counter) = counter else { continue };
+            outcome.learn(asked, counter.key, end_of(link, shard, asked, counter, until).await);
+        }
         background::refund(link, outcome.owed);
-        if let Some(mut reply) = outcome.reply {
-            for (number, index) in outcome.fresh {
-                learn_end(link, shard, asked, &mut reply, (number, index), until).await;
-            }
+        if let Some(reply) = outcome.reply {
             return Ok(reply);
         }
         // The script mends what another program has written there, in what is left of the time.
@@ -503,36 +536,19 @@ async fn send_part(
 
 fn ends(asked: &Asked<'_>) -> Vec<(Box<[u8]>, u64)> {
     let counters = asked.batch.items.iter().flat_map(|item| &item.counters);
-    counters.map(|counter| (counter.key.into(), asked.at.0.saturating_add(counter.rule.period_ms))).collect()
+    counters.map(|counter| (counter.key.into(), counter.rule.period_ms)).collect()
 }
 
-/// Gives an end to a counter that was new after all, and tells it with the counter.
-async fn learn_end(
-    link: &Link,
-    shard: Shard,
-    asked: &Asked<'_>,
-    reply: &mut BatchReply,
-    (number, index): (usize, usize),
-    until: Instant,
-) {
-    let Some(counter) = asked.batch.items.get(number).and_then(|item| item.counters.get(index)) else {
-        return;
-    };
-    let mut end = asked.at.0.saturating_add(counter.rule.period_ms);
-    let pipeline = native::end(counter.key, end);
-    match within(until, reach::pipeline(&link.store, shard, &pipeline)).await {
-        Ok(Ok(values)) => {
-            if let Some(redis::Value::Int(told)) = values.get(1)
-                && let Ok(told @ 1..) = u64::try_from(*told)
-            {
-                end = told;
-            }
-        }
-        _ => background::end(link, vec![(counter.key.into(), end)]),
-    }
-    if let Some(ItemReply::Judged { counters, .. }) = reply.items.get_mut(number)
-        && let Some(counted) = counters.get_mut(index)
+/// The end of a counter that was new after all; gives it one.
+async fn end_of(link: &Link, shard: Shard, asked: &Asked<'_>, counter: &Counter<'_>, until: Instant) -> u64 {
+    let period = counter.rule.period_ms;
+    let pipeline = native::end(counter.key, period);
+    let answers = within(until, reach::pipeline(&link.store, shard, &pipeline)).await;
+    if let Ok(Ok(answers)) = answers
+        && let Some(Ended::At(end)) = native::ended(&answers)
     {
-        counted.state.anchor = end;
+        return end;
     }
+    background::end(link, vec![(counter.key.into(), period)]);
+    asked.at.0.saturating_add(period)
 }

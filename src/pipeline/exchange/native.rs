@@ -14,6 +14,10 @@ use crate::limits::policy::Algorithm;
 /// A window that ends this soon is left to the script, which starts a new one safely.
 const SAFE_BEFORE_END_MS: u64 = 2_000;
 
+/// A window that ends this soon is told its end with every count: Redis may execute it when the window is over, and
+/// then no new one must begin. Of the others [`super::background::end`] takes care.
+const NEAR_END_MS: u64 = 15_000;
+
 /// Whether the script would admit all of this for certain, as far as is known: every counter is a fixed window
 /// that goes on for a while and is far from its limit. `at` is on the store's clock.
 ///
@@ -53,7 +57,7 @@ pub(super) fn read(batch: &Batch<'_>) -> Option<Cmd> {
 
 /// The guards and tags, and every item's counts, in this order. `singly`: each guard and tag by itself, since a
 /// Cluster refuses to read several keys at once while their slot moves.
-pub fn pipeline(batch: &Batch<'_>, singly: bool) -> Pipeline {
+pub fn pipeline(batch: &Batch<'_>, singly: bool, at: UnixMillis) -> Pipeline {
     let mut pipeline = Pipeline::new();
     if singly {
         for key in batch.items.iter().flat_map(|item| &item.guards).chain(&batch.tags) {
@@ -68,9 +72,18 @@ pub fn pipeline(batch: &Batch<'_>, singly: bool) -> Pipeline {
                 1 => pipeline.cmd("INCR").arg(counter.key),
                 worth => pipeline.cmd("INCRBY").arg(counter.key).arg(worth),
             };
+            if ends_soon(counter, at) {
+                // The last millisecond of the key; once it has passed, this deletes what was counted too late.
+                let last = counter.known_end.saturating_sub(1);
+                pipeline.cmd("PEXPIREAT").arg(counter.key).arg(last).arg("NX");
+            }
         }
     }
     pipeline
+}
+
+fn ends_soon(counter: &Counter<'_>, at: UnixMillis) -> bool {
+    counter.known_end <= at.0.saturating_add(NEAR_END_MS)
 }
 
 fn worth(item: &Item<'_>, counter: &Counter<'_>) -> u64 {
@@ -102,6 +115,22 @@ pub(super) struct Outcome {
     pub(super) owed: Vec<Owed>,
     /// Counters, as positions of item and counter, that were new after all: they may have no end.
     pub(super) fresh: Vec<(usize, usize)>,
+}
+
+impl Outcome {
+    /// Notes that the window of the counter at `key` ends at `end`: it began with this call.
+    pub(super) fn learn(&mut self, asked: &Asked<'_>, key: &[u8], end: u64) {
+        for owed in self.owed.iter_mut().filter(|owed| &*owed.key == key) {
+            owed.state.anchor = end;
+        }
+        let replies = self.reply.iter_mut().flat_map(|reply| &mut reply.items);
+        for (item, reply) in asked.batch.items.iter().zip(replies) {
+            let ItemReply::Judged { counters, .. } = reply else { continue };
+            for (_, counted) in item.counters.iter().zip(counters).filter(|(counter, _)| counter.key == key) {
+                counted.state.anchor = end;
+            }
+        }
+    }
 }
 
 /// Judges the answers to [`pipeline`], or to [`read`] where nothing is counted.
@@ -137,13 +166,15 @@ pub(super) fn judge(asked: &Asked<'_>, answers: Vec<Value>) -> Outcome {
         let mut counters = Vec::with_capacity(item.counters.len());
         let mut granted = if barred.is_some() { 0 } else { item.count };
         for (index, counter) in item.counters.iter().enumerate() {
-            let Some(Value::Int(count)) = answers.next() else {
+            let answer = answers.next();
+            let ended = !ends_soon(counter, asked.at) || matches!(answers.next(), Some(Value::Int(_)));
+            let Some(Value::Int(count)) = answer else {
                 sound = false;
                 counters.push(None);
                 continue;
             };
             let worth = worth(item, counter);
-            if u64::try_from(count).is_ok_and(|count| count == worth) {
+            if !ended || u64::try_from(count).is_ok_and(|count| count == worth) {
                 fresh.push((number, index));
             }
             let vain =
@@ -203,12 +234,31 @@ fn bars_request(item: &Item<'_>, index: usize, value: &[u8]) -> bool {
     item.issued_at < second
 }
 
-/// Gives a counter an end if it has none, and asks for the one it has.
-pub(super) fn end(key: &[u8], at: u64) -> Pipeline {
+/// Ends the window of a counter that has no end one period from now, and asks for the end it has.
+pub(super) fn end(key: &[u8], period_ms: u64) -> Pipeline {
     let mut pipeline = Pipeline::new();
-    pipeline.cmd("PEXPIREAT").arg(key).arg(at).arg("NX");
+    // Redis keeps a key through the millisecond it is told to expire at: the one before the window's end.
+    pipeline.cmd("PEXPIRE").arg(key).arg(period_ms.saturating_sub(1).max(1)).arg("NX");
     pipeline.cmd("PEXPIRETIME").arg(key);
     pipeline
+}
+
+/// What the store said to [`end`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The window's end on the store's clock.
+    At(u64),
+    /// There is no such counter.
+    Absent,
+}
+
+/// Reads the answers to [`end`]; `None` when they are of no use.
+pub(super) fn ended(answers: &[Value]) -> Option<Ended> {
+    match answers {
+        [_, Value::Int(last @ 1..)] => Some(Ended::At(last.unsigned_abs().saturating_add(1))),
+        [_, Value::Int(-2)] => Some(Ended::Absent),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -262,7 +312,44 @@ mod tests {
     #[test]
     fn a_counter_that_was_new_after_all_is_told() {
         let whole = asked(&[], vec![counter(b"a", 100), counter(b"b", 100)], 0, 3);
-        assert_eq!(judge(&whole, vec![Value::Int(3), Value::Int(4)]).fresh, [(0, 0)]);
+        let mut outcome = judge(&whole, vec![Value::Int(3), Value::Int(4)]);
+        assert_eq!(outcome.fresh, [(0, 0)]);
+        outcome.learn(&whole, b"a", 77);
+        let ItemReply::Judged { counters, .. } = &outcome.reply.unwrap().items[0] else { panic!() };
+        let ends: Vec<u64> = counters.iter().map(|counted| counted.state.anchor).collect();
+        assert_eq!(ends, [77, NOW.0 + 30_000]);
+    }
+
+    #[test]
+    fn what_a_new_counter_is_owed_belongs_to_the_window_that_began_with_it() {
+        let whole = asked(&[b"g"], vec![counter(b"a", 100), counter(b"b", 100)], 0, 3);
+        let read = Value::Array(vec![Value::BulkString(b"x".to_vec())]);
+        let mut outcome = judge(&whole, vec![read, Value::Int(3), Value::Int(4)]);
+        outcome.learn(&whole, b"a", 77);
+        let ends: Vec<u64> = outcome.owed.iter().map(|owed| owed.state.anchor).collect();
+        assert_eq!(ends, [77, NOW.0 + 30_000]);
+    }
+
+    #[test]
+    fn a_count_shortly_before_the_end_of_its_window_brings_that_end_along() {
+        let soon = Counter { known_end: NOW.0 + 15_000, ..counter(b"a", 100) };
+        let mut whole = asked(&[], vec![counter(b"b", 100), soon], 0, 2);
+        whole.at = NOW;
+        let sent = pipeline(&whole).get_packed_pipeline();
+        let sent = String::from_utf8(sent).unwrap();
+        assert_eq!(sent.matches("INCRBY").count(), 2);
+        assert!(sent.ends_with("PEXPIREAT\r\n$1\r\na\r\n$7\r\n1014999\r\n$2\r\nNX\r\n"), "{sent}");
+        let fresh = |answers| judge(&whole, answers).fresh;
+        assert_eq!(fresh(vec![Value::Int(9), Value::Int(8), Value::Int(0)]), []);
+        assert_eq!(fresh(vec![Value::Int(9), Value::Int(8), Value::Nil]), [(0, 1)], "its end is not certain");
+    }
+
+    #[test]
+    fn a_window_ends_a_millisecond_after_the_last_of_its_key() {
+        assert_eq!(ended(&[Value::Int(1), Value::Int(99)]), Some(Ended::At(100)));
+        assert_eq!(ended(&[Value::Int(0), Value::Int(-2)]), Some(Ended::Absent));
+        assert_eq!(ended(&[Value::Int(0), Value::Int(-1)]), None);
+        assert_eq!(ended(&[Value::Int(0)]), None);
     }
 
     #[test]

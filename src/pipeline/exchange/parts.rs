@@ -3,6 +3,7 @@
 
 use super::question::{Asked, Judged, Owed, Reply, rewind};
 use crate::limits::batch::{Batch, BatchReply, Counted, Item, ItemReply};
+use crate::limits::policy::Algorithm;
 
 /// What of a question lies in one shard.
 #[derive(Debug)]
@@ -167,9 +168,14 @@ pub(super) fn merge<S>(
         for ((counter, counted), there) in item.counters.iter().zip(&mut judged.counters).zip(there) {
             let Some(Counted { state, fits }) = counted else { continue };
             let most = if counter.shadow { *fits } else { u32::MAX };
-            let excess = there.min(most).saturating_sub(judged.granted.min(most));
-            // A penalising counter keeps its hit.
-            if excess > 0 && !counter.penalise {
+            let excess = match (counter.penalise, judged.barred.is_some(), counter.rule.algorithm) {
+                (false, _, _) => there.min(most).saturating_sub(judged.granted.min(most)),
+                // A penalising counter keeps its hit, but counts nobody who is barred.
+                (true, false, _) => 0,
+                (true, true, Algorithm::CoolDown(_)) => *fits,
+                (true, true, _) => item.count,
+            };
+            if excess > 0 {
                 *state = rewind(&counter.rule, *state, excess);
                 owed.push(Owed::new(counter, *state, excess));
             }
@@ -187,7 +193,6 @@ mod tests {
     use super::*;
     use crate::limits::algorithm::{Rule, State};
     use crate::limits::batch::Counter;
-    use crate::limits::policy::Algorithm;
 
     fn counter(key: &[u8], penalise: bool) -> Counter<'_> {
         let rule = Rule { algorithm: Algorithm::FixedWindow, limit: 5, period_ms: 60_000, cost: 1 };
@@ -255,12 +260,18 @@ mod tests {
 
     #[test]
     fn a_guard_that_bars_in_one_part_takes_back_what_the_others_counted() {
-        let whole = asked(&[b"g1", b"g2"], vec![counter(b"c2", false)], &[], 1);
+        let whole = asked(&[b"g1", b"g2"], vec![counter(b"c2", false), counter(b"p2", true)], &[], 3);
         let parts = split(&whole, by_last);
         let replies =
-            vec![Some(answer(vec![ItemReply::Barred(0)])), Some(answer(vec![judged(1, &[(1, 1)])]))];
+            vec![Some(answer(vec![ItemReply::Barred(0)])), Some(answer(vec![judged(1, &[(1, 3), (6, 1)])]))];
         let (reply, owed) = merge(&whole, &parts, replies).unwrap();
-        assert_eq!((reply.items[0].barred, reply.items[0].granted, owed.len()), (Some(0), 0, 1));
+        assert_eq!((reply.items[0].barred, reply.items[0].granted), (Some(0), 0));
+        let owed: Vec<_> = owed.iter().map(|owed| (&*owed.key, owed.count)).collect();
+        assert_eq!(
+            owed,
+            [(b"c2" as &[u8], 1), (b"p2", 3)],
+            "one that counts refusals too counts nobody barred"
+        );
     }
 
     #[test]

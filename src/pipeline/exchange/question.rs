@@ -1,5 +1,6 @@
 //! What one request asks, owned while it waits, and what one request is told of an answer to many. It asks nobody.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
 
 use ahash::RandomState;
@@ -176,6 +177,7 @@ struct Wanted {
 #[derive(Debug)]
 pub(super) struct Question {
     keys: Box<[u64]>,
+    tag_hashes: Box<[u64]>,
     digest: u64,
     guards: Vec<Box<[u8]>>,
     cutoff: Option<usize>,
@@ -204,7 +206,8 @@ impl Question {
             wish: wish(index),
         });
         // Only to find what may be identical; any seeds do, the same for all.
-        let mut hasher = RandomState::with_seeds(1, 2, 3, 4).build_hasher();
+        let state = RandomState::with_seeds(1, 2, 3, 4);
+        let mut hasher = state.build_hasher();
         for key in keys {
             hasher.write_u64(*key);
         }
@@ -213,6 +216,7 @@ impl Question {
         }
         Self {
             keys: keys.into(),
+            tag_hashes: asked.batch.tags.iter().map(|key| state.hash_one(key)).collect(),
             digest: hasher.finish(),
             guards,
             cutoff: item.and_then(|item| item.cutoff),
@@ -247,6 +251,10 @@ impl Waiter for Question {
         &self.keys
     }
 
+    fn tags(&self) -> &[u64] {
+        &self.tag_hashes
+    }
+
     fn digest(&self) -> u64 {
         self.digest
     }
@@ -274,6 +282,8 @@ pub(super) struct Merged<'a> {
     pub(super) asked: Asked<'a>,
     /// Per request: its item and its position in it.
     places: Vec<(usize, u32)>,
+    /// Positions of the tags.
+    tags: HashMap<&'a [u8], usize, RandomState>,
 }
 
 impl<'a> Merged<'a> {
@@ -282,12 +292,14 @@ impl<'a> Merged<'a> {
         let at = questions.iter().map(|question| question.at).max().unwrap_or_default();
         let mut asked = Asked { at, ..Asked::default() };
         let mut first: Vec<&Question> = Vec::new();
+        let mut tags = HashMap::default();
         let mut places = Vec::with_capacity(questions.len());
         for question in questions {
             for tag in &question.tags {
-                if !asked.batch.tags.contains(&&**tag) {
+                tags.entry(&**tag).or_insert_with(|| {
                     asked.batch.tags.push(tag);
-                }
+                    asked.batch.tags.len() - 1
+                });
             }
             let same = |known: &&Question| known.digest == question.digest && known.is_same(question);
             let index = if let Some(index) = first.iter().position(same) {
@@ -320,7 +332,7 @@ impl<'a> Merged<'a> {
                 (counter.known_end, *used) = (wanted.known_end, wanted.used);
             }
         }
-        Self { asked, places }
+        Self { asked, places, tags }
     }
 
     /// What the request at `index` is told.
@@ -329,31 +341,33 @@ impl<'a> Merged<'a> {
         let judged = reply.items.get(item)?;
         let item = self.asked.batch.items.get(item)?;
         let tags = reply.tags.as_ref().map(|values| {
-            let place = |tag: &[u8]| self.asked.batch.tags.iter().position(|known| *known == tag);
-            question
-                .tags
-                .iter()
-                .map(|tag| place(tag).and_then(|at| values.get(at).cloned().flatten()))
-                .collect()
+            let value = |tag: &[u8]| values.get(*self.tags.get(tag)?).cloned().flatten();
+            question.tags.iter().map(|tag| value(tag)).collect()
         });
         Some((item, judged.tell(item, position, reply.clock, tags)))
     }
 }
 
-/// Tells every request its part of `reply`, and returns what was counted for those who are gone.
-pub(super) fn tell_all(questions: Vec<Question>, reply: Option<&Reply>) -> Vec<Owed> {
-    let told: Vec<Option<(Told, Vec<Owed>)>> = {
-        let merged = Merged::of(&questions);
-        let tell = |(index, question)| {
-            let (item, told) = merged.told(index, question, reply?)?;
+/// What one request is told, and what is taken back if nobody hears it; `None` when there is no answer.
+pub(super) type Part = Option<(Told, Vec<Owed>)>;
+
+impl Merged<'_> {
+    /// What each of `questions`, those this was made of, is told of `reply`.
+    pub(super) fn parts(&self, questions: &[Question], reply: Option<&Reply>) -> Vec<Part> {
+        let part = |(index, question)| {
+            let (item, told) = self.told(index, question, reply?)?;
             let owed = taken_back(item, &told);
             Some((told, owed))
         };
-        questions.iter().enumerate().map(tell).collect()
-    };
+        questions.iter().enumerate().map(part).collect()
+    }
+}
+
+/// Tells every request its part, and returns what was counted for those who are gone.
+pub(super) fn tell_all(questions: Vec<Question>, parts: Vec<Part>) -> Vec<Owed> {
     let mut lost = Vec::new();
-    for (question, told) in questions.into_iter().zip(told) {
-        let (told, owed) = told.unzip();
+    for (question, part) in questions.into_iter().zip(parts) {
+        let (told, owed) = part.unzip();
         if question.reply.send(told).is_err() {
             lost.extend(owed.unwrap_or_default());
         }

@@ -1,5 +1,7 @@
 //! How a question reaches one shard of the store, and how its answer reads. It decides nothing and retries nothing.
 
+use std::time::Duration;
+
 use redis::{Cmd, Pipeline, Value};
 
 use super::question::Owed;
@@ -7,6 +9,9 @@ use super::{GATE, Link, REFUND};
 use crate::limits::batch::{Batch, BatchReply};
 use crate::limits::gate;
 use crate::redis::{Lane, Shard, Store, Unavailable};
+
+/// No request waits for what is taken back.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// `things` by the shard of the key of each.
 pub(super) fn by_shard<T>(store: &Store, things: Vec<T>, key: impl Fn(&T) -> &[u8]) -> Vec<(Shard, Vec<T>)> {
@@ -49,10 +54,15 @@ pub(super) async fn batch(link: &Link, shard: Shard, batch: &Batch<'_>) -> Resul
     }
 }
 
-/// Takes counts back.
+/// Takes counts back, with more patience than requests have: what times out stays counted.
 pub(super) async fn refund(link: &Link, shard: Shard, owed: &[Owed]) -> Result<(), Unavailable> {
     let mut command = REFUND.command();
     let refunds: Vec<_> = owed.iter().map(Owed::as_refund).collect();
     gate::encode_refunds(&refunds, &mut command);
-    link.store.eval(Lane::Decisions, shard, &REFUND, &command).await.map(drop)
+    let mut answer = link.store.call_within(PATIENCE, Lane::Bodies, shard, &command).await;
+    if matches!(answer, Err(Unavailable::ScriptUnknown)) {
+        link.store.call_within(PATIENCE, Lane::Bodies, shard, &REFUND.load()).await?;
+        answer = link.store.call_within(PATIENCE, Lane::Bodies, shard, &command).await;
+    }
+    answer.map(drop)
 }
