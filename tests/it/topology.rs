@@ -246,6 +246,43 @@ fn a_lost_node_of_a_cluster_takes_only_its_own_keys_to_memory() {
 }
 
 #[test]
+fn a_node_that_comes_back_is_told_what_was_admitted_without_it() {
+    let (cluster, origin) = (Cluster::start_durable(), Origin::start());
+    let gateway = gateway(&config(&origin, ROOMY, ROUTES), &cluster.url());
+    let client = gateway.client();
+    let [known, new, kept] = [
+        &addresses_on(&cluster, 0, "strict", 1, 1)[0],
+        &addresses_on(&cluster, 0, "strict", 1, 2)[1],
+        &addresses_on(&cluster, 1, "strict", 1, 1)[0],
+    ];
+    assert_eq!(codes(&client, "/strict", known, 2), [200; 2]);
+    let ends: i64 = cluster.node(0).query(&["PEXPIRETIME", &key(known)]);
+    cluster.kill(0);
+    assert_eventually!(
+        {
+            get_from(&client, "/wide", &addresses_on(&cluster, 0, "wide", 1, 1)[0]).send();
+            is_degraded(&gateway)
+        },
+        "the loss is noticed"
+    );
+    assert_eq!(codes(&client, "/strict", known, 2), [200; 2], "from memory");
+    assert_eq!(codes(&client, "/strict", new, 3), [200; 3], "a window that begins without the node");
+    assert_eq!(codes(&client, "/strict", kept, 1), [200]);
+
+    cluster.node(0).restart();
+    cluster.wait_until_whole();
+    assert_eventually!(
+        count(cluster.node(0), &key(known)) == Some(4) && count(cluster.node(0), &key(new)) == Some(3),
+        "its counters hold what was admitted meanwhile"
+    );
+    assert_eq!(cluster.node(0).query::<i64>(&["PEXPIRETIME", &key(known)]), ends);
+    assert_eventually!(!is_degraded(&gateway), "the node is asked again");
+    assert_eq!(codes(&client, "/strict", known, 2), [200, 429]);
+    assert_eq!(codes(&client, "/strict", new, 3), [200, 200, 429]);
+    assert_eq!(count(cluster.node(1), &key(kept)), Some(1), "the others were told nothing twice");
+}
+
+#[test]
 fn a_replica_that_takes_over_is_counted_on_soon() {
     let (cluster, origin) = (Cluster::start_with_replicas(), Origin::start());
     let gateway = gateway(&config(&origin, ROOMY, ROUTES), &cluster.url());

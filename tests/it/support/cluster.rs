@@ -194,16 +194,21 @@ pub struct Cluster {
 impl Cluster {
     /// Three masters.
     pub fn start() -> Self {
-        Self::form(0)
+        Self::form(0, &[])
+    }
+
+    /// Three masters that come back with what they held.
+    pub fn start_durable() -> Self {
+        Self::form(0, &["--appendonly", "yes", "--appendfsync", "always"])
     }
 
     /// Three masters and a replica of each, which takes over when its master is lost.
     pub fn start_with_replicas() -> Self {
-        Self::form(MASTERS)
+        Self::form(MASTERS, &[])
     }
 
-    fn form(replicas: usize) -> Self {
-        let options = [
+    fn form(replicas: usize, more: &[&str]) -> Self {
+        let mut options = vec![
             "--cluster-enabled",
             "yes",
             "--cluster-node-timeout",
@@ -215,6 +220,7 @@ impl Cluster {
             "--repl-diskless-sync-delay",
             "0",
         ];
+        options.extend(more);
         let nodes: Vec<Server> = (0..MASTERS + replicas).map(|_| Server::start(&options)).collect();
         let ids: Vec<String> = nodes.iter().map(|node| node.query(&["CLUSTER", "MYID"])).collect();
         for (index, node) in nodes.iter().enumerate() {
