@@ -16,7 +16,7 @@ use crate::support::concurrently;
 use crate::support::gateway::Gateway;
 use crate::support::origin::{Origin, Reply};
 use crate::support::ports::free_addr;
-use crate::support::redis::Redis;
+use crate::support::redis::{Executed, Redis};
 
 const JSON: &str = "application/json";
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -525,7 +525,7 @@ fn counts_that_do_not_stand_go_back_in_one_call_and_are_told_to_operators() {
     let mut scripts = monitor.requests();
     scripts.retain(|call| call.words.iter().any(|word| word.starts_with("rate_limit:login:")));
     scripts.retain(|call| call.name().starts_with("EVAL"));
-    let names: Vec<&str> = scripts.iter().map(|call| call.name()).collect();
+    let names: Vec<&str> = scripts.iter().map(Executed::name).collect();
     assert_eq!(names, ["EVALSHA"], "{scripts:?}");
     assert_eq!(gateway.metric("tollgate_limit_refunds_total", &[("result", "lost")]), Some(0.0));
 }
