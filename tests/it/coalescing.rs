@@ -212,7 +212,8 @@ fn impatient(limit: u64, requests: usize, clients: &(impl Fn(&Gateway, usize) ->
     if admitted < usize::try_from(limit).unwrap() {
         let told = u64::try_from(admitted).unwrap();
         let counted = || counter(&redis, "rate_limit:hot:hot");
-        assert_eventually!(counted() == Some(told), format!("{:?} of {told}", counted()));
+        // Of a call that took too long nobody knows: its requests may be counted twice, but are not forgotten.
+        assert_eventually!(counted() >= Some(told), format!("{:?} of {told}", counted()));
     }
     admitted
 }
