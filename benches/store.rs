@@ -128,7 +128,9 @@ fn check<T>(
 
 /// As the gateway asks where every counter is known and far from its limit.
 fn native(identity: usize) -> Way {
-    Way::Several(check("native", identity, Algorithm::FixedWindow, FAR, |batch| native_pipeline(batch, false, UnixMillis(0))))
+    Way::Several(check("native", identity, Algorithm::FixedWindow, FAR, |batch| {
+        native_pipeline(batch, false, UnixMillis(0))
+    }))
 }
 
 /// The script; `known_end` is what the gateway knows of the windows' ends.

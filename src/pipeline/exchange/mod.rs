@@ -25,8 +25,8 @@ use tokio::time::Instant;
 
 use self::combine::{Carrier, Combiner, Held};
 use self::lease::Leases;
-pub use self::native::pipeline as native_pipeline;
 use self::native::Ended;
+pub use self::native::pipeline as native_pipeline;
 use self::parts::Part;
 pub(super) use self::question::Owed;
 use self::question::{Asked, Merged, Question, Reply, Told, UNKNOWN};
@@ -504,7 +504,12 @@ async fn send_part(
     if native::suits(asked, asked.at) {
         paths.count(ExchangePath::Native);
         let singly = link.store.is_cluster();
-        let values = match reach::pipeline(&link.store, shard, &native::pipeline(&asked.batch, singly, asked.at)).await
+        let values = match reach::pipeline(
+            &link.store,
+            shard,
+            &native::pipeline(&asked.batch, singly, asked.at),
+        )
+        .await
         {
             Ok(values) if singly => native::gather(&asked.batch, values),
             Ok(values) => values,

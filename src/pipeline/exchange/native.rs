@@ -335,7 +335,7 @@ mod tests {
         let soon = Counter { known_end: NOW.0 + 15_000, ..counter(b"a", 100) };
         let mut whole = asked(&[], vec![counter(b"b", 100), soon], 0, 2);
         whole.at = NOW;
-        let sent = pipeline(&whole).get_packed_pipeline();
+        let sent = pipeline(&whole.batch, false, whole.at).get_packed_pipeline();
         let sent = String::from_utf8(sent).unwrap();
         assert_eq!(sent.matches("INCRBY").count(), 2);
         assert!(sent.ends_with("PEXPIREAT\r\n$1\r\na\r\n$7\r\n1014999\r\n$2\r\nNX\r\n"), "{sent}");
