@@ -295,6 +295,13 @@ impl Local {
             let mut new = entry(check, check.rule, answer, at, true);
             let Some(shard) = self.shards.get(shard_of(check.hash)) else { continue };
             let mut shard = shard.lock();
+            // What was admitted here and the store has not been told is in none of its counts.
+            if check.rule.algorithm == Algorithm::FixedWindow
+                && let Some(owed) =
+                    shard.owed(check.hash).filter(|owed| owed.state.anchor == new.state.anchor)
+            {
+                new.state.used = new.state.used.saturating_add(owed.state.used);
+            }
             if let Some(old) = shard.find(check.hash)
                 && old.remote
                 && old.state.anchor == new.state.anchor
@@ -312,13 +319,6 @@ impl Local {
                     new.learned = old.learned;
                     new.share = new.share.max(old.share);
                 }
-            }
-            // What was admitted here and the store has not been told is in none of its counts.
-            if check.rule.algorithm == Algorithm::FixedWindow
-                && let Some(owed) =
-                    shard.owed(check.hash).filter(|owed| owed.state.anchor == new.state.anchor)
-            {
-                new.state.used = new.state.used.saturating_add(owed.state.used);
             }
             // The store knows better than a log that was kept here.
             shard.forget_log(check.hash);
