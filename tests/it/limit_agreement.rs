@@ -124,11 +124,12 @@ fn retry(case: &str, ip: &str, first: &Client, second: &Client, third: &Client, 
     // A window may end, or a bucket give a request back, while it is used up.
     let full = (0..50).any(|_| get_from(first, "/x", ip).send().code() == 429);
     assert!(full, "{case}: nothing refuses");
-    let last = (0..refusals).map(|_| get_from(second, "/x", ip).send()).last().unwrap();
+    let told: Vec<_> = (0..refusals).map(|_| get_from(second, "/x", ip).send()).collect();
+    let last = told.last().unwrap();
     if last.code() == 200 {
         return;
     }
-    let seconds = number(&last, "retry-after");
+    let seconds = number(last, "retry-after");
     assert!((1..=5).contains(&seconds), "{case}: {seconds}");
     std::thread::sleep(Duration::from_secs(seconds.unsigned_abs()));
     let again = get_from(third, "/x", ip).send();

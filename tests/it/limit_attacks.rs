@@ -11,7 +11,7 @@ use redis::Commands as _;
 use serde_json::{Value, json};
 
 use crate::setup::{PATIENT, ROOMY, admitted, codes, config, counter, gateway, get_from, pair};
-use crate::support::client::{Client, RawConnection, raw, raw_status};
+use crate::support::client::{Client, RawConnection, Response, raw, raw_status};
 use crate::support::cluster::{Cluster, slot};
 use crate::support::gateway::{ADMIN_TOKEN, Gateway};
 use crate::support::origin::{Origin, Reply};
@@ -263,7 +263,7 @@ fn limits_of_one_and_of_a_billion_hold() {
             let gateway = gateway(&text, &url);
             let client = gateway.client();
             let replies: Vec<_> = (0..4).map(|_| get_from(&client, "/x", "10.0.0.1").send()).collect();
-            let codes: Vec<u16> = replies.iter().map(|reply| reply.code()).collect();
+            let codes: Vec<u16> = replies.iter().map(Response::code).collect();
             if limit == 1 {
                 assert_eq!(codes, [200, 429, 429, 429], "{algorithm} {url}");
             } else {
@@ -368,7 +368,7 @@ fn no_subject_chooses_its_slot_or_its_key() {
             .collect();
         let of_users = keys.iter().filter(|key| key.starts_with("rate_limit:user:")).count();
         assert_eq!(of_users, passed, "no two share a counter: {keys:?}");
-        let braces = if tags == "on" { 1 } else { 0 };
+        let braces = usize::from(tags == "on");
         for key in &keys {
             assert!(key.len() < 256, "{key}");
             assert!(key.chars().all(|letter| letter.is_ascii_graphic()) && !key.contains('*'), "{key:?}");
@@ -654,7 +654,7 @@ fn hostile_quota_calls_of_operators_are_refused_and_create_nothing() {
             r#"{"user":"ada","user":"eve"}"#.into(),
         ] {
             let code = call(name, body.clone());
-            assert!((400..=431).contains(&code), "{name} {:.80}: {code}", body);
+            assert!((400..=431).contains(&code), "{name} {body:.80}: {code}");
         }
     }
     for user in ["*", "{}", "a:b", "..", "' OR 1=1", "${jndi:x}", "ü"] {

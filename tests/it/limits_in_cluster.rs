@@ -99,7 +99,7 @@ fn counters_in_three_slots_admit_exactly_the_limit_and_siblings_agree_after_quie
 
 /// A user, or an address, whose counter of `policy` lives on that node.
 fn subject_on(cluster: &Cluster, node: usize, name: impl Fn(usize) -> String) -> String {
-    (1..).map(name).find(|name| cluster.owner_of(slot(name.as_bytes())) == node).unwrap()
+    (1..100_000).map(name).find(|name| cluster.owner_of(slot(name.as_bytes())) == node).unwrap()
 }
 
 #[test]
@@ -362,15 +362,17 @@ fn counts_leases_and_all_algorithms_go_on_over_a_failover() {
         } else {
             ""
         };
-        rest += &format!(
+        let policy = format!(
             "[policies.{algorithm}]\nkey = \"ip\"\nalgorithm = \"{algorithm}\"\nlimit = 20\nwindow = \"24h\"\n{more}"
         );
+        rest.push_str(&policy);
     }
     let names = ["leased", "native", "sliding-window", "token-bucket", "sliding-log", "cool-down"];
     for name in names {
-        rest += &format!(
+        let route = format!(
             "[[routes]]\nname = \"{name}\"\npath = \"/{name}\"\nupstream = \"app\"\nlimits = [\"{name}\"]\n"
         );
+        rest.push_str(&route);
     }
     let text = config(&origin, ROOMY, &rest);
     let gateways = [gateway(&text, &pair.url()), gateway(&text, &pair.url())];
