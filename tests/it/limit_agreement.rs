@@ -110,7 +110,8 @@ fn what_is_left_never_grows_for_a_crowd_at_two_instances() {
                 of_worker.iter().map(|reply| number(reply, "x-ratelimit-remaining")).collect();
             assert!(left.is_sorted_by(|first, second| first >= second), "{algorithm}: {left:?}");
         }
-        if stands(algorithm) {
+        // The call that admits the last ones may be the one that trips a cool-down.
+        if stands(algorithm) && algorithm != "cool-down" {
             let ends: Vec<i64> = admitted.iter().map(|reply| number(reply, "x-ratelimit-reset")).collect();
             assert!(ends.iter().all(|end| *end == ends[0]), "{algorithm}: {ends:?}");
         }
