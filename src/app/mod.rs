@@ -213,7 +213,11 @@ fn shared(
         !memory_only,
         Arc::clone(&clock),
     );
-    let exchange = Exchange::new(metrics.exchange(), spec.limits.coalesce);
+    let exchange = Exchange::new(
+        metrics.exchange(),
+        spec.limits.coalesce,
+        metrics.families().requests_in_flight.clone(),
+    );
     Ok(Arc::new(Shared {
         clock,
         metrics,

@@ -79,6 +79,12 @@ impl<W: Waiter> Combiner<W> {
         Self { table: Mutex::new(Table { waiting: HashMap::default(), arrivals: 0 }) }
     }
 
+    /// How many wait at `keys`.
+    fn waiting(&self, keys: &[u64]) -> usize {
+        let table = self.table.lock();
+        keys.iter().filter_map(|key| table.waiting.get(key)).map(Vec::len).sum()
+    }
+
     /// How many keys are in flight.
     #[cfg(test)]
     pub(super) fn in_flight(&self) -> usize {
@@ -234,6 +240,11 @@ impl<C: Carrier> Held<C> {
     pub(super) fn take_or_wait(carrier: &C, keys: &[u64], wait: impl FnOnce() -> C::Waiter) -> Option<Self> {
         let taken = carrier.combiner().take_or_wait(keys, wait);
         taken.then(|| Self { carrier: carrier.clone(), keys: keys.to_vec() })
+    }
+
+    /// How many wait for these keys.
+    pub(super) fn waiting(&self) -> usize {
+        self.carrier.combiner().waiting(&self.keys)
     }
 }
 

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
+use prometheus::IntGauge;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -45,6 +46,15 @@ pub static GATE: LazyLock<Script> = LazyLock::new(|| Script::new(gate::GATE));
 /// The script that takes counts back.
 pub static REFUND: LazyLock<Script> = LazyLock::new(|| Script::new(gate::REFUND));
 
+/// Requests in flight at this instance from which a crowd on one key is worth waiting for.
+const CROWD: i64 = 96;
+/// Requests that one call carried, below which there is no crowd on its keys.
+const FEW: usize = 2;
+/// Waiters that make a call worth sending at once.
+const ENOUGH: usize = 96;
+/// Which part of the deadline a call waits for a crowd at most.
+const GATHERING: u32 = 3;
+
 /// Positions of the guards in the question.
 const BLACKLIST: usize = 0;
 const BAN: usize = 1;
@@ -58,19 +68,22 @@ pub struct Exchange {
     /// Tasks in the background.
     tasks: AtomicUsize,
     endless: background::Endless,
+    /// Requests of this instance that are not answered yet.
+    in_flight: IntGauge,
     metrics: ExchangeMetrics,
 }
 
 impl Exchange {
     /// No question yet. With `coalesce` requests that share a counter are asked for together while its last
-    /// question is under way.
-    pub fn new(metrics: ExchangeMetrics, coalesce: bool) -> Self {
+    /// question is under way; `in_flight` tells how many requests are not answered yet.
+    pub fn new(metrics: ExchangeMetrics, coalesce: bool, in_flight: IntGauge) -> Self {
         Self {
             combiner: Combiner::new(),
             coalesce,
             leases: Leases::new(),
             tasks: AtomicUsize::new(0),
             endless: background::Endless::default(),
+            in_flight,
             metrics,
         }
     }
@@ -402,10 +415,28 @@ impl Carrier for Link {
             link.exchange.metrics.merged.inc();
             let merged = Merged::of(&waiters);
             let reply = call(&link, &merged.asked).await;
-            drop(held);
             let parts = merged.parts(&waiters, reply.as_ref());
+            let crowded = waiters.len() >= FEW;
             background::refund(&link, question::tell_all(waiters, parts));
+            if crowded {
+                link.gather(&held).await;
+            }
+            drop(held);
         });
+    }
+}
+
+impl Link {
+    /// Where so many requests are in flight that each of them waits for the others anyway, lets those that count on
+    /// the keys of `held` come together for a moment, so that the next call carries many.
+    async fn gather(&self, held: &Held<Self>) {
+        if self.exchange.in_flight.get() < CROWD {
+            return;
+        }
+        let until = Instant::now() + deadline(self) / GATHERING;
+        while held.waiting() < ENOUGH && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 }
 
