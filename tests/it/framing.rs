@@ -258,8 +258,7 @@ fn what_follows_a_body_that_a_policy_could_not_read_is_no_request() {
     let gateway = start_peeking(&origin);
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
     for (name, bytes, must) in chunks("\nContent-Type: application/json") {
-        // What is sent next may well be the rest of a body that is shorter than its length.
-        if must != Must::NeverWhole || name.contains("shorter than its length") {
+        if must != Must::NeverWhole {
             continue;
         }
         let hits = origin.hits();
@@ -270,8 +269,9 @@ fn what_follows_a_body_that_a_policy_could_not_read_is_no_request() {
         connection.finish();
         let answer = String::from_utf8_lossy(&connection.read_to_end()).into_owned();
         let seen = origin.seen().split_off(hits);
-        assert!(seen.is_empty(), "{name}: {seen:?}");
-        assert!(answer.matches("HTTP/1.1 ").count() <= 1, "{name}: {answer}");
+        // It may well be read as the rest of a body that is shorter than it says, or as trailers.
+        assert!(seen.iter().all(|seen| seen.target == "/"), "{name}: {seen:?}");
+        assert!(!answer.contains("smuggled"), "{name}: {answer}");
     }
     assert!(origin.violations().is_empty(), "{:?}", origin.violations());
 }
