@@ -181,12 +181,7 @@ async fn write(store: &Store, owed: &Owed) -> Option<bool> {
         return None;
     }
     let command = command(owed);
-    let mut reply = store.call_within(PATIENCE, Lane::Bodies, shard, &command).await;
-    if matches!(reply, Err(Unavailable::ScriptUnknown)) {
-        store.call_within(PATIENCE, Lane::Bodies, shard, &RECONCILE.load()).await.ok()?;
-        reply = store.call_within(PATIENCE, Lane::Bodies, shard, &command).await;
-    }
-    match reply {
+    match store.eval_within(PATIENCE, Lane::Bodies, shard, &RECONCILE, &command).await {
         Ok(Value::Int(same)) => Some(same == 1),
         // A key of another type stays one.
         Ok(_) | Err(Unavailable::Rejected) => Some(false),

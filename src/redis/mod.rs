@@ -282,18 +282,30 @@ impl Store {
 
     /// Runs `script` through `EVALSHA`, loading it when Redis does not know it. `command` must be made by
     /// [`Script::command`]; its keys are all of `shard`.
-    pub async fn eval(
+    pub fn eval(
         &self,
+        lane: Lane,
+        shard: Shard,
+        script: &Script,
+        command: &Cmd,
+    ) -> impl Future<Output = Result<Value, Unavailable>> {
+        self.eval_within(self.settings.deadline, lane, shard, script, command)
+    }
+
+    /// As [`Store::eval`], with a deadline of its own: for work that no request waits for.
+    pub async fn eval_within(
+        &self,
+        deadline: Duration,
         lane: Lane,
         shard: Shard,
         script: &Script,
         command: &Cmd,
     ) -> Result<Value, Unavailable> {
         let started = Instant::now();
-        match self.call(lane, shard, command).await {
+        match self.call_within(deadline, lane, shard, command).await {
             Err(Unavailable::ScriptUnknown) => {
                 // All three share one deadline: the request waits no longer for a store that was restarted.
-                let left = || self.settings.deadline.saturating_sub(started.elapsed());
+                let left = || deadline.saturating_sub(started.elapsed());
                 if self.is_cluster() {
                     // Nobody tells which node did not know it, while the slot is on its way to another one.
                     self.ask_all(left(), lane, &script.load()).await;

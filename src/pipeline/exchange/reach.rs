@@ -59,10 +59,5 @@ pub(super) async fn refund(link: &Link, shard: Shard, owed: &[Owed]) -> Result<(
     let mut command = REFUND.command();
     let refunds: Vec<_> = owed.iter().map(Owed::as_refund).collect();
     gate::encode_refunds(&refunds, &mut command);
-    let mut answer = link.store.call_within(PATIENCE, Lane::Bodies, shard, &command).await;
-    if matches!(answer, Err(Unavailable::ScriptUnknown)) {
-        link.store.call_within(PATIENCE, Lane::Bodies, shard, &REFUND.load()).await?;
-        answer = link.store.call_within(PATIENCE, Lane::Bodies, shard, &command).await;
-    }
-    answer.map(drop)
+    link.store.eval_within(PATIENCE, Lane::Bodies, shard, &REFUND, &command).await.map(drop)
 }
