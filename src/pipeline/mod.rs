@@ -18,6 +18,7 @@ pub mod refusal;
 pub mod reply;
 mod revoke;
 mod user_limits;
+mod vouch;
 mod watched;
 
 pub use self::admit::{CacheUse, Origin, Request, admit, find_param};

@@ -20,6 +20,7 @@ pub enum Logout {
 
 /// A route and everything it is bound to.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "switches that are independent of each other")]
 pub struct Route {
     /// Name in the configuration, in logs and in metrics.
     pub name: Arc<str>,
