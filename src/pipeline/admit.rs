@@ -329,7 +329,7 @@ pub(super) fn revoked(gateway: &Gateway, identity: Option<&Arc<Identity>>, now: 
     if let Some(identity) = identity {
         let until = identity.usable_until.unwrap_or_else(|| now.plus(CUTOFF_KNOWN_FOR));
         let key = Arc::clone(&identity.keys.blacklist);
-        gateway.shared.known.learn(&Revocation { key, effect: Effect::Token, until }, now);
+        gateway.shared.learn(&Revocation { key, effect: Effect::Token, until }, now);
     }
     IdentityRefusal::Token(Refused::Revoked).into()
 }

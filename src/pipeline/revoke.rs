@@ -7,9 +7,9 @@ use ::redis::{Cmd, Pipeline, RedisResult, Value, cmd};
 
 use super::gateway::{Gateway, Shared};
 use crate::cache::tag::user_tag;
-use crate::clock::millis;
+use crate::clock::{UnixMillis, millis};
 use crate::identity::Identity;
-use crate::identity::revocation::{Effect, Pending, Revocation};
+use crate::identity::revocation::{Effect, Learned, Revocation};
 use crate::metrics::RevocationKind;
 use crate::redis::{Lane, Link, Publisher};
 use crate::route::Route;
@@ -50,7 +50,7 @@ impl Shared {
     /// Revokes on this instance at once and tells the store. Returns whether the store knows.
     pub async fn revoke(&self, revocation: Revocation) -> bool {
         let now = self.clock.now();
-        self.known.learn(&revocation, now);
+        self.learn(&revocation, now);
         self.metrics.revocations().count(match revocation.effect {
             Effect::Token => RevocationKind::Token,
             Effect::IssuedBefore(_) => RevocationKind::Subject,
@@ -68,7 +68,7 @@ impl Shared {
                 answers.first().is_some_and(|answer| !matches!(answer, Value::ServerError(_)))
             });
         if !written {
-            self.pending.push(revocation);
+            self.owe(revocation);
             // Even while the store is there: one late answer must not leave the other instances in the dark.
             store.hand_over_soon();
             // A cluster that has lost the key's node can still tell them. Nobody waits for it.
@@ -76,6 +76,20 @@ impl Shared {
             tokio::spawn(async move { publisher.publish(message.as_bytes()).await });
         }
         written
+    }
+
+    /// Holds a revocation here, whatever becomes of the store.
+    pub(super) fn learn(&self, revocation: &Revocation, now: UnixMillis) {
+        if matches!(self.known.learn(revocation, now), Learned::AtTheCostOfAnother | Learned::NotHeld) {
+            self.metrics.families().revocations_dropped.inc();
+        }
+    }
+
+    /// Keeps a revocation for the store.
+    fn owe(&self, revocation: Revocation) {
+        if !self.pending.push(revocation) {
+            self.metrics.families().revocations_dropped.inc();
+        }
     }
 
     /// Ends what an account was given until now: all of its tokens, by `cutoff`, and everything cached for it.
@@ -93,7 +107,7 @@ impl Shared {
         loop {
             let now = self.clock.now();
             let revocations = self.pending.drain(now, BATCH, |key| link.holds(key.as_bytes()));
-            let mut owed = Owed { pending: &self.pending, revocations };
+            let mut owed = Owed { shared: self, revocations };
             if owed.revocations.is_empty() {
                 return Ok(());
             }
@@ -121,13 +135,13 @@ impl Shared {
 
 /// Revocations under way to the store: those that are still in here when it is dropped are pending again.
 struct Owed<'a> {
-    pending: &'a Pending,
+    shared: &'a Shared,
     revocations: Vec<Revocation>,
 }
 
 impl Drop for Owed<'_> {
     fn drop(&mut self) {
-        self.revocations.drain(..).for_each(|revocation| self.pending.push(revocation));
+        self.revocations.drain(..).for_each(|revocation| self.shared.owe(revocation));
     }
 }
 

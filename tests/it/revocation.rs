@@ -180,6 +180,8 @@ fn what_is_revoked_during_an_outage_holds_here_at_once_and_everywhere_after_it()
     }
     assert!(first.client().post("/logout").bearer(&tokens[0].sign()).send().status.is_success());
     assert!(is_revoked(&first, &tokens[0]) && is_revoked(&first, &tokens[299]));
+    let owed = || first.metric("tollgate_revocations_pending", &[]);
+    assert_eq!(owed(), Some(300.0));
     assert!(!is_revoked(&second, &tokens[0]), "nobody could tell");
 
     redis.restart();
@@ -188,10 +190,35 @@ fn what_is_revoked_during_an_outage_holds_here_at_once_and_everywhere_after_it()
         "the other instance refuses them too",
         BACK
     );
+    assert_eventually!(owed() == Some(0.0), "nothing is owed any more");
+    assert_eq!(first.metric("tollgate_revocations_dropped_total", &[]), Some(0.0));
     // And through the next outage, although it never saw most of them.
     know(&second, 300);
     take_away(&redis, &[&first, &second]);
     assert!(tokens.iter().step_by(20).all(|token| is_revoked(&second, token)));
+}
+
+#[test]
+fn what_was_heard_of_holds_although_redis_has_lost_everything() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let [first, second] = pair(&config(&origin, ROOMY, ROUTES), &redis);
+    hears(&second, &first);
+    let (out, everywhere, sibling) = (Token::of("ada"), Token::of("bob"), Token::of("bob"));
+    let known = |gateway: &Gateway| gateway.metric("tollgate_revocations_known", &[]);
+    log_out(&first, "/logout", &out);
+    log_out(&first, "/logout-everywhere", &everywhere);
+    assert_eventually!(known(&second) == known(&first), "the other instance hears of it", HEARD);
+    redis.flush();
+    for gateway in [&first, &second] {
+        assert!([&out, &everywhere, &sibling].iter().all(|token| is_revoked(gateway, token)));
+    }
+    // It comes back empty.
+    take_away(&redis, &[&first, &second]);
+    redis.restart();
+    for gateway in [&first, &second] {
+        assert_eventually!(!degraded(gateway), "the recovery shows in the metrics");
+        assert!([&out, &everywhere, &sibling].iter().all(|token| is_revoked(gateway, token)));
+    }
 }
 
 #[test]

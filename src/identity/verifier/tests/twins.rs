@@ -32,7 +32,7 @@ fn other_half(algorithm: Algorithm, token: &str) -> Option<String> {
 /// The same bytes in base64 whose last character has other unused bits; `None` where it has none.
 fn other_unused_bits(part: &str) -> Option<String> {
     const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    if part.len() % 4 == 0 {
+    if part.len().is_multiple_of(4) {
         return None;
     }
     let (rest, last) = part.split_at(part.len() - 1);
@@ -57,22 +57,22 @@ fn spellings(token: &str) -> Vec<(&'static str, String)> {
         ("its signature shortened", with(2, &parts[2][..parts[2].len() - 4])),
         ("its signature lengthened", with(2, &format!("{}AAAA", parts[2]))),
     ];
-    for at in 0..3 {
-        if let Some(part) = other_unused_bits(parts[at]) {
-            spellings.push(("other unused bits", with(at, &part)));
+    for (at, part) in parts.iter().enumerate() {
+        if let Some(other) = other_unused_bits(part) {
+            spellings.push(("other unused bits", with(at, &other)));
         }
-        let missing = (4 - parts[at].len() % 4) % 4;
-        spellings.push(("padding", with(at, &format!("{}{}", parts[at], "=".repeat(missing.max(1))))));
-        let standard = parts[at].replace('-', "+").replace('_', "/");
-        if standard != parts[at] {
+        let missing = (4 - part.len() % 4) % 4;
+        spellings.push(("padding", with(at, &format!("{part}{}", "=".repeat(missing.max(1))))));
+        let standard = part.replace('-', "+").replace('_', "/");
+        if standard != *part {
             spellings.push(("the alphabet of base64", with(at, &standard)));
         }
-        let (front, back) = parts[at].split_at(2);
+        let (front, back) = part.split_at(2);
         spellings.push(("a line break inside", with(at, &format!("{front}\n{back}"))));
         spellings.push(("a percent sign", with(at, &format!("{front}%2D{back}"))));
     }
-    for at in 0..2 {
-        let json = String::from_utf8(URL_SAFE_NO_PAD.decode(parts[at]).unwrap()).unwrap();
+    for (at, part) in parts.iter().enumerate().take(2) {
+        let json = String::from_utf8(URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap();
         let members: Map<String, Value> = serde_json::from_str(&json).unwrap();
         let mut backwards: Vec<String> =
             members.iter().map(|(name, value)| format!("{}:{value}", json!(name))).collect();
