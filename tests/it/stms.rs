@@ -75,7 +75,7 @@ fn get(gateway: &Gateway, path: &str, bearer: &str) -> Response {
 }
 
 fn refusal(response: &Response) -> (u16, String) {
-    (response.code(), response.detail())
+    (response.code(), response.json()["detail"].as_str().unwrap_or_default().to_owned())
 }
 
 #[test]
