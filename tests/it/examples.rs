@@ -198,7 +198,7 @@ fn codepitamah_gains_plans_and_permissions() {
     let analysis = post(&client, "/analyze", &code);
     assert_eq!(
         (analysis.code(), analysis.header("x-ratelimit-limit"), &analysis.json()["findings"]),
-        (200, Some("10"), &json!([{ "line": 2, "call": "os.system" }]))
+        (200, Some("5"), &json!([{ "line": 2, "call": "os.system" }]))
     );
     for (plan, limit) in [("free", "50"), ("pro", "200"), ("enterprise", "2000")] {
         let response = ask("/analyze", &code, plan);
