@@ -146,7 +146,8 @@ fn the_user_is_the_id_of_the_token_and_else_its_sub() {
         assert_eq!(origin.last().header("x-user-id"), Some(user));
         origin.clear();
         // The next one asks the application again.
-        gateway.client().put("/api/auth/student/student/x").bearer(&bearer).send();
+        let written = gateway.client().put("/api/auth/student/student/x").bearer(&bearer).send();
+        assert_eq!(written.code(), 200, "{user}");
     }
 }
 
