@@ -50,7 +50,7 @@ const SMALL: &str = "[upstreams.app]\nmembers = \"127.0.0.1:8000\"\n\n[[routes]]
 
 #[test]
 fn check_accepts_every_shipped_configuration() {
-    for name in ["todo", "api-gateway", "codepitamah", "tollgate"] {
+    for name in ["todo", "api-gateway", "codepitamah", "stms", "tollgate"] {
         let path = format!("config/{name}.toml");
         let said = tollgate(&["check", "--config", &path], &[("JWT_SECRET", SECRET)], "");
         assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "{name}");

@@ -1,6 +1,7 @@
 //! The shipped presets, row by row, on the real binary with a real Redis in front of a scripted application.
 //! Nothing is configured here but the environment that `PRESETS` promises to read.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,23 +20,27 @@ fn path(preset: &str) -> PathBuf {
 
 /// As shipped.
 fn shipped(name: &str, origin: &Origin, redis_url: &str) -> Builder {
-    environment(&std::fs::read_to_string(path(name)).unwrap(), origin, redis_url)
+    environment(&std::fs::read_to_string(path(name)).unwrap(), origin.addr(), redis_url)
+}
+
+fn preset(name: &str, origin: &Origin, redis_url: &str) -> Builder {
+    in_front_of(name, origin.addr(), redis_url)
 }
 
 /// As shipped, but patient with a Redis on a busy machine: a decision from memory is a right one, and not exact.
-fn preset(name: &str, origin: &Origin, redis_url: &str) -> Builder {
+pub fn in_front_of(name: &str, application: SocketAddr, redis_url: &str) -> Builder {
     let text = std::fs::read_to_string(path(name)).unwrap();
     let patient = text.replace("[redis]\n", "[redis]\ndeadline = \"1s\"\n");
     assert_ne!(patient, text);
-    environment(&patient, origin, redis_url)
+    environment(&patient, application, redis_url)
 }
 
-fn environment(text: &str, origin: &Origin, redis_url: &str) -> Builder {
+fn environment(text: &str, application: SocketAddr, redis_url: &str) -> Builder {
     Gateway::builder()
         .config(text)
         .env("TOLLGATE_LISTEN", "{listen}")
         .env("TOLLGATE_ADMIN_LISTEN", "{admin}")
-        .env("TOLLGATE_UPSTREAM", &origin.addr().to_string())
+        .env("TOLLGATE_UPSTREAM", &application.to_string())
         .env("REDIS_URL", redis_url)
 }
 
@@ -47,18 +52,18 @@ fn todo() -> (Gateway, Origin, Redis) {
 }
 
 /// Counting is shared from the first probe on; before it, requests are counted in memory.
-fn wait_for_the_store(gateway: &Gateway) {
+pub fn wait_for_the_store(gateway: &Gateway) {
     assert_eventually!(
         gateway.admin().get("/health").send().json()["redis"]["status"] == "connected",
         "the gateway reaches Redis"
     );
 }
 
-fn cached(response: &Response) -> &str {
+pub fn cached(response: &Response) -> &str {
     response.header("x-cache").unwrap_or("-")
 }
 
-fn ttl(redis: &Redis, key: &str) -> i64 {
+pub fn ttl(redis: &Redis, key: &str) -> i64 {
     redis.client().ttl(key).unwrap()
 }
 
@@ -263,7 +268,7 @@ fn todo_writes_need_a_token() {
     assert_eq!(origin.hits(), 0);
 }
 
-fn codes(response: impl Iterator<Item = Response>) -> Vec<u16> {
+pub fn codes(response: impl Iterator<Item = Response>) -> Vec<u16> {
     response.map(|response| response.code()).collect()
 }
 
@@ -437,7 +442,7 @@ fn an_application_that_breaks_off_or_is_gone_gives_a_gateway_s_status() {
 }
 
 /// A token as this application issues it.
-fn member(user: &str, plan: &str, permissions: &[&str]) -> Token {
+pub fn member(user: &str, plan: &str, permissions: &[&str]) -> Token {
     Token::of("unused")
         .without("sub")
         .claim("user_id", user)
@@ -567,7 +572,7 @@ fn codepitamah_follows_what_behaviour_makes_of_a_user_s_limits() {
     let (redis, origin) = (Redis::start(), Origin::start());
     let text = std::fs::read_to_string(path("codepitamah")).unwrap();
     let quick = text.replace("user_limits = true", "user_limits = true\nuser_limits_refresh = \"100ms\"");
-    let gateway = environment(&quick, &origin, &redis.url()).start();
+    let gateway = environment(&quick, origin.addr(), &redis.url()).start();
     wait_for_the_store(&gateway);
     let token = member("ada", "pro", &[]).sign();
     let limit = || {

@@ -92,6 +92,53 @@ fn codepitamah_preset_is_what_its_page_says() {
 }
 
 #[test]
+fn stms_preset_is_what_its_page_says() {
+    let loaded = preset("stms", &[("JWT_SECRET", SECRET)]);
+    assert_eq!(loaded.warnings, []);
+    let spec = &loaded.spec;
+    assert_eq!(spec.upstreams[0].members[0].to_string(), "127.0.0.1:5000");
+    assert!(spec.server.case_insensitive_paths && spec.server.ignore_trailing_slash);
+    for (policy, limit, window) in
+        [("login", 5, 900), ("register", 3, 900), ("general", 10, 300), ("user", 300, 300)]
+    {
+        let [(_, known, length)] = &quota(&loaded, policy)[..] else { panic!("{policy}") };
+        assert_eq!((*known, *length), (limit, window), "{policy}");
+    }
+    let route = |name: &str| spec.routes.iter().find(|route| &*route.name == name).unwrap();
+    let limits = |name: &str| route(name).limits.iter().map(|limit| &**limit).collect::<Vec<&str>>();
+    let texts = |templates: &[Template]| templates.iter().map(|tag| tag.text.to_string()).collect::<Vec<_>>();
+    for (name, auth, named) in [
+        ("login", Auth::None, vec!["login"]),
+        ("student-register", Auth::None, vec!["register"]),
+        ("trainer-register", Auth::None, vec!["register"]),
+        ("logout", Auth::Required, vec!["user"]),
+        ("everything-else", Auth::Optional, vec!["general", "user"]),
+    ] {
+        assert_eq!((route(name).auth, limits(name)), (auth, named), "{name}");
+    }
+    assert_eq!(route("logout").logout, Some(Logout::Forward));
+    for (name, seconds, shared, tag) in [
+        ("students", 600, true, "all_students"),
+        ("trainers", 600, true, "all_trainers"),
+        ("student", 600, true, "single_student:{id}"),
+        ("trainer", 600, true, "single_trainer:{id}"),
+        ("profile", 1_800, false, "user:{user}"),
+        ("lectures", 300, true, "all_lectures"),
+        ("lecture", 300, true, "all_lectures"),
+        ("lectures-today", 180, true, "today_lectures"),
+    ] {
+        let cache = route(name).cache.as_ref().unwrap();
+        assert_eq!((cache.ttl, cache.shared), (Some(Duration::from_secs(seconds)), shared), "{name}");
+        assert_eq!(texts(&cache.tags), [tag], "{name}");
+        assert_eq!(route(name).auth, Auth::Required, "{name}");
+    }
+    assert_eq!(texts(&route("student-register").invalidates), ["all_students"]);
+    assert_eq!(texts(&route("lecture-write").invalidates), ["all_lectures", "today_lectures"]);
+    let development = preset("stms", &[("JWT_SECRET", SECRET), ("TOLLGATE_ENV", "development")]);
+    assert_eq!(quota(&development, "general")[0].1, 100);
+}
+
+#[test]
 fn api_gateway_preset_allows_more_in_development() {
     let loaded = preset("api-gateway", &[("JWT_SECRET", "short"), ("TOLLGATE_ENV", "development")]);
     assert_eq!(quota(&loaded, "ip"), [("minute".into(), 300, 60)]);
@@ -100,7 +147,7 @@ fn api_gateway_preset_allows_more_in_development() {
 
 #[test]
 fn presets_read_their_environment() {
-    for name in ["todo", "api-gateway", "codepitamah"] {
+    for name in ["todo", "api-gateway", "codepitamah", "stms"] {
         let loaded = preset(
             name,
             &[
@@ -124,7 +171,7 @@ fn presets_read_their_environment() {
 
 #[test]
 fn presets_need_a_secret_of_32_bytes_in_production() {
-    for name in ["todo", "api-gateway", "codepitamah"] {
+    for name in ["todo", "api-gateway", "codepitamah", "stms"] {
         let path = repository(&format!("config/{name}.toml"));
         let missing = load(&path, &variables(&[])).unwrap_err().to_string();
         assert!(missing.contains("the environment variable JWT_SECRET is not set"), "{missing}");
