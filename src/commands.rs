@@ -176,7 +176,9 @@ fn inspect_token(arguments: &cli::Inspect) -> anyhow::Result<ExitCode> {
         }
         KeySource { config: Some(path), .. } => {
             let Some(loaded) = load(path) else { return Ok(ExitCode::FAILURE) };
-            app::verifier(&loaded.spec)?
+            let (verifier, troubles) = app::verifier_now(&loaded.spec)?;
+            troubles.iter().for_each(|trouble| eprintln!("tollgate: {trouble}"));
+            verifier
         }
         KeySource { .. } => bail!("name a configuration (--config) or a variable (--secret-env)"),
     };

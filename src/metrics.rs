@@ -12,12 +12,13 @@ use parking_lot::Mutex;
 use prometheus::{Registry, TextEncoder};
 
 pub use handles::{
-    Counters, ExchangeMetrics, Grid, Held, JwksMetrics, PolicyMetrics, RouteMetrics, StoreMetrics, UpstreamMetrics,
+    Counters, ExchangeMetrics, Grid, Held, JwksMetrics, PolicyMetrics, RouteMetrics, StoreMetrics,
+    UpstreamMetrics,
 };
 pub use instrument::Described;
 pub use labels::{
-    CacheOutcome, ExchangePath, JwksFetch, Label, LimitOutcome, LimitSource, MethodClass, RefundResult, RevocationKind,
-    StatusClass, StoreFailure, StoreState, UpstreamFailure,
+    CacheOutcome, ExchangePath, JwksFetch, Label, LimitOutcome, LimitSource, MethodClass, RefundResult,
+    RevocationKind, StatusClass, StoreFailure, StoreState, UpstreamFailure,
 };
 pub use process::ProcessReading;
 

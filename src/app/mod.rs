@@ -3,6 +3,7 @@
 mod build;
 mod observer;
 mod operations;
+mod published;
 mod reached;
 mod remote;
 mod shutdown;
@@ -36,9 +37,10 @@ use crate::proxy::{self, Proxy};
 use crate::redis::{self, Store};
 use crate::upstream::Upstream;
 
-pub use self::build::{algorithm, verifier};
+pub use self::build::algorithm;
 use self::observer::Counting;
 use self::operations::{GatewayOperations, Lifecycle};
+pub use self::published::verifier_now;
 use self::reached::Reached;
 use self::remote::RedisTier;
 use self::shutdown::Signals;

@@ -261,11 +261,7 @@ mod tests {
         let kinds: Vec<_> = published.keys.keys().iter().map(|key| (key.kind(), key.kid())).collect();
         assert_eq!(
             kinds,
-            [
-                (KeyKind::Rsa, Some("2011-04-29")),
-                (KeyKind::P256, Some("1")),
-                (KeyKind::Ed25519, None)
-            ]
+            [(KeyKind::Rsa, Some("2011-04-29")), (KeyKind::P256, Some("1")), (KeyKind::Ed25519, None)]
         );
         assert_eq!(published.faults, []);
     }
@@ -304,7 +300,8 @@ mod tests {
         for curve in ["Ed448", "X25519"] {
             assert_eq!(algorithms(with(ed25519(), "crv", json!(curve))), None, "{curve}");
         }
-        let only = read_set(json!({"keys": [rsa(), p256()]}).to_string().as_bytes(), [Algorithm::ES256].into());
+        let only =
+            read_set(json!({"keys": [rsa(), p256()]}).to_string().as_bytes(), [Algorithm::ES256].into());
         assert_eq!(only.unwrap().keys.keys().len(), 1);
     }
 
@@ -339,7 +336,10 @@ mod tests {
             (with(rsa(), "e", json!("AQAB=")), SkipReason::Member("e")),
             (with(rsa(), "e", json!("Aw")), KeyProblem::RsaExponent.into()),
             (with(p256(), "x", json!("AQAB")), SkipReason::Member("x")),
-            (with(p256(), "y", json!("MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4")), KeyProblem::Invalid.into()),
+            (
+                with(p256(), "y", json!("MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4")),
+                KeyProblem::Invalid.into(),
+            ),
             (with(p256(), "crv", json!("P-384")), SkipReason::Member("x")),
             (with(ed25519(), "x", json!("AQAB")), KeyProblem::Invalid.into()),
             (
@@ -368,7 +368,10 @@ mod tests {
             assert_eq!(read_set(text.as_bytes(), ALL_PUBLIC.into()).unwrap_err(), problem, "{text}");
         }
         let problem = read(&[with(rsa(), "d", json!("AQAB"))]).unwrap_err();
-        assert!(problem.to_string().contains("2011-04-29") && problem.to_string().contains("private"), "{problem}");
+        assert!(
+            problem.to_string().contains("2011-04-29") && problem.to_string().contains("private"),
+            "{problem}"
+        );
         let many: Vec<Value> = (0..=MAX_KEYS).map(|n| with(ed25519(), "kid", json!(n.to_string()))).collect();
         assert_eq!(read(&many).unwrap_err(), SetProblem::TooManyKeys);
         assert!(read(&many[1..]).is_ok());

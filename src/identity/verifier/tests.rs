@@ -435,7 +435,9 @@ fn only_a_kid_that_a_kept_ring_has_not_is_unheard() {
     ring.replace(KeySet::new(vec![named("a")]).unwrap());
     assert!(verifier.verify(&with, NOW).is_ok());
     assert_eq!((verifier.unheard(&with), verifier.unheard(&without)), (None, None));
-    for foreign in [r#"{"alg":"RS256","kid":"c"}"#, r#"{"alg":"HS256","kid":1}"#, r#"{"alg":"none","kid":"c"}"#] {
+    for foreign in
+        [r#"{"alg":"RS256","kid":"c"}"#, r#"{"alg":"HS256","kid":1}"#, r#"{"alg":"none","kid":"c"}"#]
+    {
         assert_eq!(verifier.unheard(&token(foreign)), None, "{foreign}");
     }
     // Keys of the configuration are all there are.
