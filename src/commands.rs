@@ -177,7 +177,9 @@ fn inspect_token(arguments: &cli::Inspect) -> anyhow::Result<ExitCode> {
         KeySource { config: Some(path), .. } => {
             let Some(loaded) = load(path) else { return Ok(ExitCode::FAILURE) };
             let (verifier, troubles) = app::verifier_now(&loaded.spec)?;
-            troubles.iter().for_each(|trouble| eprintln!("tollgate: {trouble}"));
+            for trouble in troubles {
+                eprintln!("tollgate: {trouble}");
+            }
             verifier
         }
         KeySource { .. } => bail!("name a configuration (--config) or a variable (--secret-env)"),

@@ -73,6 +73,8 @@ fn token_of(number: usize, header: &Value, claims: &Value) -> String {
     signed(name, algorithm, &all_headers, &all)
 }
 
+type Answer = Box<dyn Fn() -> Reply + Send + Sync>;
+
 /// An issuer's endpoint: whatever [`Publisher::publish`] said last, at `/jwks`.
 struct Publisher(Origin);
 
@@ -311,7 +313,7 @@ fn bad_answers_leave_the_keys_as_they_are() {
     let huge_chunked = huge.clone();
     let long = padded(64 << 10);
     let (good, gone) = (set.clone(), set.to_string());
-    let answers: Vec<(&str, &str, Box<dyn Fn() -> Reply + Send + Sync>)> = vec![
+    let answers: Vec<(&str, &str, Answer)> = vec![
         (
             "a redirect",
             "refused",
