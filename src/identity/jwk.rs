@@ -16,6 +16,9 @@ use crate::json::{JsonProblem, parse_object};
 /// Members that only private or symmetric keys have (RFC 7518 sections 6.2.2, 6.3.2 and 6.4.1).
 const PRIVATE: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
 
+/// Most faults that are told of one set.
+const MAX_FAULTS: usize = 16;
+
 /// Why a set is refused as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SetProblem {
@@ -76,7 +79,7 @@ pub struct Skipped {
 pub struct Published {
     /// The usable keys, at least one.
     pub keys: KeySet,
-    /// Entries at fault; those merely meant for something else are not among them.
+    /// The first entries at fault, 16 at most; those merely meant for something else are not among them.
     pub faults: Vec<Skipped>,
     /// SHA-256 of what the usable keys are, whatever their order: equal for sets that verify the same.
     pub print: [u8; 32],
@@ -101,6 +104,7 @@ pub fn read_set(bytes: &[u8], algorithms: Algorithms) -> Result<Published, SetPr
                 prints.push(print);
             }
             Err(SkipReason::Foreign) => {}
+            Err(_) if faults.len() >= MAX_FAULTS => {}
             Err(reason) => faults.push(Skipped { at, kid: kid(entry).ok().flatten(), reason }),
         }
     }
@@ -349,6 +353,14 @@ mod tests {
         ] {
             assert_eq!(reason(key.clone()), Some(expected), "{key}");
         }
+    }
+
+    #[test]
+    fn few_of_many_faults_are_told() {
+        let mut keys = vec![json!({}); 50_000];
+        keys.push(ed25519());
+        let published = read(&keys).unwrap();
+        assert_eq!((published.keys.keys().len(), published.faults.len()), (1, MAX_FAULTS));
     }
 
     #[test]
