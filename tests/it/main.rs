@@ -41,6 +41,7 @@ mod examples;
 mod forwarding;
 mod framing;
 mod identity;
+mod jwks;
 mod jwt_attacks;
 mod kit;
 mod limit_agreement;
