@@ -24,7 +24,7 @@ use crate::pipeline::quota;
 use crate::pipeline::{Gateway, Shared, Timeouts};
 use crate::route::pattern::{HostPattern, Pattern};
 use crate::route::table::{self, Ambiguity, Table};
-use crate::route::{Logout, Route, normalise};
+use crate::route::{Login, Logout, Route, normalise};
 use crate::upstream::forward;
 use crate::upstream::{self, Upstream};
 
@@ -282,6 +282,11 @@ fn entries(
         logout: route.logout.map(|logout| match logout {
             spec::Logout::Gateway => Logout::Gateway,
             spec::Logout::Forward => Logout::Forward,
+        }),
+        login: route.login.clone().map(|place| Login {
+            place,
+            peek: 64 * 1024,
+            not_opened: metrics.not_opened(&route.name),
         }),
         max_body: route.max_body,
         allow_encoded_slashes: route.allow_encoded_slashes,

@@ -136,6 +136,7 @@ fn route(reader: &Reader<'_>, known: &Known<'_>, defaults: &Defaults) -> Route {
         limits,
         cost: reader.within("cost", 1..=1_000_000),
         logout,
+        login: reader.opt_section("login").and_then(|login| login.required("token")),
         max_body: reader.opt::<Size>("max_body").map_or(known.server.max_body, |Size(bytes)| bytes),
         allow_encoded_slashes: reader
             .opt("allow_encoded_slashes")
@@ -213,6 +214,24 @@ fn check(reader: &Reader<'_>, known: &Known<'_>, route: &Route) {
     }
     if route.cache.is_some() && route.logout.is_some() {
         reader.refuse("cache", "would store a logout; accepted: no cache on this route");
+    }
+    if reader.has("login") && !reader.reported("login") {
+        check_login(reader, known, route);
+    }
+}
+
+fn check_login(reader: &Reader<'_>, known: &Known<'_>, route: &Route) {
+    if !known.has_issuers {
+        reader.refuse(
+            "login",
+            "needs somebody who issues tokens; accepted: an [issuers.<name>] table, or JWT_SECRET in the environment",
+        );
+    }
+    if route.logout.is_some() {
+        reader.refuse("login", "is on a logout; accepted: one of the two on a route");
+    }
+    if route.cache.is_some() {
+        reader.refuse("cache", "would repeat a login; accepted: no cache on this route");
     }
 }
 

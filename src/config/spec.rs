@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use super::template::Template;
 use super::value::{HostPort, RedisUrl, Secret};
+use crate::sessions::login::Place;
 pub use super::words::{
     AccessField, Algorithm, AppliesTo, Auth, Balance, ClientAddressHeader, Count, Environment, HashTags,
     LimitAlgorithm, LogFormat, LogLevel, Logout, OnStoreFailure, ResetFormat, UpstreamProtocol,
@@ -409,6 +410,8 @@ pub struct Route {
     pub cost: u32,
     /// Whether and how this route logs out.
     pub logout: Option<Logout>,
+    /// Where a successful answer has the token that opens a session.
+    pub login: Option<Place>,
     /// Most bytes of a request body.
     pub max_body: u64,
     /// Whether `%2F` may stand in the path.

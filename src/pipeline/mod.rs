@@ -9,6 +9,7 @@ pub mod head;
 pub mod heartbeat;
 mod invalidate;
 mod limit;
+pub mod login;
 mod lookup;
 pub mod outcome;
 pub mod quota;
@@ -17,6 +18,7 @@ mod recovery;
 pub mod refusal;
 pub mod reply;
 mod revoke;
+mod sessions;
 mod user_limits;
 mod watched;
 

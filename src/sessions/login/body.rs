@@ -69,6 +69,9 @@ impl BodyCopy {
     /// [`NotOpened::Coding`], [`NotOpened::TooLarge`], [`NotOpened::Malformed`], [`NotOpened::Absent`] and
     /// [`NotOpened::NotAToken`].
     pub fn token(&self, pointer: &Pointer) -> Result<String, NotOpened> {
+        if self.bytes.is_empty() {
+            return Err(NotOpened::Absent);
+        }
         let plain = coding::undo(&self.codings, &self.bytes, self.limit)?;
         let text = plain.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&plain);
         let document = parse_object(text).map(Value::Object).map_err(|_| NotOpened::Malformed)?;
@@ -164,7 +167,7 @@ mod tests {
             ("/t", br#"{"t":"a.b.c""#, Err(Malformed)),
             ("/t", br#"{"t":"a.b.c"}{}"#, Err(Malformed)),
             ("/0", br#"["a.b.c"]"#, Err(Malformed)),
-            ("/t", b"", Err(Malformed)),
+            ("/t", b"", Err(Absent)),
             ("/t", b"\xff\xfe{\0}\0", Err(Malformed)),
             ("/t", b"{\"t\":\"a.b.c\",\"x\":\"\xe9\"}", Err(Malformed)),
         ] {

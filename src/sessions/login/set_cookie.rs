@@ -1,7 +1,5 @@
 //! `Set-Cookie` as browsers read it (RFC 6265 section 5.2): which value a line gives to a cookie, if any.
 
-use std::time::SystemTime;
-
 use crate::clock::UnixMillis;
 
 /// The value that `line` sets the cookie `name` to, without its quotes; `None` when the line is about another cookie
@@ -21,13 +19,13 @@ pub(super) fn value<'l>(line: &'l [u8], name: &str, now: UnixMillis) -> Option<&
         if attribute.eq_ignore_ascii_case(b"max-age") {
             seconds_left = text.and_then(lasts).or(seconds_left);
         } else if attribute.eq_ignore_ascii_case(b"expires") {
-            ends = text.and_then(|text| httpdate::parse_http_date(text).ok()).or(ends);
+            ends = text.and_then(UnixMillis::from_http_date).or(ends);
         }
     }
     let lives = match (seconds_left, ends) {
         // It goes before `Expires`.
         (Some(lasts), _) => lasts,
-        (None, Some(ends)) => is_after(ends, now),
+        (None, Some(ends)) => ends > now,
         (None, None) => true,
     };
     (lives && !value.is_empty()).then_some(value)
@@ -44,10 +42,4 @@ fn lasts(max_age: &str) -> Option<bool> {
     let digits = max_age.strip_prefix('-').unwrap_or(max_age);
     let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     is_number.then(|| digits.len() == max_age.len() && digits.bytes().any(|byte| byte != b'0'))
-}
-
-fn is_after(moment: SystemTime, now: UnixMillis) -> bool {
-    moment
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .is_ok_and(|since| UnixMillis(crate::clock::millis(since)) > now)
 }
