@@ -8,7 +8,7 @@ use http::{HeaderMap, StatusCode, header};
 use super::directives::{ResponseDirectives, seconds};
 use super::settings::RouteCache;
 use super::vary;
-use crate::clock::{UnixMillis, millis};
+use crate::clock::UnixMillis;
 
 /// What is judged.
 #[derive(Clone, Copy, Debug)]

@@ -95,7 +95,8 @@ fn inflate(bytes: &[u8], limit: usize) -> Result<Vec<u8>, NotOpened> {
             Status::StreamEnd => return Err(NotOpened::Coding),
             // More room is all it can want where it has seen everything.
             Status::Ok | Status::BufError if plain.len() == plain.capacity() => {
-                plain.reserve_exact(plain.len().clamp(256, limit.saturating_add(1)));
+                let wanted = plain.len().max(256);
+                plain.reserve_exact(wanted.min(limit.saturating_add(1)));
             }
             Status::Ok | Status::BufError if consumed < bytes.len() => {}
             Status::Ok | Status::BufError => return Err(NotOpened::Coding),
@@ -233,7 +234,7 @@ mod tests {
 
     #[test]
     fn bombs_burst_at_the_limit() {
-        let zeros = vec![0; 32 * 1024 * 1024];
+        let zeros = vec![0; 8 * 1024 * 1024];
         for (name, coding) in ALL {
             let bomb = packed(name, &zeros);
             assert_eq!(undo(&[coding], &bomb, LIMIT), Err(NotOpened::TooLarge), "{name}");
