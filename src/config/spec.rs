@@ -9,12 +9,12 @@ use ipnet::IpNet;
 
 use super::template::Template;
 use super::value::{HostPort, RedisUrl, Secret};
-use crate::sessions::login::Place;
 pub use super::words::{
     AccessField, Algorithm, AppliesTo, Auth, Balance, ClientAddressHeader, Count, Environment, HashTags,
     LimitAlgorithm, LogFormat, LogLevel, Logout, OnStoreFailure, ResetFormat, UpstreamProtocol,
 };
 pub use crate::limits::KeyPart;
+use crate::sessions::login::Place;
 
 /// The whole configuration; names used by routes and policies exist.
 #[derive(Clone, Debug)]

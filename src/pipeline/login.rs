@@ -81,8 +81,7 @@ impl Login {
         let shared = &self.gateway.shared;
         let now = shared.clock.now();
         let identity = self.gateway.verifier.verify(token, now).map_err(|refused| {
-            lookup::of(&self.gateway, token, refused)
-                .map_or(Unopened::For(refused.into()), Unopened::Unknown)
+            lookup::of(&self.gateway, token, refused).map_or(Unopened::For(refused.into()), Unopened::Unknown)
         })?;
         if shared.known.is_revoked(&identity, now) {
             return Err(Unopened::For(Refused::Revoked.into()));

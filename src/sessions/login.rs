@@ -148,8 +148,19 @@ mod tests {
         assert_eq!(Place::parse("cookie:Token"), Some(Place::Cookie("Token".into())));
         assert_eq!(Place::parse("json:/a/0").map(|place| matches!(place, Place::Json(_))), Some(true));
         for wrong in [
-            "", "json", "json:", "json:a", "json:/a~2", "header:", "header:a b", "header:Set-Cookie",
-            "cookie:", "cookie:a=b", "cookie:a b", "query:token", "Json:/a",
+            "",
+            "json",
+            "json:",
+            "json:a",
+            "json:/a~2",
+            "header:",
+            "header:a b",
+            "header:Set-Cookie",
+            "cookie:",
+            "cookie:a=b",
+            "cookie:a b",
+            "query:token",
+            "Json:/a",
         ] {
             assert_eq!(Place::parse(wrong), None, "{wrong}");
         }

@@ -175,7 +175,10 @@ mod tests {
         }
         let deep = format!(r#"{{"t":"a.b.c","x":{}{}}}"#, "[".repeat(50), "]".repeat(50));
         assert_eq!(read("/t", deep.as_bytes()), Err(Malformed));
-        assert_eq!(read("/t", format!(r#"{{"t":"a.b.c","x":"{}"}}"#, "x".repeat(1_000)).as_bytes()), Err(TooLarge));
+        assert_eq!(
+            read("/t", format!(r#"{{"t":"a.b.c","x":"{}"}}"#, "x".repeat(1_000)).as_bytes()),
+            Err(TooLarge)
+        );
     }
 
     #[test]

@@ -221,11 +221,7 @@ mod tests {
         for (inner, first) in ALL {
             for (outer, second) in ALL {
                 let bytes = packed(outer, &packed(inner, &text));
-                assert_eq!(
-                    undo(&[first, second], &bytes, LIMIT).as_deref(),
-                    Ok(&*text),
-                    "{inner}, {outer}"
-                );
+                assert_eq!(undo(&[first, second], &bytes, LIMIT).as_deref(), Ok(&*text), "{inner}, {outer}");
             }
         }
         let members = [packed("gzip", b"{}"), packed("gzip", b" ")].concat();
@@ -238,7 +234,11 @@ mod tests {
         for (name, coding) in ALL {
             let bomb = packed(name, &zeros);
             assert_eq!(undo(&[coding], &bomb, LIMIT), Err(NotOpened::TooLarge), "{name}");
-            assert_eq!(undo(&[coding, coding], &packed(name, &bomb), 1 << 20), Err(NotOpened::TooLarge), "{name}");
+            assert_eq!(
+                undo(&[coding, coding], &packed(name, &bomb), 1 << 20),
+                Err(NotOpened::TooLarge),
+                "{name}"
+            );
         }
     }
 

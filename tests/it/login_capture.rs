@@ -1,0 +1,594 @@
+//! Sessions are opened by what login routes answer, wherever the token is and however the answer is packed and sent;
+//! the client gets the answer as if nobody had looked into it.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use flate2::Compression;
+use flate2::write::{GzEncoder, ZlibEncoder};
+use http::Method;
+use serde_json::{Value, json};
+
+use crate::setup::{PATIENT, config, gateway, pair, revoke};
+use crate::support::client::{Client, RawConnection, Response, SendError, raw};
+use crate::support::gateway::Gateway;
+use crate::support::origin::{Origin, Reply};
+use crate::support::ports::free_addr;
+use crate::support::raw_origin::{RawOrigin, Step};
+use crate::support::redis::Redis;
+use crate::support::token::Token;
+
+const NOT_OPENED: &str = "tollgate_sessions_not_opened_total";
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn deflate(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn br(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = Vec::new();
+    brotli::CompressorWriter::new(&mut packed, 4_096, 5, 22).write_all(bytes).unwrap();
+    packed
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    zstd::stream::encode_all(bytes, 3).unwrap()
+}
+
+/// What becomes of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Opens,
+    OpensNot(&'static str),
+    /// It is not looked at.
+    IsNoLogin,
+}
+use Outcome::{IsNoLogin, Opens, OpensNot};
+
+/// One answer of an upstream, on a route of its own.
+struct Case {
+    name: &'static str,
+    method: &'static str,
+    place: &'static str,
+    script: Vec<Step>,
+    outcome: Outcome,
+}
+
+impl Case {
+    fn new(name: &'static str, place: &'static str, answer: Vec<u8>, outcome: Outcome) -> Self {
+        let script = vec![Step::read_head(), Step::send(answer), Step::Again];
+        Self { name, method: "POST", place, script, outcome }
+    }
+
+    /// The upstream closes the connection behind the answer.
+    fn closing(mut self) -> Self {
+        self.script.pop();
+        self.script.push(Step::Close);
+        self
+    }
+
+    fn method(mut self, method: &'static str) -> Self {
+        self.method = method;
+        self
+    }
+}
+
+/// An answer with a length.
+fn whole(head: &str, body: &[u8]) -> Vec<u8> {
+    let head = format!("HTTP/1.1 200 OK\r\n{head}\r\nContent-Length: {}\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
+
+/// An answer in chunks of seven bytes.
+fn chunked(head: &str, body: &[u8]) -> Vec<u8> {
+    let mut answer = format!("HTTP/1.1 200 OK\r\n{head}\r\nTransfer-Encoding: chunked\r\n\r\n").into_bytes();
+    for chunk in body.chunks(7) {
+        answer.extend(format!("{:x}\r\n", chunk.len()).into_bytes());
+        answer.extend(chunk);
+        answer.extend(b"\r\n");
+    }
+    answer.extend(b"0\r\n\r\n");
+    answer
+}
+
+const JSON: &str = "Content-Type: application/json";
+
+fn body(token: &str) -> Vec<u8> {
+    json!({"access_token": token, "token_type": "bearer"}).to_string().into_bytes()
+}
+
+/// Every way to answer that there is a test of; each with a token of the subject that is its name.
+fn cases() -> Vec<Case> {
+    let with = |name: &'static str, answer: &dyn Fn(&[u8]) -> Vec<u8>, outcome| {
+        Case::new(name, "json:/access_token", answer(&body(&Token::of(name).sign())), outcome)
+    };
+    let of = |name: &'static str, place, answer: &dyn Fn(&str) -> Vec<u8>, outcome| {
+        Case::new(name, place, answer(&Token::of(name).sign()), outcome)
+    };
+    let packed = |coding: &str| format!("{JSON}\r\nContent-Encoding: {coding}");
+    let cut = |mut answer: Vec<u8>| {
+        answer.truncate(answer.len() - 10);
+        answer
+    };
+    let old_http = |body: &[u8]| [format!("HTTP/1.0 200 OK\r\n{JSON}\r\n\r\n").as_bytes(), body].concat();
+    let mut cases = vec![
+        with("length", &|body| whole(JSON, body), Opens),
+        with("chunked", &|body| chunked(JSON, body), Opens),
+        with("until-close", &old_http, Opens).closing(),
+        with("newline", &|body| whole(JSON, &[body, b"\r\n"].concat()), Opens),
+        with("mark", &|body| whole(JSON, &[b"\xef\xbb\xbf", body].concat()), Opens),
+        with("charset", &|body| whole("Content-Type: Application/JSON; charset=utf-8", body), Opens),
+        with("suffix", &|body| whole("content-type: application/vnd.login+json", body), Opens),
+        with("gzip", &|body| whole(&packed("gzip"), &gzip(body)), Opens),
+        with("gzip-chunked", &|body| chunked(&packed("gzip"), &gzip(body)), Opens),
+        with("deflate", &|body| whole(&packed("deflate"), &deflate(body)), Opens),
+        with("br", &|body| chunked(&packed("br"), &br(body)), Opens),
+        with("zstd", &|body| chunked(&packed("zstd"), &zstd(body)), Opens),
+        with("stacked", &|body| whole(&packed("gzip, br"), &br(&gzip(body))), Opens),
+        with("nested", &|body| whole(JSON, body), OpensNot("absent")),
+        of(
+            "array",
+            "json:/data/1/token",
+            &|t| whole(JSON, json!({"data": [0, {"token": t}]}).to_string().as_bytes()),
+            Opens,
+        ),
+        of("header", "header:X-Auth-Token", &|t| whole(&format!("X-Auth-Token: {t}"), b"ok"), Opens),
+        of(
+            "header-bearer",
+            "header:authorization",
+            &|t| chunked(&format!("Authorization: Bearer {t}"), b"ok"),
+            Opens,
+        ),
+        of(
+            "cookie",
+            "cookie:token",
+            &|t| whole(&format!("Set-Cookie: token={t}; Path=/; HttpOnly"), b"ok"),
+            Opens,
+        ),
+        of(
+            "cookie-quoted",
+            "cookie:token",
+            &|t| {
+                whole(
+                    &format!(
+                        "Set-Cookie: token=\"\"; Max-Age=0; Path=/old\r\nSet-Cookie: token=\"{t}\"; Max-Age=60"
+                    ),
+                    b"",
+                )
+            },
+            Opens,
+        ),
+        of(
+            "cookie-204",
+            "cookie:token",
+            &|t| format!("HTTP/1.1 204 No Content\r\nSet-Cookie: token={t}\r\n\r\n").into_bytes(),
+            Opens,
+        ),
+        of("head-cookie", "cookie:token", &|t| whole(&format!("Set-Cookie: token={t}"), b""), Opens)
+            .method("HEAD"),
+        // Nothing to be had.
+        with("html", &|body| whole("Content-Type: text/html", body), OpensNot("media_type")),
+        with("no-type", &|body| whole("X-Nothing: here", body), OpensNot("media_type")),
+        with("coding", &|body| whole(&packed("compress"), body), OpensNot("coding")),
+        with(
+            "three",
+            &|body| whole(&packed("gzip, gzip, gzip"), &gzip(&gzip(&gzip(body)))),
+            OpensNot("coding"),
+        ),
+        with("not-gzip", &|body| whole(&packed("gzip"), body), OpensNot("coding")),
+        with("half-gzip", &|body| whole(&packed("gzip"), &cut(gzip(body))), OpensNot("coding")),
+        with(
+            "partial",
+            &|body| [b"HTTP/1.1 206 Partial Content\r\n", &whole(JSON, body)[17..]].concat(),
+            OpensNot("partial"),
+        ),
+        with("list", &|body| whole(JSON, &[b"[", body, b"]"].concat()), OpensNot("malformed")),
+        with(
+            "twice",
+            &|body| whole(JSON, &[&body[..body.len() - 1], b",\"access_token\":\"x\"}"].concat()),
+            OpensNot("malformed"),
+        ),
+        with(
+            "deep",
+            &|body| {
+                whole(
+                    JSON,
+                    &[
+                        &body[..body.len() - 1],
+                        b",\"x\":",
+                        "[".repeat(1_000).as_bytes(),
+                        "]".repeat(1_000).as_bytes(),
+                        b"}",
+                    ]
+                    .concat(),
+                )
+            },
+            OpensNot("malformed"),
+        ),
+        with(
+            "huge",
+            &|body| {
+                whole(JSON, &[&body[..body.len() - 1], b",\"x\":\"", &vec![b'x'; 5_000_000], b"\"}"].concat())
+            },
+            OpensNot("too_large"),
+        ),
+        with(
+            "huge-chunked",
+            &|body| {
+                chunked(JSON, &[&body[..body.len() - 1], b",\"x\":\"", &vec![b'x'; 100_000], b"\"}"].concat())
+            },
+            OpensNot("too_large"),
+        ),
+        with(
+            "bomb",
+            &|body| whole(&packed("gzip"), &gzip(&[body, &vec![b' '; 5_000_000]].concat())),
+            OpensNot("too_large"),
+        ),
+        with("cut-length", &|body| cut(whole(JSON, body)), OpensNot("incomplete")).closing(),
+        with("cut-chunks", &|body| cut(chunked(JSON, body)), OpensNot("incomplete")).closing(),
+        with("cut-close", &|body| cut(old_http(body)), OpensNot("malformed")).closing(),
+        of(
+            "header-twice",
+            "header:x-token",
+            &|t| whole(&format!("X-Token: {t}\r\nX-Token: {t}"), b""),
+            OpensNot("ambiguous"),
+        ),
+        of(
+            "header-list",
+            "header:x-token",
+            &|t| whole(&format!("X-Token: {t}, {t}"), b""),
+            OpensNot("not_a_token"),
+        ),
+        of(
+            "cookie-twice",
+            "cookie:token",
+            &|t| whole(&format!("Set-Cookie: token={t}\r\nSet-Cookie: token={t}; Path=/a"), b""),
+            OpensNot("ambiguous"),
+        ),
+        of(
+            "cookie-gone",
+            "cookie:token",
+            &|t| whole(&format!("Set-Cookie: token={t}; Max-Age=0"), b""),
+            OpensNot("absent"),
+        ),
+        of(
+            "cookie-past",
+            "cookie:token",
+            &|t| whole(&format!("Set-Cookie: token={t}; Expires=Thu, 01 Jan 1970 00:00:00 GMT"), b""),
+            OpensNot("absent"),
+        ),
+        of(
+            "cookie-other",
+            "cookie:token",
+            &|t| whole(&format!("Set-Cookie: Token={t}"), b""),
+            OpensNot("absent"),
+        ),
+        Case::new("empty", "json:/access_token", whole(JSON, b""), OpensNot("absent")),
+        Case::new(
+            "none-204",
+            "json:/access_token",
+            b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(),
+            OpensNot("absent"),
+        ),
+        // Not for us, though genuine in form.
+        Case::new(
+            "expired",
+            "header:x-token",
+            whole(&format!("X-Token: {}", Token::of("expired").expires_in(-100).sign()), b""),
+            OpensNot("expired"),
+        ),
+        Case::new(
+            "foreign",
+            "json:/access_token",
+            whole(JSON, &body(&Token::of("foreign").sign_with(b"another-secret-of-the-very-same-length"))),
+            OpensNot("refused"),
+        ),
+        Case::new(
+            "unsigned",
+            "json:/access_token",
+            whole(JSON, &body(&Token::of("unsigned").header("alg", "none").unsigned())),
+            OpensNot("malformed_or"),
+        ),
+        Case::new(
+            "api-token",
+            "json:/access_token",
+            whole(JSON, &body(&format!("tgk_{}_{}", "a".repeat(16), "b".repeat(43)))),
+            OpensNot("api_token"),
+        ),
+        Case::new(
+            "revoked",
+            "cookie:token",
+            whole(
+                &format!("Set-Cookie: token={}", Token::of("revoked").claim("jti", "revoked-1").sign()),
+                b"",
+            ),
+            OpensNot("revoked"),
+        ),
+        // Answers that are no logins.
+        of(
+            "refused",
+            "header:x-token",
+            &|t| {
+                format!("HTTP/1.1 401 Unauthorized\r\nX-Token: {t}\r\nContent-Length: 0\r\n\r\n").into_bytes()
+            },
+            IsNoLogin,
+        ),
+        of(
+            "redirect",
+            "cookie:token",
+            &|t| {
+                format!(
+                    "HTTP/1.1 302 Found\r\nLocation: /\r\nSet-Cookie: token={t}\r\nContent-Length: 0\r\n\r\n"
+                )
+                .into_bytes()
+            },
+            IsNoLogin,
+        ),
+        with("failed", &|body| [b"HTTP/1.1 500 Oh\r\n", &whole(JSON, body)[17..]].concat(), IsNoLogin),
+        Case::new(
+            "head",
+            "json:/access_token",
+            format!("HTTP/1.1 200 OK\r\n{JSON}\r\nContent-Length: 100\r\n\r\n").into_bytes(),
+            IsNoLogin,
+        )
+        .method("HEAD"),
+    ];
+    for case in &mut cases {
+        match case.name {
+            "nested" => case.place = "json:/data/access_token",
+            // A signature of no length is no token at all, but it may stand in a header field.
+            "unsigned" => case.outcome = OpensNot("refused"),
+            _ => {}
+        }
+    }
+    cases
+}
+
+/// A route and an upstream for each case; with or without the tables that make them logins.
+fn routes(cases: &[(Case, RawOrigin)], are_logins: bool) -> String {
+    let mut text = "[[routes]]\nname = \"all\"\npath = \"/**\"\nupstream = \"app\"\n".to_owned();
+    for (Case { name, place, .. }, origin) in cases {
+        text += &format!("[[routes]]\nname = \"{name}\"\npath = \"/{name}\"\nupstream = \"{name}\"\n");
+        if are_logins {
+            text += &format!("[routes.login]\ntoken = \"{place}\"\n");
+        }
+        text += &format!("[upstreams.{name}]\nmembers = \"{}\"\n", origin.addr());
+    }
+    text
+}
+
+fn answer(addr: SocketAddr, case: &Case) -> Vec<u8> {
+    let Case { name, method, .. } = case;
+    let length = if *method == "POST" { "Content-Length: 0\r\n" } else { "" };
+    raw(
+        addr,
+        format!(
+            "{method} /{name} HTTP/1.1\r\nHost: a\r\nX-Request-Id: r-1\r\n{length}Connection: close\r\n\r\n"
+        ),
+    )
+}
+
+/// Whether the store has a session of this subject.
+fn has_session(redis: &Redis, subject: &str) -> bool {
+    redis.keys().contains(&format!("session:{subject}"))
+}
+
+/// What opened no session on a route, for whatever reason.
+fn not_opened(gateway: &Gateway, route: &str) -> f64 {
+    gateway.metric(NOT_OPENED, &[("route", route)]).unwrap_or_default()
+}
+
+#[test]
+fn answers_pass_unchanged_and_open_what_they_should() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let cases: Vec<_> = cases()
+        .into_iter()
+        .map(|case| {
+            let origin = RawOrigin::playing(case.script.clone());
+            (case, origin)
+        })
+        .collect();
+    let looking = gateway(&config(&origin, PATIENT, &routes(&cases, true)), &redis.url());
+    let blind = gateway(&config(&origin, PATIENT, &routes(&cases, false)), "");
+    assert!(revoke(&looking, &json!({"jti": "revoked-1"})));
+
+    for (case, _) in &cases {
+        let (got, expected) = (answer(looking.addr(), case), answer(blind.addr(), case));
+        assert!(
+            got == expected,
+            "{}:\n{}\n--- instead of\n{}",
+            case.name,
+            String::from_utf8_lossy(&got),
+            String::from_utf8_lossy(&expected)
+        );
+        assert!(got.starts_with(b"HTTP/1.1 "), "{}", case.name);
+    }
+    let mut untold = 0;
+    for (Case { name, outcome, .. }, _) in &cases {
+        match outcome {
+            Opens => {
+                assert_eventually!(has_session(&redis, name), name);
+                assert!(not_opened(&looking, name) == 0.0, "{name}");
+            }
+            OpensNot(reason) => {
+                untold += 1;
+                assert_eventually!(
+                    looking.metric(NOT_OPENED, &[("route", name), ("reason", reason)]) == Some(1.0),
+                    name
+                );
+                assert!(not_opened(&looking, name) == 1.0, "{name} for two reasons");
+            }
+            IsNoLogin => assert!(not_opened(&looking, name) == 0.0, "{name}"),
+        }
+    }
+    for (Case { name, outcome, .. }, _) in &cases {
+        assert_eq!(has_session(&redis, name), *outcome == Opens, "{name}");
+    }
+    // Somebody is told, but not what the token is.
+    assert_eventually!(looking.count_logs("a login opened no session") == untold, "each is told once");
+    let logs = looking.logs();
+    assert!(!logs.contains("eyJ") && !logs.contains("tgk_"), "{logs}");
+}
+
+/// A login of each kind, by an upstream of this protocol.
+fn logins(origin: &Origin, protocol: &str) -> String {
+    let mut text = format!("[upstreams.login]\nmembers = \"{}\"\nprotocol = \"{protocol}\"\n", origin.addr());
+    for (name, place) in
+        [("json", "json:/access_token"), ("header", "header:x-token"), ("cookie", "cookie:token")]
+    {
+        text += &format!(
+            "[[routes]]\nname = \"{name}\"\npath = \"/{name}/**\"\nupstream = \"login\"\n\
+             [routes.login]\ntoken = \"{place}\"\n"
+        );
+    }
+    text + "[[routes]]\nname = \"all\"\npath = \"/**\"\nupstream = \"app\"\n"
+}
+
+/// The answer of an upstream that knows nothing of Tollgate: `/<kind>/<packing>/<subject>`.
+fn log_in(path: &str) -> Reply {
+    let parts: Vec<&str> = path.split('/').collect();
+    let [_, kind, packing, subject] = parts[..] else { return Reply::text(404, path) };
+    let token = Token::of(subject).sign();
+    let reply = |body: &[u8]| Reply::new(200, body.to_vec()).header("content-type", "application/json");
+    let reply = match (kind, packing) {
+        ("header", _) => return Reply::text(200, "welcome").header("x-token", &format!("Bearer {token}")),
+        ("cookie", _) => {
+            return Reply::text(200, "welcome").header("set-cookie", &format!("token={token}; HttpOnly"));
+        }
+        (_, "gzip") => reply(&gzip(&body(&token))).header("content-encoding", "gzip"),
+        (_, "br") => reply(&br(&body(&token))).header("content-encoding", "br"),
+        (_, "trickled") => reply(&body(&token)).trickle(1, Duration::from_millis(1)),
+        _ => reply(&body(&token)),
+    };
+    if packing == "whole" { reply } else { reply.chunked() }
+}
+
+/// The token that was sent to the client.
+fn token_in(reply: &Response) -> Option<String> {
+    let packed = &reply.body[..];
+    let text = match reply.header("content-encoding") {
+        Some("gzip") => {
+            let mut text = Vec::new();
+            std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(packed), &mut text).unwrap();
+            text
+        }
+        Some("br") => {
+            let mut text = Vec::new();
+            std::io::Read::read_to_end(&mut brotli::Decompressor::new(packed, 4_096), &mut text).unwrap();
+            text
+        }
+        _ => packed.to_vec(),
+    };
+    let value: Option<Value> = serde_json::from_slice(&text).ok();
+    let in_body = value.and_then(|value| value["access_token"].as_str().map(str::to_owned));
+    let in_header = reply.header("x-token").and_then(|value| value.strip_prefix("Bearer "));
+    let in_cookie =
+        reply.header("set-cookie").and_then(|line| line.strip_prefix("token=")?.split(';').next());
+    in_body.or_else(|| in_header.or(in_cookie).map(str::to_owned))
+}
+
+/// The configuration with another listener that speaks HTTP/2.
+fn with_h2c(text: &str) -> (String, SocketAddr) {
+    let addr = free_addr();
+    (text.replace("[server]\n", &format!("[server]\nlisten_h2c = \"{addr}\"\n")), addr)
+}
+
+#[test]
+fn http2_on_either_side_makes_no_difference() {
+    let redis = Redis::start();
+    let origin = Origin::start();
+    origin.answer(|request| log_in(&request.path));
+    for protocol in ["http1", "h2c"] {
+        let (text, h2c) = with_h2c(&config(&origin, PATIENT, &logins(&origin, protocol)));
+        let gateway = gateway(&text, &redis.url());
+        for client in [gateway.client(), Client::h2c(h2c)] {
+            for (kind, packing) in [
+                ("json", "whole"),
+                ("json", "chunked"),
+                ("json", "gzip"),
+                ("json", "br"),
+                ("json", "trickled"),
+                ("header", "whole"),
+                ("cookie", "whole"),
+            ] {
+                let subject = format!("u{:016x}", fastrand::u64(..));
+                let reply = client.post(&format!("/{kind}/{packing}/{subject}")).send();
+                assert_eq!(reply.code(), 200, "{}", reply.text());
+                assert!(token_in(&reply).is_some(), "{protocol} {kind} {packing}: {reply:?}");
+                assert_eventually!(has_session(&redis, &subject), format!("{protocol} {kind} {packing}"));
+            }
+        }
+        for kind in ["json", "header", "cookie"] {
+            assert!(not_opened(&gateway, kind) == 0.0, "{protocol} {kind}");
+        }
+    }
+}
+
+#[test]
+fn pieces_go_on_as_they_come() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let gateway = gateway(&config(&origin, PATIENT, &logins(&origin, "http1")), &redis.url());
+    let sent = body(&Token::of("ada").sign());
+    for (path, reply) in
+        [("/json/a", Reply::new(200, sent.clone())), ("/json/b", Reply::new(200, sent.clone()).chunked())]
+    {
+        let reply = reply.header("content-type", "application/json").hang_in_body_after(20);
+        origin.route(path, move |_| reply.clone());
+        let mut client = RawConnection::open(gateway.addr());
+        client.send(format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"));
+        client.read_until(|got| got.windows(20).any(|part| part == &sent[..20]));
+    }
+    assert!(!has_session(&redis, "ada"), "the answers are not complete");
+    assert!(not_opened(&gateway, "json") == 0.0);
+}
+
+#[test]
+fn an_answer_that_breaks_off_breaks_off_for_the_client_and_opens_nothing() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let sent = body(&Token::of("ada").sign());
+    for protocol in ["http1", "h2c"] {
+        let gateway = gateway(&config(&origin, PATIENT, &logins(&origin, protocol)), &redis.url());
+        for (path, reply) in
+            [("/json/a", Reply::new(200, sent.clone())), ("/json/b", Reply::new(200, sent.clone()).chunked())]
+        {
+            // All of it, but for the sign of its end.
+            let broken = if path == "/json/b" { sent.len() } else { sent.len() - 1 };
+            let reply = reply.header("content-type", "application/json").break_in_body_after(broken);
+            origin.route(path, move |_| reply.clone());
+            let sent = gateway.client().post(path).try_send();
+            assert!(matches!(sent, Err(SendError::Body(..))), "{protocol} {path}: {sent:?}");
+        }
+        assert_eventually!(
+            gateway.metric(NOT_OPENED, &[("route", "json"), ("reason", "incomplete")]) == Some(2.0),
+            "it is noticed"
+        );
+        assert!(!has_session(&redis, "ada"));
+    }
+}
+
+#[test]
+fn what_the_client_sends_opens_nothing() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    origin.answer(|_| Reply::json(200, &json!({"mfa": "required"})));
+    let gateway = gateway(&config(&origin, PATIENT, &logins(&origin, "http1")), &redis.url());
+    let token = Token::of("mallory").sign();
+    for kind in ["json", "header", "cookie"] {
+        let path = format!("/{kind}/x?access_token={token}");
+        let request = gateway.client().request(Method::POST, &path).bearer(&token);
+        let request = request.header("x-token", &token).header("cookie", &format!("token={token}"));
+        let request = request.header("set-cookie", &format!("token={token}"));
+        let reply = request.json(&json!({"access_token": token})).send();
+        assert_eq!((reply.code(), reply.json()), (200, json!({"mfa": "required"})));
+        let reason = [("route", kind), ("reason", "absent")];
+        assert_eventually!(gateway.metric(NOT_OPENED, &reason) == Some(1.0), "there is none");
+    }
+    assert!(!has_session(&redis, "mallory"));
+}
