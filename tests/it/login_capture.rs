@@ -295,7 +295,7 @@ fn cases() -> Vec<Case> {
             "unsigned",
             "json:/access_token",
             whole(JSON, &body(&Token::of("unsigned").header("alg", "none").unsigned())),
-            OpensNot("malformed_or"),
+            OpensNot("refused"),
         ),
         Case::new(
             "api-token",
@@ -376,6 +376,28 @@ fn answer(addr: SocketAddr, case: &Case) -> Vec<u8> {
     )
 }
 
+/// Head without its date, content, and whether a chunked body has its end: how many chunks there are is a matter of
+/// time.
+fn understood(answer: &[u8]) -> (String, Vec<u8>, bool) {
+    let end = answer.windows(4).position(|part| part == b"\r\n\r\n").expect("a head") + 4;
+    let (head, mut rest) = answer.split_at(end);
+    let head = String::from_utf8(head.to_vec()).expect("text");
+    let head: String = head.split_inclusive("\r\n").filter(|line| !line.starts_with("Date:")).collect();
+    if !head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+        return (head, rest.to_vec(), true);
+    }
+    let mut content = Vec::new();
+    while let Some(line) = rest.windows(2).position(|part| part == b"\r\n") {
+        let length = usize::from_str_radix(std::str::from_utf8(&rest[..line]).unwrap(), 16).unwrap();
+        if length == 0 {
+            return (head, content, &rest[line..] == b"\r\n\r\n");
+        }
+        content.extend(&rest[line + 2..line + 2 + length]);
+        rest = &rest[line + 2 + length + 2..];
+    }
+    (head, content, false)
+}
+
 /// Whether the store has a session of this subject.
 fn has_session(redis: &Redis, subject: &str) -> bool {
     redis.keys().contains(&format!("session:{subject}"))
@@ -402,14 +424,9 @@ fn answers_pass_unchanged_and_open_what_they_should() {
 
     for (case, _) in &cases {
         let (got, expected) = (answer(looking.addr(), case), answer(blind.addr(), case));
-        assert!(
-            got == expected,
-            "{}:\n{}\n--- instead of\n{}",
-            case.name,
-            String::from_utf8_lossy(&got),
-            String::from_utf8_lossy(&expected)
-        );
-        assert!(got.starts_with(b"HTTP/1.1 "), "{}", case.name);
+        let (got, expected) = (understood(&got), understood(&expected));
+        assert_eq!((&got.0, got.2), (&expected.0, expected.2), "{}", case.name);
+        assert!(got.1 == expected.1, "{}: {:?}", case.name, String::from_utf8_lossy(&got.1));
     }
     let mut untold = 0;
     for (Case { name, outcome, .. }, _) in &cases {
@@ -535,19 +552,18 @@ fn http2_on_either_side_makes_no_difference() {
 #[test]
 fn pieces_go_on_as_they_come() {
     let (redis, origin) = (Redis::start(), Origin::start());
-    let gateway = gateway(&config(&origin, PATIENT, &logins(&origin, "http1")), &redis.url());
     let sent = body(&Token::of("ada").sign());
-    for (path, reply) in
-        [("/json/a", Reply::new(200, sent.clone())), ("/json/b", Reply::new(200, sent.clone()).chunked())]
-    {
-        let reply = reply.header("content-type", "application/json").hang_in_body_after(20);
-        origin.route(path, move |_| reply.clone());
+    let hanging = Reply::new(200, sent.clone()).chunked().hang_in_body_after(20);
+    let hanging = hanging.header("content-type", "application/json");
+    origin.answer(move |_| hanging.clone());
+    for protocol in ["http1", "h2c"] {
+        let gateway = gateway(&config(&origin, PATIENT, &logins(&origin, protocol)), &redis.url());
         let mut client = RawConnection::open(gateway.addr());
-        client.send(format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"));
+        client.send("POST /json/a HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
         client.read_until(|got| got.windows(20).any(|part| part == &sent[..20]));
+        assert!(!has_session(&redis, "ada"), "the answer is not complete");
+        assert!(not_opened(&gateway, "json") == 0.0, "{protocol}");
     }
-    assert!(!has_session(&redis, "ada"), "the answers are not complete");
-    assert!(not_opened(&gateway, "json") == 0.0);
 }
 
 #[test]
