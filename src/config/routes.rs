@@ -11,7 +11,7 @@ use super::limits::dangling;
 use super::reader::Reader;
 use super::spec::{
     AppliesTo, Auth, Cache, KeyPart, Limits, Logout, Plan, Policy, QueryKey, Quota, Route, RouteCache,
-    Server, Upstream, Window,
+    Server, SessionUse, Upstream, Window,
 };
 use super::template::Template;
 use super::value::{HostPort, Size, is_host_name, is_name};
@@ -132,6 +132,7 @@ fn route(reader: &Reader<'_>, known: &Known<'_>, defaults: &Defaults) -> Route {
         path: path.as_str().into(),
         upstream: upstream.or_else(|| defaults.upstream.clone()).filter(|_| logout != Some(Logout::Gateway)),
         auth,
+        session: reader.get("session"),
         permissions,
         limits,
         cost: reader.within("cost", 1..=1_000_000),
@@ -204,6 +205,9 @@ fn check(reader: &Reader<'_>, known: &Known<'_>, route: &Route) {
             }
             affordable(reader, known, route, index, policy);
         }
+    }
+    if route.session == SessionUse::Required && route.auth != Auth::Required && !reader.reported("auth") {
+        reader.refuse("session", "needs a caller; accepted: auth = \"required\" beside it");
     }
     if route.logout.is_some() && route.auth != Auth::Required && !reader.reported("auth") {
         reader.refuse("logout", "needs a caller; accepted: auth = \"required\" beside it");

@@ -17,6 +17,7 @@ mod recovery;
 pub mod refusal;
 pub mod reply;
 mod revoke;
+pub mod sessions;
 mod user_limits;
 mod watched;
 
