@@ -17,7 +17,7 @@ pub use handles::{
 pub use instrument::Described;
 pub use labels::{
     CacheOutcome, ExchangePath, Label, LimitOutcome, LimitSource, MethodClass, RefundResult, RevocationKind,
-    StatusClass, StoreFailure, StoreState, UpstreamFailure,
+    SessionEvent, StatusClass, StoreFailure, StoreState, UpstreamFailure,
 };
 pub use process::ProcessReading;
 
@@ -82,6 +82,10 @@ families! {
         revocations: IntCounterVec = "tollgate_revocations_total" ["kind"],
         /// Revocations this instance remembers and enforces without the store.
         revocations_known: IntGauge = "tollgate_revocations_known" [],
+        /// Sessions, by what happened to them at this instance.
+        sessions: IntCounterVec = "tollgate_sessions_total" ["event"],
+        /// Live sessions of all users, counted by the last sweep.
+        sessions_live: IntGauge = "tollgate_sessions_live" [],
         /// Log lines dropped because the log could not be written fast enough.
         log_dropped: IntCounter = "tollgate_log_lines_dropped_total" [],
         /// Always 1; the labels say what is running.
@@ -126,6 +130,7 @@ impl Metrics {
         metrics.store();
         metrics.exchange();
         metrics.revocations();
+        metrics.sessions();
         metrics.families.instances.set(1);
         Ok(metrics)
     }
@@ -206,6 +211,7 @@ pub fn documentation(sets: &[(&str, Vec<&str>)]) -> String {
     values::<ExchangePath>(&mut text, "`path`");
     values::<RefundResult>(&mut text, "`result`");
     values::<RevocationKind>(&mut text, "`kind` of `tollgate_revocations_total`");
+    values::<SessionEvent>(&mut text, "`event`");
     for (label, values) in sets {
         row(&mut text, label, values);
     }

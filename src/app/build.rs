@@ -267,7 +267,7 @@ fn entries(
             .as_deref()
             .and_then(|name| upstreams.iter().find(|upstream| *upstream.settings().name == *name).cloned()),
         access,
-        session: false,
+        session: route.session == spec::SessionUse::Required,
         policies: route.limits.iter().flat_map(|name| policy_indices(name, spec, declared)).collect(),
         cost: route.cost,
         cache: route
@@ -285,7 +285,7 @@ fn entries(
         }),
         login: route.login.clone().map(|place| Login {
             place,
-            peek: 64 * 1024,
+            peek: spec.sessions.peek,
             not_opened: metrics.not_opened(&route.name),
         }),
         max_body: route.max_body,

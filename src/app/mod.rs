@@ -30,9 +30,13 @@ use crate::logging::{self, AccessLog, Logging};
 use crate::metrics::Metrics;
 use crate::pipeline::heartbeat::{self, HEARTBEAT};
 use crate::pipeline::reconcile::{self, RECONCILE};
+use crate::pipeline::sessions::sweep::sweep_sessions;
+use crate::pipeline::sessions::{COMPARE_AND_SET, Sessions};
 use crate::pipeline::{Exchange, GATE, REFUND, Recoverer, Shared};
 use crate::proxy::{self, Proxy};
 use crate::redis::{self, Store};
+use crate::sessions::Rules;
+use crate::sessions::local::DEFAULT_ACCOUNTS;
 use crate::upstream::Upstream;
 
 pub use self::build::{algorithm, verifier};
@@ -218,6 +222,9 @@ fn shared(
         spec.limits.coalesce,
         metrics.families().requests_in_flight.clone(),
     );
+    let rules = Rules::new(spec.sessions.idle, spec.sessions.absolute, spec.sessions.max_per_user);
+    let longest = spec.identity.revocation_lifetime;
+    let sessions = Sessions::new(rules, DEFAULT_ACCOUNTS, &spec.redis.key_prefix, longest, &metrics);
     Ok(Arc::new(Shared {
         clock,
         metrics,
@@ -237,6 +244,7 @@ fn shared(
         keys: KeySpace::new(&spec.redis.key_prefix, spec.redis.tagged()),
         known: Known::new(DEFAULT_KNOWN),
         pending: Pending::new(DEFAULT_PENDING),
+        sessions,
         cache,
     }))
 }
@@ -310,12 +318,13 @@ fn background(
         let news = Arc::new(Reached::new(Recoverer(Arc::clone(shared))));
         runtime.spawn(Arc::clone(store).subscribe(news));
         let recovery = Arc::new(Recoverer(Arc::clone(shared)));
-        let scripts = vec![&*GATE, &*REFUND, &*HEARTBEAT, &*RECONCILE];
+        let scripts = vec![&*GATE, &*REFUND, &*HEARTBEAT, &*RECONCILE, &*COMPARE_AND_SET];
         runtime.spawn(Arc::clone(store).supervise(scripts, recovery));
         runtime.spawn(heartbeat::beat(Arc::clone(shared)));
         runtime.spawn(reconcile::reconcile(Arc::clone(shared)));
     }
     runtime.spawn(forget_ended_revocations(Arc::clone(shared)));
+    runtime.spawn(sweep_sessions(Arc::clone(shared), spec.sessions.sweep));
     let named: Vec<_> = upstreams.into_iter().filter(|upstream| upstream.needs_resolving()).collect();
     if !named.is_empty() {
         runtime.spawn(resolve_forever(named));

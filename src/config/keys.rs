@@ -102,6 +102,13 @@ pub static KEYS: &[Key] = &[
     is("identity.headers.permissions", "header name, or empty", r#""X-User-Permissions""#, "Tells the upstream the permissions, comma-separated; empty: not sent."),
     unset("identity.claim_headers.<claim>", "header name", "Tells the upstream this claim of the token."),
 
+    is("sessions.idle", "duration, 1s to 366 days", r#""1h""#,
+        "How long after its last use a session ends. A use is noted once per 60th of this, at least a second apart, and a session lives that much longer."),
+    is("sessions.absolute", "duration, `sessions.idle` to 10 years", r#""24h""#, "How long after the login a session ends at the latest; it never outlives its token."),
+    is("sessions.max_per_user", "1 to 100", "10", "Most sessions of one user; a further login ends the oldest and revokes its token."),
+    is("sessions.peek", "size, 1 KiB to 1 MiB", r#""64KiB""#, "Longest body of a login response that is looked at, as it is sent and uncompressed."),
+    is("sessions.sweep", "duration, 1s to 7 days", r#""1h""#, "How often one instance takes out sessions that have ended and counts the others."),
+
     required("issuers.<name>.algorithms", "list of HS256, HS384, HS512, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA",
         "Accepted signatures: secrets (HS*) or public keys, never both in one issuer."),
     unset("issuers.<name>.secret", "secret, 32 bytes or more (any length in development)", "Shared secret for HS*."),
@@ -200,6 +207,7 @@ pub static KEYS: &[Key] = &[
     required("routes[].path", "pattern", "`/exact`, `/todo/:id`, `/files/**`, `/{a,b}/list`; the most specific route wins."),
     unset("routes[].upstream", "upstream", "Where requests go; without one `defaults.upstream`. Needed unless the gateway answers."),
     unset("routes[].auth", "none, optional, required", "What is asked of the token; without one `defaults.auth`."),
+    is("routes[].session", "none, required", r#""none""#, "Whether a live session is needed beside the token; without one: 401. Only beside `auth = \"required\"`."),
     is("routes[].permissions", "list of strings", "[]", "What a token needs, all of it; otherwise 403. Where `auth` is optional, callers without a token pass."),
     unset("routes[].limits", "list of policies", "Limits that hold here; without the key `defaults.limits`."),
     is("routes[].cost", "1 to 1000000", "1", "What a request here costs, times the policy's own cost."),

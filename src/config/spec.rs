@@ -11,7 +11,7 @@ use super::template::Template;
 use super::value::{HostPort, RedisUrl, Secret};
 pub use super::words::{
     AccessField, Algorithm, AppliesTo, Auth, Balance, ClientAddressHeader, Count, Environment, HashTags,
-    LimitAlgorithm, LogFormat, LogLevel, Logout, OnStoreFailure, ResetFormat, UpstreamProtocol,
+    LimitAlgorithm, LogFormat, LogLevel, Logout, OnStoreFailure, ResetFormat, SessionUse, UpstreamProtocol,
 };
 pub use crate::limits::KeyPart;
 use crate::sessions::login::Place;
@@ -31,6 +31,8 @@ pub struct Spec {
     pub log: Log,
     /// Where tokens are found and what is told to upstreams.
     pub identity: Identity,
+    /// How long sessions live.
+    pub sessions: Sessions,
     /// Who may issue tokens, in the order of the file.
     pub issuers: Vec<Issuer>,
     /// What all limits have in common.
@@ -156,6 +158,21 @@ pub enum TokenSource {
     Header(HeaderName),
     /// A query parameter of this name.
     Query(Box<str>),
+}
+
+/// `[sessions]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Sessions {
+    /// From the last use of a session to its end.
+    pub idle: Duration,
+    /// From its login to its end at the latest; not shorter than `idle`.
+    pub absolute: Duration,
+    /// Most sessions of one user, at least one.
+    pub max_per_user: usize,
+    /// Longest body of a login response that is looked at, in bytes.
+    pub peek: usize,
+    /// Between two sweeps.
+    pub sweep: Duration,
 }
 
 /// `[identity]`.
@@ -402,6 +419,8 @@ pub struct Route {
     pub upstream: Option<Box<str>>,
     /// What is asked of the token.
     pub auth: Auth,
+    /// Whether a live session is needed beside the token.
+    pub session: SessionUse,
     /// All of these are needed.
     pub permissions: Vec<Box<str>>,
     /// Declared policies, no duplicates.

@@ -188,6 +188,14 @@ words! {
         /// The upstream; its 2xx makes it a logout.
         Forward = "forward",
     }
+
+    /// Whether a route wants a live session beside the token.
+    pub enum SessionUse {
+        /// It does not look at sessions.
+        None = "none",
+        /// Without one: 401.
+        Required = "required",
+    }
 }
 
 impl Algorithm {

@@ -8,7 +8,7 @@ use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 use super::Metrics;
 use super::labels::{
     CacheOutcome, ExchangePath, Label, LimitOutcome, LimitSource, MethodClass, RefundResult, RevocationKind,
-    StatusClass, StoreFailure, StoreState, UpstreamFailure,
+    SessionEvent, StatusClass, StoreFailure, StoreState, UpstreamFailure,
 };
 
 /// One counter per value of a closed set.
@@ -235,6 +235,11 @@ impl Metrics {
     /// One counter per kind of revocation.
     pub fn revocations(&self) -> Counters<RevocationKind> {
         single(&self.families().revocations)
+    }
+
+    /// One counter per event of sessions.
+    pub fn sessions(&self) -> Counters<SessionEvent> {
+        single(&self.families().sessions)
     }
 }
 

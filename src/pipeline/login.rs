@@ -9,7 +9,9 @@ use tokio::task::JoinHandle;
 use super::gateway::Gateway;
 use super::lookup::{self, Lookup};
 use super::refusal::Refusal;
+use super::sessions::Opened;
 use crate::identity::{Identity, IdentityRefusal, Refused};
+use crate::metrics::SessionEvent;
 use crate::route::Route;
 use crate::sessions::login::NotOpened;
 
@@ -66,8 +68,13 @@ impl Login {
         }
     }
 
-    /// Notes that no session was opened.
+    /// Notes that no session was to be opened.
     fn tell(&self, reason: NotOpened) {
+        self.gateway.shared.sessions.count(SessionEvent::NotOpened);
+        self.explain(reason);
+    }
+
+    fn explain(&self, reason: NotOpened) {
         if let Some(login) = &self.route.login {
             login.not_opened.count(reason);
         }
@@ -114,7 +121,11 @@ impl Login {
     }
 
     async fn open(&self, identity: &Arc<Identity>) {
-        self.gateway.shared.open_session(identity, self.client).await;
+        match self.gateway.shared.open_session(identity, self.client).await {
+            Opened::Opened | Opened::Evicted(_) | Opened::Pending => {}
+            Opened::Revoked => self.explain(NotOpened::Revoked),
+            Opened::Refused => self.explain(NotOpened::NotStored),
+        }
     }
 }
 

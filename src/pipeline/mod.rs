@@ -18,7 +18,7 @@ mod recovery;
 pub mod refusal;
 pub mod reply;
 mod revoke;
-mod sessions;
+pub mod sessions;
 mod user_limits;
 mod watched;
 

@@ -55,11 +55,11 @@ impl Shared {
         written
     }
 
-    /// Ends what this token is good for: the token itself and everything cached for its subject.
+    /// Ends what this token is good for: the token itself, its session and everything cached for its subject.
     pub async fn log_out(&self, identity: &Identity, longest: Duration) {
         let revocation = identity.revocation(self.clock.now(), longest);
         let tag = crate::cache::tag::user_tag(Some(&identity.account));
-        tokio::join!(self.revoke(revocation), self.invalidate(vec![tag]));
+        tokio::join!(self.revoke(revocation), self.invalidate(vec![tag]), self.end_session(identity));
     }
 
     /// Hands revocations made during an outage, as far as they live on this node, to it and tells the other

@@ -71,6 +71,8 @@ crate::label! {
         Refused = "refused",
         /// The keys that would verify the token could not be had.
         KeysUnavailable = "keys_unavailable",
+        /// The store holds something else where the session would be.
+        NotStored = "not_stored",
     }
 }
 

@@ -608,3 +608,105 @@ fn what_the_client_sends_opens_nothing() {
     }
     assert!(!has_session(&redis, "mallory"));
 }
+
+const NOTES: &str = r#"
+[[routes]]
+name = "notes"
+path = "/notes"
+upstream = "app"
+auth = "required"
+session = "required"
+[[routes]]
+name = "logout"
+path = "/logout"
+methods = ["POST"]
+auth = "required"
+logout = "gateway"
+"#;
+
+/// Status and detail of a request to what needs a session.
+fn notes(client: &Client, token: &str) -> (u16, Option<String>) {
+    let reply = client.get("/notes").bearer(token).send();
+    (reply.code(), (reply.code() >= 400).then(|| reply.detail()))
+}
+
+#[test]
+fn who_logs_in_on_one_instance_is_known_at_once_on_every_one_until_the_logout() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    origin.answer(
+        |request| if request.path == "/notes" { Reply::text(200, "") } else { log_in(&request.path) },
+    );
+    for protocol in ["http1", "h2c"] {
+        let text = config(&origin, PATIENT, &(logins(&origin, protocol) + NOTES));
+        let [first, second] = pair(&text, &redis);
+        let (h2c_text, h2c) = with_h2c(&text);
+        let third = gateway(&h2c_text, &redis.url());
+        for (kind, packing) in [
+            ("json", "whole"),
+            ("json", "chunked"),
+            ("json", "gzip"),
+            ("json", "br"),
+            ("header", "whole"),
+            ("cookie", "whole"),
+        ] {
+            for (on, others) in [
+                (first.client(), [second.client(), third.client()]),
+                (Client::h2c(h2c), [first.client(), second.client()]),
+            ] {
+                let told = format!("{protocol} {kind} {packing}");
+                let subject = format!("u{:016x}", fastrand::u64(..));
+                let foreign = Token::of(&subject).sign();
+                for client in &others {
+                    let (code, detail) = notes(client, &foreign);
+                    assert_eq!((code, detail.as_deref()), (401, Some("Session expired")), "{told}: before");
+                }
+                let reply = on.post(&format!("/{kind}/{packing}/{subject}")).send();
+                let token = token_in(&reply).unwrap_or_else(|| panic!("{told}: {reply:?}"));
+                for client in others.iter().chain([&on]) {
+                    assert_eq!(notes(client, &token), (200, None), "{told}");
+                }
+                assert_eq!(notes(&on, &foreign).0, 401, "{told}: another token of the same user");
+
+                assert_eq!(on.post("/logout").bearer(&token).send().code(), 200);
+                for client in others.iter().chain([&on]) {
+                    assert_eq!(notes(client, &token).0, 401, "{told}: after the logout");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_old_token_beside_the_login_does_not_choose_the_session() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    origin.answer(
+        |request| if request.path == "/notes" { Reply::text(200, "") } else { log_in(&request.path) },
+    );
+    let text = config(&origin, PATIENT, &(logins(&origin, "http1") + NOTES));
+    let gateway = gateway(&text, &redis.url());
+    let client = gateway.client();
+    for kind in ["json", "header", "cookie"] {
+        let old = Token::of("ada").sign();
+        let request = client.post(&format!("/{kind}/whole/ada")).bearer(&old);
+        let request = request.header("x-token", &old).header("cookie", &format!("token={old}"));
+        let new = token_in(&request.json(&json!({"access_token": old})).send()).unwrap();
+        assert_eq!(notes(&client, &new), (200, None), "{kind}");
+        assert_eq!(notes(&client, &old).1.as_deref(), Some("Session expired"), "{kind}");
+    }
+}
+
+#[test]
+fn sessions_are_opened_without_a_store_too() {
+    let origin = Origin::start();
+    origin.answer(
+        |request| if request.path == "/notes" { Reply::text(200, "") } else { log_in(&request.path) },
+    );
+    let gateway = gateway(&config(&origin, "", &(logins(&origin, "http1") + NOTES)), "");
+    let client = gateway.client();
+    for (kind, packing) in [("json", "gzip"), ("header", "whole"), ("cookie", "whole")] {
+        let token = token_in(&client.post(&format!("/{kind}/{packing}/ada")).send()).unwrap();
+        assert_eq!(notes(&client, &token), (200, None), "{kind}");
+        assert_eq!(client.post("/logout").bearer(&token).send().code(), 200);
+        assert_eq!(notes(&client, &token).0, 401, "{kind}");
+    }
+}
