@@ -17,7 +17,7 @@ use crate::support::origin::{Origin, Reply};
 use crate::support::ports::free_addr;
 use crate::support::raw_origin::{RawOrigin, Step};
 use crate::support::redis::Redis;
-use crate::support::token::Token;
+use crate::support::token::{Token, unix_seconds};
 
 const NOT_OPENED: &str = "tollgate_sessions_not_opened_total";
 
@@ -655,7 +655,8 @@ fn who_logs_in_on_one_instance_is_known_at_once_on_every_one_until_the_logout() 
             ] {
                 let told = format!("{protocol} {kind} {packing}");
                 let subject = format!("u{:016x}", fastrand::u64(..));
-                let foreign = Token::of(&subject).sign();
+                // Not so fresh that its session could be on the way.
+                let foreign = Token::of(&subject).claim("iat", unix_seconds() - 300).sign();
                 for client in &others {
                     let (code, detail) = notes(client, &foreign);
                     assert_eq!((code, detail.as_deref()), (401, Some("Session expired")), "{told}: before");
