@@ -369,3 +369,145 @@ fn push(entries: &mut Vec<Entry>, entry: Entry) {
     }
     entries.push(entry);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const SECOND: u64 = 1_000;
+    const START: u64 = 1_000_000;
+
+    fn local() -> Local {
+        Local::new(100, rules())
+    }
+
+    /// Idle 60 s, noted every second, two per account.
+    fn rules() -> Rules {
+        Rules::new(Duration::from_secs(60), Duration::from_secs(600), 2)
+    }
+
+    fn key() -> Arc<str> {
+        "session:ada".into()
+    }
+
+    fn at(seconds: u64) -> UnixMillis {
+        UnixMillis(START + seconds * SECOND)
+    }
+
+    fn session(token: &str, seconds: u64) -> Session {
+        Session { token: token.into(), times: Times::opened(&rules(), None, at(seconds)), client: None }
+    }
+
+    /// What the store says at that time: whether a use is to be written down.
+    fn heard(local: &Local, stored: &Session, seconds: u64) -> Option<bool> {
+        local.heard(&key(), &stored.token, || stored.clone(), stored.times, at(seconds))
+    }
+
+    #[test]
+    fn alone_it_keeps_sessions_that_slide_and_end() {
+        let (local, key) = (local(), key());
+        assert_eq!(local.go_on(&key, "a", false, at(0)), Known::Nothing);
+        local.open(&key, session("a", 0), false);
+        for seconds in [50, 100, 150] {
+            assert_eq!(local.go_on(&key, "a", false, at(seconds)), Known::Live);
+        }
+        assert_eq!(local.go_on(&key, "a", false, at(211)), Known::Ended);
+        assert!(!local.owes());
+        assert_eq!(local.end(&key, Some("a"), false, at(151)).len(), 1);
+        assert_eq!(local.go_on(&key, "a", false, at(151)), Known::Nothing);
+    }
+
+    #[test]
+    fn beyond_the_limit_the_oldest_go_and_never_the_one_that_was_opened() {
+        let (local, key) = (local(), key());
+        for (token, seconds) in [("a", 1), ("b", 2), ("c", 0)] {
+            local.open(&key, session(token, seconds), false);
+        }
+        let gone = local.trim(&key, "c", at(3));
+        assert_eq!(gone.iter().map(|session| &*session.token).collect::<Vec<_>>(), ["a"]);
+        assert_eq!(local.list(&key, at(3)).len(), 2);
+        assert!(local.trim(&key, "c", at(3)).is_empty());
+    }
+
+    #[test]
+    fn a_use_is_written_down_once_per_interval_and_again_when_that_failed() {
+        let (local, stored) = (local(), session("a", 0));
+        assert_eq!(heard(&local, &stored, 0), Some(false));
+        assert_eq!(heard(&local, &stored, 1), Some(true));
+        assert_eq!(heard(&local, &stored, 1), Some(false), "it is being written");
+        local.not_written(&key(), "a");
+        assert_eq!(heard(&local, &stored, 1), Some(true));
+        assert_eq!(heard(&local, &stored, 2), Some(true), "another interval");
+        // Should the store go away now, the uses count.
+        assert_eq!(local.go_on(&key(), "a", true, at(62)), Known::Live);
+    }
+
+    #[test]
+    fn only_a_login_that_is_not_written_lives_on_when_the_store_has_no_session() {
+        let (local, key) = (local(), key());
+        local.open(&key, session("a", 0), true);
+        heard(&local, &session("b", 0), 0);
+        for token in ["a", "b"] {
+            local.absent(&key, token);
+        }
+        assert_eq!(local.peek(&key, "a", at(1)), Known::Pending);
+        assert_eq!(local.peek(&key, "b", at(1)), Known::Nothing);
+        local.written(&key, "a");
+        local.absent(&key, "a");
+        assert_eq!(local.peek(&key, "a", at(1)), Known::Nothing);
+        assert!(!local.owes());
+    }
+
+    #[test]
+    fn what_happens_while_the_store_is_away_is_owed_until_it_is_written() {
+        let (local, key) = (local(), key());
+        for token in ["used", "unused", "ended"] {
+            heard(&local, &session(token, 0), 0);
+        }
+        assert_eq!(local.go_on(&key, "used", true, at(30)), Known::Live);
+        local.open(&key, session("opened", 31), true);
+        assert_eq!(local.end(&key, Some("ended"), true, at(32)).len(), 1);
+        assert_eq!(local.peek(&key, "ended", at(32)), Known::Ended);
+        assert_eq!(heard(&local, &session("ended", 0), 32), None, "the store has not heard of it");
+        assert!(local.owes() && local.owed(10, |_| false).is_empty());
+        let owed = local.owed(10, |_| true);
+        let [(owed_key, changes)] = &*owed else { panic!("{owed:?}") };
+        assert_eq!(*owed_key, key);
+        let mut record = Record::default();
+        for token in ["used", "ended"] {
+            record.open(session(token, 0), &rules(), at(0));
+        }
+        for change in changes {
+            assert!(change.apply(&mut record, &rules(), at(33)).is_empty());
+        }
+        let mut tokens: Vec<_> = record.sessions().iter().map(|session| &*session.token).collect();
+        tokens.sort_unstable();
+        assert_eq!(tokens, ["opened", "used"]);
+        assert_eq!(record.find("used").unwrap().times.seen, at(30));
+        local.settle(&key, changes);
+        assert!(!local.owes());
+        assert_eq!(local.peek(&key, "ended", at(33)), Known::Nothing);
+        assert_eq!(local.peek(&key, "opened", at(33)), Known::Live);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_swept() {
+        let local = local();
+        for number in 0..1_000 {
+            let key: Arc<str> = format!("session:{number}").into();
+            local.open(&key, session("a", 0), false);
+        }
+        let kept = local.sweep(at(1));
+        assert!((1..=100).contains(&kept), "{kept}");
+        assert_eq!(local.sweep(at(100)), 0, "they were idle");
+        assert_eq!(local.accounts.len(), kept, "and are known to have ended");
+        local.sweep(at(600));
+        assert_eq!(local.accounts.len(), 0);
+        for number in 0..1_000 {
+            local.open(&key(), session(&number.to_string(), 0), false);
+        }
+        assert_eq!(local.list(&key(), at(1)).len(), MAX_LINES);
+    }
+}

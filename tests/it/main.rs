@@ -57,6 +57,7 @@ mod proxy;
 mod quota;
 mod redis_faults;
 mod revocation;
+mod sessions;
 mod setup;
 mod shadow_limits;
 mod shutdown;
