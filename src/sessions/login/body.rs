@@ -88,10 +88,15 @@ impl BodyCopy {
 fn is_json(headers: &HeaderMap) -> bool {
     let mut types = headers.get_all(CONTENT_TYPE).iter();
     let (Some(only), None) = (types.next(), types.next()) else { return false };
-    let essence = only.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
-    let essence = essence.trim_ascii().to_ascii_lowercase();
-    let is_one_type = essence.iter().filter(|byte| **byte == b'/').count() == 1 && !essence.contains(&b',');
-    essence == b"application/json" || (is_one_type && essence.ends_with(b"+json"))
+    let essence = only.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
+    let essence = essence.trim().to_ascii_lowercase();
+    match essence.split_once('/') {
+        Some(("application", "json")) => true,
+        Some((kind, subtype)) => {
+            !kind.is_empty() && !subtype.contains(['/', ',']) && subtype.ends_with("+json")
+        }
+        None => false,
+    }
 }
 
 #[cfg(test)]

@@ -92,14 +92,14 @@ fn inflate(bytes: &[u8], limit: usize) -> Result<Vec<u8>, NotOpened> {
         let consumed = usize::try_from(inflater.total_in()).unwrap_or(usize::MAX);
         match status {
             Status::StreamEnd if consumed == bytes.len() => return Ok(plain),
-            Status::StreamEnd => return Err(NotOpened::Coding),
             // More room is all it can want where it has seen everything.
             Status::Ok | Status::BufError if plain.len() == plain.capacity() => {
                 let wanted = plain.len().max(256);
                 plain.reserve_exact(wanted.min(limit.saturating_add(1)));
             }
             Status::Ok | Status::BufError if consumed < bytes.len() => {}
-            Status::Ok | Status::BufError => return Err(NotOpened::Coding),
+            // It is cut short, or something follows it.
+            _ => return Err(NotOpened::Coding),
         }
     }
 }
