@@ -41,10 +41,9 @@ impl Limiting<'_> {
         let login = self.identity.filter(|identity| identity.api_token.is_none());
         let Some(identity) = login else { return Err(IdentityRefusal::NoSession.into()) };
         match self.gateway.shared.judge_session(identity, seen, self.now).await {
-            Judged::Live => Ok(()),
+            // Of an unknown one nothing is known against it.
+            Judged::Live | Judged::Unknown => Ok(()),
             Judged::None => Err(IdentityRefusal::NoSession.into()),
-            // Nothing is known against it.
-            Judged::Unknown => Ok(()),
         }
     }
 

@@ -191,14 +191,10 @@ impl Local {
     ) -> Option<bool> {
         let account = self.account(key);
         let mut entries = account.0.lock();
-        let entry = match entries.iter_mut().position(|entry| entry.is(token)) {
-            Some(index) => index,
-            None => {
-                push(&mut entries, Entry::new(make(), Owed::Nothing));
-                entries.len() - 1
-            }
-        };
-        let entry = entries.get_mut(entry)?;
+        if !entries.iter().any(|entry| entry.is(token)) {
+            push(&mut entries, Entry::new(make(), Owed::Nothing));
+        }
+        let entry = entries.iter_mut().find(|entry| entry.is(token))?;
         if entry.owed == Owed::Ended {
             return None;
         }

@@ -43,14 +43,10 @@ impl Shared {
         let mut take = cmd("SET");
         take.arg(&lock).arg("-").arg("NX").arg("PX").arg(held_for);
         let shard = store.shard(lock.as_bytes());
-        match store.call_within(PATIENCE, Lane::Bodies, shard, &take).await.ok()? {
-            Value::Okay => {}
-            _ => {
-                // Somebody else does it, or has done it and says what it found.
-                let told =
-                    store.call_within(PATIENCE, Lane::Bodies, shard, &stored::get(&lock)).await.ok()?;
-                return from_redis_value::<String>(told).ok()?.parse().ok();
-            }
+        if store.call_within(PATIENCE, Lane::Bodies, shard, &take).await.ok()? != Value::Okay {
+            // Somebody else does it, or has done it and says what it found.
+            let told = store.call_within(PATIENCE, Lane::Bodies, shard, &stored::get(&lock)).await.ok()?;
+            return from_redis_value::<String>(told).ok()?.parse().ok();
         }
         let live = self.sweep_store(store).await?;
         let mut tell = cmd("SET");
