@@ -86,6 +86,10 @@ families! {
         sessions: IntCounterVec = "tollgate_sessions_total" ["event"],
         /// Live sessions of all users, counted by the last sweep.
         sessions_live: IntGauge = "tollgate_sessions_live" [],
+        /// Revocations that the store has not got yet; they end with the process if it ends first.
+        revocations_pending: IntGauge = "tollgate_revocations_pending" [],
+        /// Revocations given up before their end for want of room: they hold only where the store is asked, or nowhere.
+        revocations_dropped: IntCounter = "tollgate_revocations_dropped_total" [],
         /// Log lines dropped because the log could not be written fast enough.
         log_dropped: IntCounter = "tollgate_log_lines_dropped_total" [],
         /// Always 1; the labels say what is running.

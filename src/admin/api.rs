@@ -247,6 +247,7 @@ struct RevokeBody {
     jti: Option<Box<str>>,
     token: Option<Box<str>>,
     subject: Option<Box<str>>,
+    issuer: Option<Box<str>>,
     ttl: Option<Ttl>,
     reason: Option<Box<str>>,
 }
@@ -260,7 +261,8 @@ enum Ttl {
 }
 
 fn parse_revoke(body: &[u8]) -> Result<Revoke, &'static str> {
-    const SHAPE: &str = "send a JSON object with one of jti, token, subject, and optionally ttl and reason";
+    const SHAPE: &str =
+        "send a JSON object with one of jti, token, subject, and optionally issuer, ttl and reason";
     let body: RevokeBody = parse(body, SHAPE)?;
     let target = match (body.jti, body.token, body.subject) {
         (Some(jti), None, None) => RevokeTarget::Jti(named(jti, MAX_NAME)?),
@@ -268,6 +270,10 @@ fn parse_revoke(body: &[u8]) -> Result<Revoke, &'static str> {
         (None, None, Some(subject)) => RevokeTarget::Subject(named(subject, MAX_NAME)?),
         _ => return Err(SHAPE),
     };
+    if body.issuer.is_some() && matches!(target, RevokeTarget::Token(_)) {
+        return Err("issuer goes with jti and subject; a token tells its own");
+    }
+    let issuer = body.issuer.map(|issuer| named(issuer, MAX_NAME)).transpose()?;
     let ttl = match body.ttl {
         None => None,
         Some(Ttl::Seconds(seconds)) => Some(Duration::from_secs(seconds)),
@@ -279,7 +285,7 @@ fn parse_revoke(body: &[u8]) -> Result<Revoke, &'static str> {
         return Err("ttl is between one second and ten years");
     }
     let reason = body.reason.map(|reason| named(reason, MAX_NAME)).transpose()?;
-    Ok(Revoke { target, ttl, reason })
+    Ok(Revoke { target, issuer, ttl, reason })
 }
 
 #[derive(Deserialize)]

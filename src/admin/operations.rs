@@ -235,6 +235,9 @@ impl fmt::Debug for RevokeTarget {
 pub struct Revoke {
     /// What to revoke.
     pub target: RevokeTarget,
+    /// The configuration's name of whoever issued the `jti` or the tokens of the subject: at most 256 bytes, no
+    /// control characters.
+    pub issuer: Option<Box<str>>,
     /// How long to remember it, 1 second to 10 years; absent: the token's remaining life, or the longest life the
     /// configuration allows.
     pub ttl: Option<Duration>,

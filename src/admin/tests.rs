@@ -293,11 +293,12 @@ async fn a_revocation_names_exactly_one_thing() {
         *bench.notes.revoked.lock(),
         [Revoke {
             target: RevokeTarget::Jti("j-1".into()),
+            issuer: None,
             ttl: Some(Duration::from_secs(86_400)),
             reason: Some("lost phone".into()),
         }]
     );
-    for good in [r#"{"token":"a.b.c"}"#, r#"{"subject":"alice","ttl":60}"#] {
+    for good in [r#"{"token":"a.b.c"}"#, r#"{"subject":"alice","issuer":"main","ttl":60}"#] {
         assert_eq!(bench.post("/api/v1/revocations", good).await.status(), 200, "{good}");
     }
     for bad in [
@@ -309,6 +310,8 @@ async fn a_revocation_names_exactly_one_thing() {
         r#"{"jti":7}"#,
         r#"{"jti":"a","token":"b"}"#,
         r#"{"jti":"a","jti":"b"}"#,
+        r#"{"token":"a.b.c","issuer":"main"}"#,
+        r#"{"jti":"a","issuer":""}"#,
         r#"{"jti":"a","extra":1}"#,
         r#"{"jti":"a\n"}"#,
         r#"{"jti":"a","ttl":0}"#,

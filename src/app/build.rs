@@ -90,6 +90,7 @@ pub fn gateway(spec: &Spec, shared: Arc<Shared>) -> Result<Gateway, Vec<Unusable
         unrouted: shared.metrics.route("-"),
         outcomes: Outcomes::new(&shared.metrics),
         longest_revocation: spec.identity.revocation_lifetime,
+        refuse_unknown: spec.identity.when_unknown == spec::WhenUnknown::Refuse,
         fields: limits::fields::Settings {
             x_ratelimit: spec.limits.x_ratelimit_headers,
             ietf: spec.limits.ietf_headers,
@@ -288,6 +289,13 @@ fn entries(
             peek: spec.sessions.peek,
             not_opened: metrics.not_opened(&route.name),
         }),
+        logout_everywhere: route.logout_everywhere,
+        refuse_unknown: match (route.when_unknown, route.logout) {
+            (Some(declared), _) => declared == spec::WhenUnknown::Refuse,
+            // Whoever wants to log out must be able to while the store is away.
+            (None, Some(_)) => false,
+            (None, None) => spec.identity.when_unknown == spec::WhenUnknown::Refuse,
+        },
         max_body: route.max_body,
         allow_encoded_slashes: route.allow_encoded_slashes,
         metrics: metrics.route(&route.name),

@@ -1,5 +1,6 @@
 //! What the admin listener may ask of this gateway.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -110,8 +111,9 @@ impl Operations for GatewayOperations {
         let longest = revoke.ttl.unwrap_or(gateway.longest_revocation);
         let (id, revocation) = match &revoke.target {
             RevokeTarget::Jti(jti) => {
+                let jti: Box<str> = qualified(&gateway, &revoke, jti)?.into();
                 let key = TokenId::Jti(jti.clone()).blacklist_key(prefix).into();
-                (jti.clone(), Revocation { key, effect: Effect::Token, until: now.plus(longest) })
+                (jti, Revocation { key, effect: Effect::Token, until: now.plus(longest) })
             }
             RevokeTarget::Token(token) => {
                 let identity = gateway
@@ -125,15 +127,16 @@ impl Operations for GatewayOperations {
                 (identity.token_id.as_str().into(), revocation)
             }
             RevokeTarget::Subject(subject) => {
-                let key = subject_key(prefix, "revoked_before", subject, shared.keys.is_tagged()).into();
-                (subject.clone(), Revocation::everywhere(key, now, longest))
+                let account: Box<str> = qualified(&gateway, &revoke, subject)?.into();
+                let key = subject_key(prefix, "revoked_before", &account, shared.keys.is_tagged()).into();
+                (account, Revocation::everywhere(key, now, longest))
             }
         };
         let expires_in_seconds = revocation.until.millis_since(now) / 1_000;
-        let shared_everywhere = shared.revoke(revocation).await;
-        if let RevokeTarget::Subject(subject) = &revoke.target {
-            shared.invalidate(vec![user_tag(Some(subject))]).await;
-        }
+        let shared_everywhere = match revocation.effect {
+            Effect::Token => shared.revoke(revocation).await,
+            Effect::IssuedBefore(_) => shared.end_account(&id, revocation).await,
+        };
         tracing::info!(kind, id = %id, reason = revoke.reason.as_deref(), "revoked by an operator");
         Ok(Revoked { kind, id, expires_in_seconds, shared: shared_everywhere })
     }
@@ -207,6 +210,7 @@ impl Operations for GatewayOperations {
         families.cache_bytes.set(i64::try_from(tiers.memory_bytes()).unwrap_or(i64::MAX));
         families.cache_entries.set(i64::try_from(tiers.memory_entries()).unwrap_or(i64::MAX));
         families.revocations_known.set(i64::try_from(shared.known.len()).unwrap_or(i64::MAX));
+        families.revocations_pending.set(i64::try_from(shared.pending.len()).unwrap_or(i64::MAX));
         shared.metrics.render()
     }
 }
@@ -232,6 +236,15 @@ impl GatewayOperations {
         let only = Shown::ToOperator(subject.policy.as_deref());
         Ok(shown(gateway.change_quota(&subjects, only, change).await))
     }
+}
+
+/// The `name` of what is to be revoked among those of all issuers.
+fn qualified<'a>(gateway: &Gateway, revoke: &Revoke, name: &'a str) -> Result<Cow<'a, str>, OperationError> {
+    let unknown = match revoke.issuer {
+        Some(_) => OperationError::NotFound("no issuer has this name"),
+        None => OperationError::Invalid("there are several issuers; name the one that is meant"),
+    };
+    gateway.verifier.qualified(revoke.issuer.as_deref(), name).ok_or(unknown)
 }
 
 /// What an operator gave of a subject, as a request would have it.

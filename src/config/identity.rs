@@ -64,6 +64,7 @@ pub(super) fn identity(root: &Reader<'_>) -> Identity {
             "revocation_lifetime",
             Duration::from_secs(60)..=Duration::from_secs(10 * 366 * 86_400),
         ),
+        when_unknown: reader.get("when_unknown"),
         user_id_header: headers.opt("user_id"),
         plan_header: headers.opt("plan"),
         permissions_header: headers.opt("permissions"),

@@ -144,6 +144,8 @@ fn route(reader: &Reader<'_>, known: &Known<'_>, defaults: &Defaults) -> Route {
         cost: reader.within("cost", 1..=1_000_000),
         logout,
         login: reader.opt_section("login").and_then(|login| login.required("token")),
+        logout_everywhere: reader.get("logout_everywhere"),
+        when_unknown: reader.opt("when_unknown"),
         max_body: reader.opt::<Size>("max_body").map_or(known.server.max_body, |Size(bytes)| bytes),
         allow_encoded_slashes: reader
             .opt("allow_encoded_slashes")
@@ -218,6 +220,14 @@ fn check(reader: &Reader<'_>, known: &Known<'_>, route: &Route) {
     }
     if route.logout.is_some() && route.auth != Auth::Required && !reader.reported("auth") {
         reader.refuse("logout", "needs a caller; accepted: auth = \"required\" beside it");
+    }
+    if route.logout_everywhere && route.logout.is_none() && !reader.reported("logout") {
+        let message = "is for a logout; accepted: logout = \"gateway\" or \"forward\" beside it";
+        reader.refuse("logout_everywhere", message);
+    }
+    if route.when_unknown.is_some() && route.auth == Auth::None && !reader.reported("auth") {
+        let message = "needs a caller; accepted: auth = \"required\" or \"optional\" beside it";
+        reader.refuse("when_unknown", message);
     }
     if route.logout == Some(Logout::Gateway) && reader.has("upstream") {
         reader.warn("upstream", "is not used: the gateway answers this route");

@@ -12,6 +12,7 @@ use super::value::{HostPort, RedisUrl, Secret};
 pub use super::words::{
     AccessField, Algorithm, AppliesTo, Auth, Balance, ClientAddressHeader, Count, Environment, HashTags,
     LimitAlgorithm, LogFormat, LogLevel, Logout, OnStoreFailure, ResetFormat, SessionUse, UpstreamProtocol,
+    WhenUnknown,
 };
 pub use crate::limits::KeyPart;
 use crate::sessions::login::Place;
@@ -186,6 +187,8 @@ pub struct Identity {
     pub verified_cache: u32,
     /// How long a revocation holds where the token does not say when it ends.
     pub revocation_lifetime: Duration,
+    /// What becomes of tokens that may have been revoked.
+    pub when_unknown: WhenUnknown,
     /// Header for the subject; `None`: not sent.
     pub user_id_header: Option<HeaderName>,
     /// Header for the plan; `None`: not sent.
@@ -431,6 +434,10 @@ pub struct Route {
     pub logout: Option<Logout>,
     /// Where a successful answer has the token that opens a session.
     pub login: Option<Place>,
+    /// Whether a logout here is one of all the user's tokens; only where `logout` is there.
+    pub logout_everywhere: bool,
+    /// What becomes of tokens that may have been revoked; `None`: what `[identity]` says, and a logout accepts them.
+    pub when_unknown: Option<WhenUnknown>,
     /// Most bytes of a request body.
     pub max_body: u64,
     /// Whether `%2F` may stand in the path.

@@ -181,6 +181,14 @@ words! {
         Required = "required",
     }
 
+    /// What becomes of a token that may have been revoked, because the store gives no answer.
+    pub enum WhenUnknown {
+        /// It is accepted.
+        Accept = "accept",
+        /// It is refused for the moment.
+        Refuse = "refuse",
+    }
+
     /// Who answers a logout.
     pub enum Logout {
         /// The gateway.

@@ -137,9 +137,9 @@ impl Identity {
         let (account, token_id) = match (realm, token_id) {
             (None, token_id) => (Arc::clone(&person.subject), token_id),
             (Some(realm), TokenId::Jti(jti)) => {
-                (within(realm, &person.subject), TokenId::Jti(format!("{realm}~{jti}").into()))
+                (within(realm, &person.subject).into(), TokenId::Jti(within(realm, &jti).into()))
             }
-            (Some(realm), digest @ TokenId::Sha256(_)) => (within(realm, &person.subject), digest),
+            (Some(realm), digest @ TokenId::Sha256(_)) => (within(realm, &person.subject).into(), digest),
         };
         let key = |family: &str| subject_key(key_prefix, family, &account, hash_tags).into();
         Self {
@@ -188,8 +188,9 @@ impl Identity {
     }
 }
 
-fn within(realm: &str, subject: &str) -> Arc<str> {
-    format!("{realm}~{subject}").into()
+/// A subject or a `jti` as it is told from those of other issuers.
+pub(super) fn within(realm: &str, name: &str) -> String {
+    format!("{realm}~{name}")
 }
 
 fn is_readable(jti: &str) -> bool {

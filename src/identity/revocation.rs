@@ -363,8 +363,8 @@ impl Pending {
     }
 
     /// Keeps a revocation to be written later; also for handing back what could not be written. When full the
-    /// one that ends soonest is given up and counted.
-    pub fn push(&self, revocation: Revocation) {
+    /// one that ends soonest is given up and counted, and `false` returned.
+    pub fn push(&self, revocation: Revocation) -> bool {
         let Revocation { key, mut effect, mut until } = revocation;
         let mut owed = self.owed.lock();
         if let Some((known_until, known_effect)) = owed.by_key.get(&key).copied() {
@@ -379,7 +379,9 @@ impl Pending {
         {
             owed.by_key.remove(&soonest);
             self.dropped.fetch_add(1, Ordering::Relaxed);
+            return false;
         }
+        true
     }
 
     /// Takes at most `max` of what is owed under keys that `wanted` accepts, longest-lived first, leaving out what
@@ -542,10 +544,9 @@ mod tests {
     #[test]
     fn what_is_owed_is_bounded_merged_and_drained_once() {
         let pending = Pending::new(2);
-        pending.push(token("a", 10));
-        pending.push(token("a", 40));
-        pending.push(token("b", 20));
-        pending.push(token("c", 30));
+        let kept =
+            [("a", 10), ("a", 40), ("b", 20), ("c", 30)].map(|(key, end)| pending.push(token(key, end)));
+        assert_eq!(kept, [true, true, true, false]);
         assert_eq!((pending.len(), pending.dropped()), (2, 1));
         assert_eq!(pending.drain(UnixMillis(0), 1, |_| true), [token("a", 40)]);
         assert_eq!(pending.drain(UnixMillis(30), 10, |_| true), []);

@@ -2,6 +2,7 @@
 //!
 //! Only success is remembered, and the moment is judged anew each time; revocation is decided elsewhere.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use serde_json::Value;
 
 use super::algorithm::{Algorithm, Algorithms};
 use super::claims::{Claims, Rules, Times};
-use super::identity::{Identity, TokenId};
+use super::identity::{Identity, TokenId, within};
 use super::jwt::Parsed;
 use super::keys::KeySet;
 use super::mapping::Mapping;
@@ -233,6 +234,21 @@ impl Verifier {
             cache.clear();
         }
         true
+    }
+
+    /// What a subject or a `jti` is known by among all issuers: itself, or `<issuer>~<name>` where there are
+    /// several, in which case a name of this form needs no `issuer`. `None` when it does not tell a known issuer.
+    pub fn qualified<'a>(&self, issuer: Option<&str>, name: &'a str) -> Option<Cow<'a, str>> {
+        let several = self.issuers.len() > 1;
+        let is_known = |issuer: &str| self.issuers.iter().any(|trusted| *trusted.issuer.name == *issuer);
+        match issuer {
+            Some(issuer) if !is_known(issuer) => None,
+            Some(issuer) if several => Some(Cow::Owned(within(issuer, name))),
+            None if several => {
+                name.split_once('~').filter(|(issuer, _)| is_known(issuer)).map(|_| Cow::Borrowed(name))
+            }
+            _ => Some(Cow::Borrowed(name)),
+        }
     }
 
     /// Tokens remembered as verified.

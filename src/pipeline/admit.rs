@@ -15,6 +15,7 @@ use super::limit::{Limiting, PendingCache};
 use super::lookup::{self, Lookup};
 use super::quota;
 use super::refusal::Refusal;
+use super::vouch::vouch;
 use crate::cache::key::{Target as CacheTarget, Unstamped};
 use crate::cache::request::{Bypass, Caller as CacheCaller, is_safe};
 use crate::cache::tag::key_tag;
@@ -88,6 +89,11 @@ pub async fn admit(
             context.admission = Admission::Answered(quota::tell(gateway, &asked, context.received_at).await?);
             return Ok(());
         }
+        Judgement::Forbidden(identity) => {
+            // The client of a revoked token has to log in, whatever it may.
+            Box::pin(vouch(gateway, &identity, false, context.received_at)).await?;
+            return Err(IdentityRefusal::Forbidden.into());
+        }
         // Once is enough: what was looked up was forgotten at once.
         Judgement::Unknown(_) => return Err(IdentityRefusal::Undecided.into()),
     };
@@ -105,6 +111,8 @@ pub(super) enum Judgement {
     Routed(Box<Judged>),
     /// Nowhere: it asks what is left of its own limits.
     Quota(quota::Asked),
+    /// Nowhere: the caller lacks a permission. Whether the token holds at all is still to be asked.
+    Forbidden(Arc<Identity>),
     /// Who asks cannot be said before this is looked up.
     Unknown(Lookup),
 }
@@ -169,7 +177,9 @@ fn judge(
     };
     context.identity.clone_from(&identity);
     refuse_known_revoked(gateway, identity.as_deref(), now)?;
-    permit(&route.access, identity.as_deref())?;
+    if let Err(refusal) = permit(&route.access, identity.as_deref()) {
+        return identity.map(Judgement::Forbidden).ok_or_else(|| refusal.into());
+    }
 
     // What may the cache do?
     let cache_host = if context.host == context.authority {
@@ -319,7 +329,7 @@ pub(super) fn revoked(gateway: &Gateway, identity: Option<&Arc<Identity>>, now: 
     if let Some(identity) = identity {
         let until = identity.usable_until.unwrap_or_else(|| now.plus(CUTOFF_KNOWN_FOR));
         let key = Arc::clone(&identity.keys.blacklist);
-        gateway.shared.known.learn(&Revocation { key, effect: Effect::Token, until }, now);
+        gateway.shared.learn(&Revocation { key, effect: Effect::Token, until }, now);
     }
     IdentityRefusal::Token(Refused::Revoked).into()
 }

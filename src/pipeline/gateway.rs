@@ -63,6 +63,8 @@ pub struct Gateway {
     pub outcomes: Outcomes,
     /// How long a token without `exp` stays revoked.
     pub longest_revocation: Duration,
+    /// Whether a caller is refused, where no route says, of whom the store cannot say whether the token was revoked.
+    pub refuse_unknown: bool,
     /// Where a client reads what is left of its limits; `None`: nowhere.
     pub quota_path: Option<Box<str>>,
     /// How often an address may read that.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::admit::{CacheUse, Origin, Request, revoked};
 use super::context::Context;
-use super::exchange::{self, Answer, NoAnswer, Seen, WATCHED};
+use super::exchange::{self, Answer, Guards, NoAnswer, Seen, WATCHED};
 use super::gateway::Gateway;
 use super::give_back::provisional;
 use super::refusal::{Limited, Refusal};
@@ -17,7 +17,7 @@ use crate::cache;
 use crate::cache::request::Bypass;
 use crate::client_addr::ClientAddr;
 use crate::clock::UnixMillis;
-use crate::identity::Identity;
+use crate::identity::{Identity, IdentityRefusal};
 use crate::limits::user_limits::Adjustment;
 use crate::limits::{
     self, Body, Caller, Checks, Decision, OnStoreFailure, Parts, Permit, Plan, Policy, Violated, fields,
@@ -189,8 +189,9 @@ impl Limiting<'_> {
             _ => None,
         };
         let asked = Instant::now();
-        let identity_of = identity.map(|identity| &**identity);
-        let answer = exchange::ask(store, shared, identity_of, self.watched(), tags, checks, now).await;
+        let required = identity.is_some() && self.route.refuse_unknown;
+        let guards = Guards { identity: identity.map(|identity| &**identity), required };
+        let answer = exchange::ask(store, shared, guards, self.watched(), tags, checks, now).await;
         let late = asked.elapsed() > store.settings().deadline / 2;
         let verdict = match answer {
             Ok(Answer::Judged { decision, watched, generations, away }) => {
@@ -198,8 +199,10 @@ impl Limiting<'_> {
             }
             Ok(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, identity, now)),
             Ok(Answer::Banned) => return Err(Refusal::Banned),
-            Err(NoAnswer { waited }) => {
-                let decision = shared.decide_without_store(checks, now, waited);
+            // Before anything is counted here.
+            Err(_) if required => return Err(IdentityRefusal::Undecided.into()),
+            Err(NoAnswer { uncounted }) => {
+                let decision = shared.decide_without_store(checks, now, uncounted);
                 let (source, blind) = (LimitSource::Memory, Violated::from_bits(u32::MAX));
                 let watched = Default::default();
                 Verdict { decision, source, blind, watched, generations: None, late }

@@ -20,6 +20,7 @@ pub mod reply;
 mod revoke;
 pub mod sessions;
 mod user_limits;
+mod vouch;
 mod watched;
 
 pub use self::admit::{CacheUse, Origin, Request, admit, find_param};

@@ -12,13 +12,14 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde::Serialize;
 
-use super::admit::{Identified, Judgement, identify, refuse_known_revoked, revoked};
+use super::admit::{Identified, Judgement, identify, refuse_known_revoked};
 use super::context::Context;
-use super::exchange::{self, Answer, GATE, Watched};
+use super::exchange::GATE;
 use super::gateway::{Gateway, Shared};
 use super::head::{Head, HeadInput};
 use super::refusal::{Limited, Refusal};
 use super::reply::Reply;
+use super::vouch::vouch;
 use crate::client_addr::ClientAddr;
 use crate::clock::UnixMillis;
 use crate::identity::{Identity, Requirement};
@@ -169,14 +170,8 @@ pub(super) async fn tell(gateway: &Gateway, asked: &Asked, now: UnixMillis) -> R
     let shared = &*gateway.shared;
     let identity = asked.identity.as_ref();
     let address = asked.client.subject().text();
-    if let (Some(store), Some(identity)) = (&shared.store, identity) {
-        let mut none = Checks::new();
-        none.begin(now);
-        match exchange::ask(store, shared, Some(identity), Watched::default(), None, &mut none, now).await {
-            Ok(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, Some(identity), now)),
-            Ok(Answer::Banned) => return Err(Refusal::Banned),
-            Ok(Answer::Judged { .. }) | Err(_) => {}
-        }
+    if let Some(identity) = identity {
+        vouch(gateway, identity, gateway.refuse_unknown, now).await?;
     }
     let request = Parts { headers: Some(&asked.headers), body: None };
     let anonymous = Subject { request, ..Subject::anonymous(address.as_str(), gateway.plans.anonymous()) };

@@ -60,7 +60,7 @@ impl EventHandler for Recoverer {
         }
         let revocation = std::str::from_utf8(payload).ok().and_then(Revocation::from_message);
         if let Some(revocation) = revocation {
-            self.0.known.learn(&revocation, self.0.clock.now());
+            self.0.learn(&revocation, self.0.clock.now());
         }
     }
 
@@ -134,7 +134,7 @@ impl Shared {
             } else {
                 Effect::Token
             };
-            self.known.learn(&Revocation { key: key.into(), effect, until }, now);
+            self.learn(&Revocation { key: key.into(), effect, until }, now);
         }
         Ok(())
     }

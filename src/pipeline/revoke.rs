@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::{Cmd, RedisResult, cmd};
+use ::redis::{Cmd, Pipeline, RedisResult, Value, cmd};
 
-use super::gateway::Shared;
-use crate::clock::millis;
+use super::gateway::{Gateway, Shared};
+use crate::cache::tag::user_tag;
+use crate::clock::{UnixMillis, millis};
 use crate::identity::Identity;
-use crate::identity::revocation::{Effect, Pending, Revocation};
+use crate::identity::revocation::{Effect, Learned, Revocation};
 use crate::metrics::RevocationKind;
 use crate::redis::{Lane, Link, Publisher};
+use crate::route::Route;
 
 /// Revocations handed over in one go on recovery.
 const BATCH: usize = 1_000;
@@ -26,40 +28,77 @@ if left > life then life = left end \
 redis.call('SET', KEYS[1], string.format('%.0f', second), 'PX', life) \
 return 1";
 
+impl Gateway {
+    /// Logs out whoever came with `identity` to a logout route: ends the token, its session and everything cached for its
+    /// user, and, where the route says so, all that the user has got until now.
+    pub async fn log_out(&self, route: &Route, identity: &Identity) {
+        let (shared, now, longest) = (&*self.shared, self.shared.clock.now(), self.longest_revocation);
+        let token = identity.revocation(now, longest);
+        if route.logout_everywhere {
+            let mut cutoff = identity.revocation_everywhere(now, longest);
+            cutoff.until = cutoff.until.max(token.until);
+            // The token by itself too: it may have been issued by a clock that is ahead of this one.
+            tokio::join!(shared.revoke(token), shared.end_account(&identity.account, cutoff));
+        } else {
+            let forgotten = shared.invalidate(vec![user_tag(Some(&identity.account))]);
+            tokio::join!(shared.revoke(token), shared.end_session(identity), forgotten);
+        }
+    }
+}
+
 impl Shared {
     /// Revokes on this instance at once and tells the store. Returns whether the store knows.
     pub async fn revoke(&self, revocation: Revocation) -> bool {
         let now = self.clock.now();
-        self.known.learn(&revocation, now);
+        self.learn(&revocation, now);
         self.metrics.revocations().count(match revocation.effect {
             Effect::Token => RevocationKind::Token,
             Effect::IssuedBefore(_) => RevocationKind::Subject,
         });
         let Some(store) = &self.store else { return true };
         let Some(ttl) = revocation.ttl(now) else { return true };
+        let message = revocation.to_message();
+        // Told together with the writing: whoever hears that it is done may lose the store at once, and the other
+        // instances have got it all the same.
+        let mut pipeline = Pipeline::with_capacity(2);
+        pipeline.add_command(command(&revocation, ttl)).add_command(store.publication(message.as_bytes()));
         let shard = store.shard(revocation.key.as_bytes());
-        let written = match command(&revocation, ttl) {
-            command if store.available(shard) => store.call(Lane::Decisions, shard, &command).await.is_ok(),
-            _ => false,
-        };
-        if written {
-            // News for the time the store is away; a lost message costs nothing while it is there.
-            // Nobody waits for it.
-            let publisher = Publisher::new(Arc::clone(store));
-            tokio::spawn(async move { publisher.publish(revocation.to_message().as_bytes()).await });
-        } else {
-            self.pending.push(revocation);
+        let written = store.available(shard)
+            && store.pipeline(Lane::Decisions, shard, &pipeline).await.is_ok_and(|answers| {
+                answers.first().is_some_and(|answer| !matches!(answer, Value::ServerError(_)))
+            });
+        if !written {
+            self.owe(revocation);
             // Even while the store is there: one late answer must not leave the other instances in the dark.
             store.hand_over_soon();
+            // A cluster that has lost the key's node can still tell them. Nobody waits for it.
+            let publisher = Publisher::new(Arc::clone(store));
+            tokio::spawn(async move { publisher.publish(message.as_bytes()).await });
         }
         written
     }
 
-    /// Ends what this token is good for: the token itself, its session and everything cached for its subject.
-    pub async fn log_out(&self, identity: &Identity, longest: Duration) {
-        let revocation = identity.revocation(self.clock.now(), longest);
-        let tag = crate::cache::tag::user_tag(Some(&identity.account));
-        tokio::join!(self.revoke(revocation), self.invalidate(vec![tag]), self.end_session(identity));
+    /// Holds a revocation here, whatever becomes of the store.
+    pub(super) fn learn(&self, revocation: &Revocation, now: UnixMillis) {
+        if matches!(self.known.learn(revocation, now), Learned::AtTheCostOfAnother | Learned::NotHeld) {
+            self.metrics.families().revocations_dropped.inc();
+        }
+    }
+
+    /// Keeps a revocation for the store.
+    fn owe(&self, revocation: Revocation) {
+        if !self.pending.push(revocation) {
+            self.metrics.families().revocations_dropped.inc();
+        }
+    }
+
+    /// Ends what an account was given until now: all of its tokens, by `cutoff`, its sessions and everything cached for
+    /// it.
+    /// Returns whether the store knows of the cut-off.
+    pub async fn end_account(&self, account: &str, cutoff: Revocation) -> bool {
+        let forgotten = self.invalidate(vec![user_tag(Some(account))]);
+        let (shared, _, _) = tokio::join!(self.revoke(cutoff), self.end_sessions(account, None), forgotten);
+        shared
     }
 
     /// Hands revocations made during an outage, as far as they live on this node, to it and tells the other
@@ -69,7 +108,7 @@ impl Shared {
         loop {
             let now = self.clock.now();
             let revocations = self.pending.drain(now, BATCH, |key| link.holds(key.as_bytes()));
-            let mut owed = Owed { pending: &self.pending, revocations };
+            let mut owed = Owed { shared: self, revocations };
             if owed.revocations.is_empty() {
                 return Ok(());
             }
@@ -97,13 +136,13 @@ impl Shared {
 
 /// Revocations under way to the store: those that are still in here when it is dropped are pending again.
 struct Owed<'a> {
-    pending: &'a Pending,
+    shared: &'a Shared,
     revocations: Vec<Revocation>,
 }
 
 impl Drop for Owed<'_> {
     fn drop(&mut self) {
-        self.revocations.drain(..).for_each(|revocation| self.pending.push(revocation));
+        self.revocations.drain(..).for_each(|revocation| self.shared.owe(revocation));
     }
 }
 

@@ -30,8 +30,7 @@ impl Limiting<'_> {
         let [session, api_token] = seen;
         self.judge_api_token(&api_token)?;
         if self.route.session {
-            // A session that was just opened may not have arrived yet.
-            Box::pin(self.judge_session(session)).await?;
+            self.judge_session(session).await?;
         }
         Ok(())
     }
@@ -41,7 +40,8 @@ impl Limiting<'_> {
         let login = self.identity.filter(|identity| identity.api_token.is_none());
         let Some(identity) = login else { return Err(IdentityRefusal::NoSession.into()) };
         match self.gateway.shared.judge_session(identity, seen, self.now).await {
-            // Of an unknown one nothing is known against it.
+            Judged::Unknown if self.route.refuse_unknown => Err(IdentityRefusal::Undecided.into()),
+            // Nothing is known against it.
             Judged::Live | Judged::Unknown => Ok(()),
             Judged::None => Err(IdentityRefusal::NoSession.into()),
         }

@@ -124,7 +124,7 @@ impl Exchange {
                 && status.is_some_and(|status| status.is_success())
                 && let Some(identity) = &admitted.identity
             {
-                shared.log_out(identity, self.gateway.longest_revocation).await;
+                self.gateway.log_out(&admitted.route, identity).await;
             }
         };
         // Side by side: the client waits for the store once.
@@ -189,7 +189,7 @@ impl ProxyHttp for Proxy {
         }
         if admitted.route.logout == Some(Logout::Gateway) {
             if let Some(identity) = &admitted.identity {
-                gateway.shared.log_out(identity, gateway.longest_revocation).await;
+                gateway.log_out(&admitted.route, identity).await;
             }
             exchange.answer(session, &Reply::json(LOGGED_OUT)).await?;
             return Ok(true);

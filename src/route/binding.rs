@@ -32,6 +32,7 @@ pub struct Login {
 
 /// A route and everything it is bound to.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "switches that are independent of each other")]
 pub struct Route {
     /// Name in the configuration, in logs and in metrics.
     pub name: Arc<str>,
@@ -53,6 +54,10 @@ pub struct Route {
     pub logout: Option<Logout>,
     /// Whether and how a successful answer is a login.
     pub login: Option<Login>,
+    /// Whether a logout here revokes all the user's tokens.
+    pub logout_everywhere: bool,
+    /// Whether a caller is refused of whom the store cannot say whether the token was revoked.
+    pub refuse_unknown: bool,
     /// Longest request body, in bytes.
     pub max_body: u64,
     /// Whether `%2F` may stand in a path segment.

@@ -64,5 +64,6 @@ mod shutdown;
 mod store_in_cluster;
 mod strangers;
 mod topology;
+mod unknown_tokens;
 mod upstreams;
 mod user_limits;

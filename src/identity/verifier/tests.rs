@@ -9,6 +9,8 @@ use super::super::keys::Key;
 use super::super::mint::{MintKey, MintRequest, mint};
 use super::*;
 
+mod twins;
+
 const SECRET: &[u8] = b"correct-horse-battery-staple-0123456789";
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 const SECS: u64 = 1_700_000_000;
@@ -226,27 +228,6 @@ fn ecdsa_signatures_with_zero_or_oversized_numbers_are_refused() {
 }
 
 #[test]
-fn the_other_spelling_of_an_ecdsa_signature_is_the_same_token_for_revocation() {
-    let order = [
-        0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc, 0xe6, 0xfa,
-        0xad, 0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51_u8,
-    ];
-    let verifier = verifier(vec![issuer([Algorithm::ES256], vec![public("ec-p256")])]);
-    let token = private(Algorithm::ES256, "ec-p256").sign_claims(&good_claims()).unwrap();
-    let mut other = signature(&token);
-    let mut borrow = 0;
-    for at in (0..32).rev() {
-        let difference = i16::from(order[at]) - i16::from(other[32 + at]) - borrow;
-        borrow = i16::from(difference < 0);
-        other[32 + at] = u8::try_from(difference.rem_euclid(256)).unwrap();
-    }
-    let twin = with_signature(&token, &other);
-    assert_ne!(twin, token);
-    let (first, second) = (verifier.verify(&token, NOW).unwrap(), verifier.verify(&twin, NOW).unwrap());
-    assert_eq!(first.keys.blacklist, second.keys.blacklist);
-}
-
-#[test]
 fn a_pss_signature_plus_the_modulus_is_refused() {
     let verifier = verifier(vec![issuer([Algorithm::PS256], vec![public("rsa-2048")])]);
     let key = private(Algorithm::PS256, "rsa-2048");
@@ -458,6 +439,31 @@ fn tokens_without_jti_are_known_by_their_digest_and_never_by_their_text() {
     named.insert("jti".into(), "6fa459ea-ee8a-3ca4-894e-db77e160355e".into());
     let identity = verifier.verify(&hs256().sign_claims(&named).unwrap(), NOW).unwrap();
     assert_eq!(&*identity.keys.blacklist, "blacklist:6fa459ea-ee8a-3ca4-894e-db77e160355e");
+}
+
+#[test]
+fn names_are_told_apart_by_issuer_where_there_are_several() {
+    let one = verifier(vec![hs_issuer()]);
+    for (issuer, name, known_by) in
+        [(None, "42", Some("42")), (Some("main"), "42", Some("42")), (Some("else"), "42", None)]
+    {
+        assert_eq!(one.qualified(issuer, name).as_deref(), known_by, "{issuer:?} {name}");
+    }
+    let mut second = hs_issuer();
+    (second.name, second.iss) = ("second".into(), vec!["https://second".into()]);
+    let two = verifier(vec![hs_issuer(), second]);
+    for (issuer, name, known_by) in [
+        (None, "42", None),
+        (None, "else~42", None),
+        (None, "main~42", Some("main~42")),
+        (Some("main"), "42", Some("main~42")),
+        (Some("second"), "main~42", Some("second~main~42")),
+        (Some("else"), "42", None),
+    ] {
+        assert_eq!(two.qualified(issuer, name).as_deref(), known_by, "{issuer:?} {name}");
+    }
+    let identity = two.verify(&hs256().sign_claims(&good_claims()).unwrap(), NOW).unwrap();
+    assert_eq!(two.qualified(Some("main"), "alice").as_deref(), Some(&*identity.account));
 }
 
 #[test]

@@ -142,24 +142,33 @@ pub(super) enum Seen {
     Value(Bytes),
 }
 
+/// Whose guards are asked: is the token revoked, the user banned or cut off?
+#[derive(Clone, Copy, Default)]
+pub(super) struct Guards<'a> {
+    /// The caller; nobody has no guards.
+    pub(super) identity: Option<&'a Identity>,
+    /// Whether there is no answer at all unless every guard has answered.
+    pub(super) required: bool,
+}
+
 /// The store gave no usable answer: the caller decides from memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NoAnswer {
-    /// Whether the request gave up while it waited to be asked about with others: the store does not count it, or
-    /// takes it off again.
-    pub(super) waited: bool,
+    /// Whether the store does not count the request, or takes it off again: it gave up while it waited to be asked
+    /// about with others, or a guard that was required gave no answer.
+    pub(super) uncounted: bool,
 }
 
 impl NoAnswer {
-    const ASKED: Self = Self { waited: false };
-    const WAITED: Self = Self { waited: true };
+    const ASKED: Self = Self { uncounted: false };
+    const UNCOUNTED: Self = Self { uncounted: true };
 }
 
 /// Asks the store.
 pub(super) async fn ask(
     store: &Arc<Store>,
     shared: &Shared,
-    identity: Option<&Identity>,
+    guards: Guards<'_>,
     watched: Watched<'_>,
     tags: Option<(&Generations, &Tags)>,
     checks: &mut Checks,
@@ -175,7 +184,8 @@ pub(super) async fn ask(
         tags.map(|(generations, tags)| generations.keys(tags).collect()).unwrap_or_default();
     let (told, positions, owed) = {
         let by_lease = (&leased, &link.exchange.leases);
-        let (asked, positions, hashes) = question(identity, &watched, &tag_keys, checks, by_lease, instances);
+        let (asked, positions, hashes) =
+            question(guards.identity, &watched, &tag_keys, checks, by_lease, instances);
         let told = match asked.batch.items.first() {
             Some(item)
                 if item.guards.is_empty() && item.counters.is_empty() && asked.batch.tags.is_empty() =>
@@ -191,8 +201,14 @@ pub(super) async fn ask(
                 return Err(no_answer);
             }
         };
+        let item = asked.batch.items.first();
+        if guards.required && told.barred.is_none() && !told.guarded {
+            background::refund(&link, item.map_or_else(Vec::new, |item| question::undone(item, &told)));
+            give_back(&link.exchange, checks, &leased);
+            return Err(NoAnswer::UNCOUNTED);
+        }
         let some_away = told.counters.iter().any(Option::is_none);
-        let item = asked.batch.items.first().filter(|_| some_away);
+        let item = item.filter(|_| some_away);
         let owed = item.map(|item| question::taken_back(item, &told)).unwrap_or_default();
         (told, positions, owed)
     };
@@ -322,6 +338,7 @@ fn question<'a>(
 fn nothing() -> Told {
     Told {
         barred: None,
+        guarded: true,
         violated: Violated::default(),
         counters: Vec::new(),
         clock: None,
@@ -422,7 +439,7 @@ async fn one(link: &Link, asked: &Asked<'_>, hashes: &[u64]) -> Result<Told, NoA
     } else {
         // Nobody can tell it any more: what it was not told by now is taken back, or was never asked.
         waits.close();
-        waits.try_recv().map_err(|_| NoAnswer::WAITED)?
+        waits.try_recv().map_err(|_| NoAnswer::UNCOUNTED)?
     };
     told.map(|told| Told { waited: true, ..told }).ok_or(NoAnswer::ASKED)
 }

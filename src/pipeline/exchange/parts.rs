@@ -98,10 +98,12 @@ pub(super) fn split<'a, S: Copy + PartialEq>(
 pub(super) fn whole(asked: &Asked<'_>, reply: BatchReply) -> Reply {
     let items = reply.items.into_iter().zip(&asked.batch.items).map(|(reply, item)| match reply {
         ItemReply::Barred(guard) => {
-            Judged { barred: Some(guard), granted: 0, counters: vec![None; item.counters.len()] }
+            let counters = vec![None; item.counters.len()];
+            Judged { barred: Some(guard), guarded: true, granted: 0, counters }
         }
         ItemReply::Judged { granted, counters } => {
-            Judged { barred: None, granted, counters: counters.into_iter().map(Some).collect() }
+            let counters = counters.into_iter().map(Some).collect();
+            Judged { barred: None, guarded: true, granted, counters }
         }
     });
     Reply { clock: reply.clock, tags: Some(reply.tags), items: items.collect() }
@@ -129,6 +131,11 @@ pub(super) fn merge<S>(
         let Some(answer) = answer else {
             if !part.tags.is_empty() {
                 reply.tags = None;
+            }
+            for piece in part.pieces.iter().filter(|piece| !piece.guards.is_empty()) {
+                if let Some(item) = reply.items.get_mut(piece.item) {
+                    item.guarded = false;
+                }
             }
             continue;
         };
@@ -185,7 +192,7 @@ pub(super) fn merge<S>(
 }
 
 fn unanswered(item: &Item<'_>) -> Judged {
-    Judged { barred: None, granted: item.count, counters: vec![None; item.counters.len()] }
+    Judged { barred: None, guarded: true, granted: item.count, counters: vec![None; item.counters.len()] }
 }
 
 #[cfg(test)]
@@ -283,5 +290,25 @@ mod tests {
         assert_eq!((reply.items[0].granted, reply.tags.is_none(), owed.len()), (1, true, 0));
         assert!(reply.items[0].counters[0].is_none() && reply.items[0].counters[1].is_some());
         assert!(merge(&whole, &parts, vec![None, None]).is_none());
+    }
+
+    #[test]
+    fn a_part_that_is_away_with_a_guard_says_so_and_one_without_does_not() {
+        let whole = asked(&[b"g1", b"g2"], vec![counter(b"c2", false), counter(b"c3", false)], &[], 1);
+        let parts = split(&whole, by_last);
+        let shards: Vec<u8> = parts.iter().map(|part| part.shard).collect();
+        for (lost, guarded) in [(b'1', false), (b'2', false), (b'3', true)] {
+            let replies = parts.iter().map(|part| {
+                let counters = vec![(1, 1); part.asked.batch.items[0].counters.len()];
+                (part.shard != lost).then(|| answer(vec![judged(1, &counters)]))
+            });
+            let (reply, _) = merge(&whole, &parts, replies.collect()).unwrap();
+            assert_eq!(reply.items[0].guarded, guarded, "{lost} of {shards:?}");
+        }
+        let all = parts.iter().map(|part| {
+            let counters = vec![(1, 1); part.asked.batch.items[0].counters.len()];
+            Some(answer(vec![judged(1, &counters)]))
+        });
+        assert!(merge(&whole, &parts, all.collect()).unwrap().0.items[0].guarded);
     }
 }

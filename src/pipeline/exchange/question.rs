@@ -41,6 +41,8 @@ impl Asked<'_> {
 pub(super) struct Judged {
     /// The guard that bars its requests.
     pub(super) barred: Option<usize>,
+    /// Whether all of its guards were asked.
+    pub(super) guarded: bool,
     /// How many of its requests are admitted by all counters that were asked.
     pub(super) granted: u32,
     /// In the order of its counters; `None` where that part of the store gave no answer.
@@ -63,6 +65,8 @@ pub(super) struct Reply {
 pub(super) struct Told {
     /// The guard that bars it.
     pub(super) barred: Option<usize>,
+    /// Whether all of its guards were asked.
+    pub(super) guarded: bool,
     /// The counters without room for it, those that only watch among them.
     pub(super) violated: Violated,
     /// Its counters, in its order.
@@ -130,7 +134,7 @@ impl Judged {
                 CounterTold { state, last: counted.state, counted: counted_it }
             }));
         }
-        Told { barred: self.barred, violated, counters, clock, tags, waited: false }
+        Told { barred: self.barred, guarded: self.guarded, violated, counters, clock, tags, waited: false }
     }
 }
 
@@ -159,6 +163,20 @@ pub(super) fn taken_back(item: &Item<'_>, told: &Told) -> Vec<Owed> {
     let counted =
         counters.filter_map(|(counter, told)| told.filter(|told| told.counted).map(|told| (counter, told)));
     counted.map(|(counter, told)| Owed::new(counter, told.state, 1)).collect()
+}
+
+/// What must be taken back when the request that asked `item` and was told `told` is as if it had never come: of
+/// counters that count refused requests too.
+pub(super) fn undone(item: &Item<'_>, told: &Told) -> Vec<Owed> {
+    let counters = item.counters.iter().zip(&told.counters).enumerate();
+    let hit = counters.filter_map(|(index, (counter, counted))| {
+        let counted = counted.as_ref()?;
+        // A cool-down that has tripped counts no more.
+        let tripped =
+            matches!(counter.rule.algorithm, Algorithm::CoolDown(_)) && told.violated.contains(index);
+        (counter.penalise && !tripped).then(|| Owed::new(counter, counted.state, 1))
+    });
+    hit.chain(taken_back(item, told)).collect()
 }
 
 /// One counter of a waiting request.

@@ -46,7 +46,8 @@ impl Shared {
         now: UnixMillis,
     ) -> Judged {
         let judged = match self.judge_seen(identity, seen, now) {
-            Judged::None => self.judge_again(identity, now).await,
+            // Boxed, because it is not the rule: the future of every request is as large as its largest step.
+            Judged::None => Box::pin(self.judge_again(identity, now)).await,
             judged => judged,
         };
         if judged == Judged::None {
