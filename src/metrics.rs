@@ -76,6 +76,8 @@ families! {
         store_transitions: IntCounterVec = "tollgate_store_transitions_total" ["to"],
         /// Instances that count in the shared store, this one included, when it was last asked.
         instances: IntGauge = "tollgate_instances" [],
+        /// Successful answers of login routes that opened no session, by route and reason.
+        not_opened: IntCounterVec = "tollgate_sessions_not_opened_total" ["route", "reason"],
         /// Revocations made by this instance, by kind.
         revocations: IntCounterVec = "tollgate_revocations_total" ["kind"],
         /// Revocations this instance remembers and enforces without the store.

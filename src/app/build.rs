@@ -24,7 +24,7 @@ use crate::pipeline::quota;
 use crate::pipeline::{Gateway, Shared, Timeouts};
 use crate::route::pattern::{HostPattern, Pattern};
 use crate::route::table::{self, Ambiguity, Table};
-use crate::route::{Logout, Route, normalise};
+use crate::route::{Login, Logout, Route, normalise};
 use crate::upstream::forward;
 use crate::upstream::{self, Upstream};
 
@@ -291,6 +291,11 @@ fn entries(
             (None, Some(_)) => false,
             (None, None) => spec.identity.when_unknown == spec::WhenUnknown::Refuse,
         },
+        login: route.login.clone().map(|place| Login {
+            place,
+            peek: spec.sessions.peek,
+            not_opened: metrics.not_opened(&route.name),
+        }),
         max_body: route.max_body,
         allow_encoded_slashes: route.allow_encoded_slashes,
         metrics: metrics.route(&route.name),

@@ -413,15 +413,18 @@ mod tests {
     use crate::metrics::{Label as _, documentation};
     use crate::pipeline::Refusal;
     use crate::pipeline::outcome::AuthOutcome;
+    use crate::sessions::login::NotOpened;
 
     /// `TOLLGATE_BLESS=1` rewrites the page.
     #[test]
     fn the_page_of_metrics_equals_the_code() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
         let auth = AuthOutcome::ALL.iter().map(|outcome| outcome.as_str()).collect();
+        let not_opened = NotOpened::ALL.iter().map(|reason| reason.as_str()).collect();
         let made = documentation(&[
             ("`outcome` of `tollgate_auth_total`", auth),
-            ("`reason`", Refusal::labels().collect()),
+            ("`reason` of `tollgate_refusals_total`", Refusal::labels().collect()),
+            ("`reason` of `tollgate_sessions_not_opened_total`", not_opened),
         ]);
         if Variables::from_process().get("TOLLGATE_BLESS").is_some() {
             std::fs::write(path, &made).unwrap();

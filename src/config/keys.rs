@@ -219,6 +219,7 @@ pub static KEYS: &[Key] = &[
     unset("routes[].max_body", "size", "Most bytes of a request body; without one `server.max_body`."),
     unset("routes[].allow_encoded_slashes", "boolean", "Whether `%2F` may stand in the path; without one `server.allow_encoded_slashes`."),
     is("routes[].invalidates", "list of tags", "[]", "Tags that a successful POST, PUT, PATCH or DELETE drops, on every instance."),
+    required("routes[].login.token", "json:/pointer, header:NAME, cookie:NAME", "Makes a 2xx a login: where the upstream's answer has the token, whose session is opened then."),
     unset("routes[].cache.ttl", "duration, 1s to `cache.max_lifetime`", "Freshness where the upstream says nothing; without one, only what the upstream says counts."),
     is("routes[].cache.shared", "boolean", "false", "One response for all users; otherwise each has their own."),
     is("routes[].cache.override_origin", "boolean", "false", "Whether `ttl` also replaces what the upstream says."),

@@ -82,8 +82,8 @@ pub(super) fn routes(root: &Reader<'_>, known: &Known<'_>) -> Vec<Route> {
     }
     let mut names = BTreeSet::new();
     let mut routes = Vec::new();
-    for reader in tables {
-        let route = route(&reader, known, &defaults);
+    for reader in &tables {
+        let route = route(reader, known, &defaults);
         if !route.name.is_empty() && !names.insert(route.name.clone()) {
             reader.refuse(
                 "name",
@@ -93,6 +93,12 @@ pub(super) fn routes(root: &Reader<'_>, known: &Known<'_>) -> Vec<Route> {
         routes.push(route);
     }
     unused(root, known, &routes);
+    let needs_session = |(_, route): &(_, &Route)| route.session == SessionUse::Required;
+    if !routes.iter().any(|route| route.login.is_some())
+        && let Some((reader, _)) = tables.iter().zip(&routes).find(needs_session)
+    {
+        reader.warn("session", "nobody ever has one: no route has a [routes.login]");
+    }
     routes
 }
 
@@ -139,6 +145,7 @@ fn route(reader: &Reader<'_>, known: &Known<'_>, defaults: &Defaults) -> Route {
         logout,
         logout_everywhere: reader.get("logout_everywhere"),
         when_unknown: reader.opt("when_unknown"),
+        login: reader.opt_section("login").and_then(|login| login.required("token")),
         max_body: reader.opt::<Size>("max_body").map_or(known.server.max_body, |Size(bytes)| bytes),
         allow_encoded_slashes: reader
             .opt("allow_encoded_slashes")
@@ -227,6 +234,24 @@ fn check(reader: &Reader<'_>, known: &Known<'_>, route: &Route) {
     }
     if route.cache.is_some() && route.logout.is_some() {
         reader.refuse("cache", "would store a logout; accepted: no cache on this route");
+    }
+    if reader.has("login") && !reader.reported("login") {
+        check_login(reader, known, route);
+    }
+}
+
+fn check_login(reader: &Reader<'_>, known: &Known<'_>, route: &Route) {
+    if !known.has_issuers {
+        reader.refuse(
+            "login",
+            "needs somebody who issues tokens; accepted: an [issuers.<name>] table, or JWT_SECRET in the environment",
+        );
+    }
+    if route.logout.is_some() {
+        reader.refuse("login", "is on a logout; accepted: one of the two on a route");
+    }
+    if route.cache.is_some() {
+        reader.refuse("cache", "would repeat a login; accepted: no cache on this route");
     }
 }
 

@@ -15,6 +15,7 @@ pub use super::words::{
     WhenUnknown,
 };
 pub use crate::limits::KeyPart;
+use crate::sessions::login::Place;
 
 /// The whole configuration; names used by routes and policies exist.
 #[derive(Clone, Debug)]
@@ -435,6 +436,8 @@ pub struct Route {
     pub logout_everywhere: bool,
     /// What becomes of tokens that may have been revoked; `None`: what `[identity]` says, and a logout accepts them.
     pub when_unknown: Option<WhenUnknown>,
+    /// Where a successful answer has the token that opens a session.
+    pub login: Option<Place>,
     /// Most bytes of a request body.
     pub max_body: u64,
     /// Whether `%2F` may stand in the path.

@@ -226,6 +226,12 @@ impl Metrics {
         single(&self.families().refusals)
     }
 
+    /// One counter per reason why a login at the route called `name` opened no session; the set belongs to the floor
+    /// that decides.
+    pub fn not_opened<L: Label>(&self, name: &str) -> Counters<L> {
+        leading(&self.families().not_opened, name)
+    }
+
     /// One counter per kind of revocation.
     pub fn revocations(&self) -> Counters<RevocationKind> {
         single(&self.families().revocations)

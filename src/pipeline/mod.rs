@@ -9,6 +9,7 @@ pub mod head;
 pub mod heartbeat;
 mod invalidate;
 mod limit;
+pub mod login;
 mod lookup;
 pub mod outcome;
 pub mod quota;

@@ -2,6 +2,7 @@
 //! or clock is touched here.
 
 pub mod local;
+pub mod login;
 pub mod record;
 
 pub use local::Local;

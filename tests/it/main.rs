@@ -46,6 +46,7 @@ mod limit_agreement;
 mod limit_attacks;
 mod limits;
 mod limits_in_cluster;
+mod login_capture;
 mod login_limits;
 mod one_exchange;
 mod operations;
