@@ -293,11 +293,6 @@ fn entries(
             spec::Logout::Gateway => Logout::Gateway,
             spec::Logout::Forward => Logout::Forward,
         }),
-        login: route.login.clone().map(|place| Login {
-            place,
-            peek: spec.sessions.peek,
-            not_opened: metrics.not_opened(&route.name),
-        }),
         logout_everywhere: route.logout_everywhere,
         refuse_unknown: match (route.when_unknown, route.logout) {
             (Some(declared), _) => declared == spec::WhenUnknown::Refuse,
@@ -305,6 +300,11 @@ fn entries(
             (None, Some(_)) => false,
             (None, None) => spec.identity.when_unknown == spec::WhenUnknown::Refuse,
         },
+        login: route.login.clone().map(|place| Login {
+            place,
+            peek: spec.sessions.peek,
+            not_opened: metrics.not_opened(&route.name),
+        }),
         max_body: route.max_body,
         allow_encoded_slashes: route.allow_encoded_slashes,
         metrics: metrics.route(&route.name),

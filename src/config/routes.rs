@@ -143,9 +143,9 @@ fn route(reader: &Reader<'_>, known: &Known<'_>, defaults: &Defaults) -> Route {
         limits,
         cost: reader.within("cost", 1..=1_000_000),
         logout,
-        login: reader.opt_section("login").and_then(|login| login.required("token")),
         logout_everywhere: reader.get("logout_everywhere"),
         when_unknown: reader.opt("when_unknown"),
+        login: reader.opt_section("login").and_then(|login| login.required("token")),
         max_body: reader.opt::<Size>("max_body").map_or(known.server.max_body, |Size(bytes)| bytes),
         allow_encoded_slashes: reader
             .opt("allow_encoded_slashes")

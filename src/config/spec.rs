@@ -469,12 +469,12 @@ pub struct Route {
     pub cost: u32,
     /// Whether and how this route logs out.
     pub logout: Option<Logout>,
-    /// Where a successful answer has the token that opens a session.
-    pub login: Option<Place>,
     /// Whether a logout here is one of all the user's tokens; only where `logout` is there.
     pub logout_everywhere: bool,
     /// What becomes of tokens that may have been revoked; `None`: what `[identity]` says, and a logout accepts them.
     pub when_unknown: Option<WhenUnknown>,
+    /// Where a successful answer has the token that opens a session.
+    pub login: Option<Place>,
     /// Most bytes of a request body.
     pub max_body: u64,
     /// Whether `%2F` may stand in the path.

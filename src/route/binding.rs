@@ -52,12 +52,12 @@ pub struct Route {
     pub invalidates: Box<[TagTemplate]>,
     /// Whether a request here is a logout.
     pub logout: Option<Logout>,
-    /// Whether and how a successful answer is a login.
-    pub login: Option<Login>,
     /// Whether a logout here revokes all the user's tokens.
     pub logout_everywhere: bool,
     /// Whether a caller is refused of whom the store cannot say whether the token was revoked.
     pub refuse_unknown: bool,
+    /// Whether and how a successful answer is a login.
+    pub login: Option<Login>,
     /// Longest request body, in bytes.
     pub max_body: u64,
     /// Whether `%2F` may stand in a path segment.

@@ -6,12 +6,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::setup::{PATIENT, ROOMY, config, gateway, get_as, pair, ttl};
+use crate::support::cluster::Cluster;
 use crate::support::gateway::{ADMIN_TOKEN, Gateway};
-use crate::support::holds_within;
 use crate::support::origin::{Origin, Reply};
 use crate::support::redis::Redis;
 use crate::support::relay::Relay;
 use crate::support::token::{Token, unix_seconds};
+use crate::support::{concurrently, holds_within};
 
 const ROUTES: &str = r#"
 [[routes]]
@@ -26,6 +27,20 @@ path = "/inside/**"
 upstream = "app"
 auth = "required"
 session = "required"
+[[routes]]
+name = "everywhere"
+path = "/logout/everywhere"
+methods = ["POST"]
+auth = "required"
+logout = "gateway"
+logout_everywhere = true
+[[routes]]
+name = "login"
+path = "/login"
+methods = ["POST"]
+upstream = "app"
+[routes.login]
+token = "header:X-Token"
 [[routes]]
 name = "all"
 path = "/**"
@@ -107,6 +122,20 @@ fn admin(gateway: &Gateway, call: &str, body: &Value) -> Value {
         gateway.admin().post(&format!("/api/v1/sessions/{call}")).bearer(ADMIN_TOKEN).json(body).send();
     assert_eq!(reply.code(), 200, "{}", reply.text());
     reply.json()
+}
+
+/// An upstream that gives out the token that it is told.
+fn issuer() -> Origin {
+    let origin = Origin::start();
+    origin.route("/login", |login| {
+        Reply::text(200, "welcome").header("x-token", login.header("x-issue").unwrap_or_default())
+    });
+    origin
+}
+
+fn log_in(gateway: &Gateway, token: &Token) {
+    let reply = gateway.client().post("/login").header("x-issue", &token.sign()).send();
+    assert_eq!(reply.code(), 200, "{}", reply.text());
 }
 
 fn log_out(gateway: &Gateway, token: &Token) {
@@ -418,10 +447,159 @@ fn sweeps_take_out_what_has_ended_and_count_the_rest_one_instance_at_a_time() {
 
 #[test]
 fn it_needs_no_redis() {
-    let origin = Origin::start();
-    let gateway = gateway(&with_sessions(&origin, PATIENT, ""), "");
-    let token = Token::of("ada");
-    assert!(!is_in(&gateway, &token));
-    assert_eq!(admin(&gateway, "list", &json!({"user": "ada"})), json!({"sessions": [], "shared": true}));
-    assert_eq!(admin(&gateway, "end", &json!({"user": "ada"})), json!({"ended": 0, "shared": true}));
+    let origin = issuer();
+    let sessions = format!("{SHORT}max_per_user = 2\n");
+    let gateway = gateway(&with_sessions(&origin, PATIENT, &sessions), "");
+    let tokens = [Token::of("ada"), Token::of("ada"), Token::of("ada"), Token::of("bob")];
+    assert!(!is_in(&gateway, &tokens[0]));
+    tokens.iter().for_each(|token| log_in(&gateway, token));
+    assert!(!is_in(&gateway, &tokens[0]), "the oldest had to go");
+    assert!(tokens[1..].iter().all(|token| is_in(&gateway, token)));
+    let listed = admin(&gateway, "list", &json!({"user": "ada"}));
+    assert_eq!((listed["sessions"].as_array().unwrap().len(), &listed["shared"]), (2, &json!(true)));
+    log_out(&gateway, &tokens[1]);
+    assert!(!is_in(&gateway, &tokens[1]) && is_in(&gateway, &tokens[2]));
+    let ended = admin(&gateway, "end", &json!({"user": "ada"}));
+    assert_eq!(ended, json!({"ended": 1, "shared": true}));
+    assert!(!is_in(&gateway, &tokens[2]));
+    // Only use keeps a session, and not for ever.
+    let idle = Token::of("eve");
+    log_in(&gateway, &idle);
+    log_in(&gateway, &tokens[3]);
+    let start = unix_seconds();
+    let listed = |user: &str| admin(&gateway, "list", &json!({"user": user}))["sessions"] != json!([]);
+    assert_eventually!(
+        {
+            assert!(is_in(&gateway, &tokens[3]), "activity extends");
+            !listed("eve")
+        },
+        "the idle one ends"
+    );
+    assert!(!is_in(&gateway, &idle));
+    assert_eventually!(!is_in(&gateway, &tokens[3]), "the absolute maximum holds");
+    assert!(unix_seconds() - start >= 3);
+    assert_eq!(get_as(gateway.addr(), "/x", &tokens[3].sign()).code(), 200, "the token is good elsewhere");
+    log_in(&gateway, &tokens[3]);
+    assert!(is_in(&gateway, &tokens[3]), "a new login opens another");
+}
+
+#[test]
+fn beyond_the_limit_per_user_the_oldest_session_ends_everywhere() {
+    let (redis, origin) = (Redis::start(), issuer());
+    let [first, second] = pair(&with_sessions(&origin, PATIENT, "[sessions]\nmax_per_user = 2\n"), &redis);
+    let (tokens, other) = ([Token::of("ada"), Token::of("ada"), Token::of("ada")], Token::of("bob"));
+    log_in(&first, &other);
+    for (index, token) in tokens.iter().enumerate() {
+        log_in(if index % 2 == 0 { &first } else { &second }, token);
+        assert!(is_in(&second, token) && is_in(&first, token), "{index}");
+    }
+    for gateway in [&first, &second] {
+        assert!(!is_in(gateway, &tokens[0]));
+        assert!(is_in(gateway, &tokens[1]) && is_in(gateway, &tokens[2]) && is_in(gateway, &other));
+        assert_eq!(get_as(gateway.addr(), "/x", &tokens[0].sign()).detail(), "Token revoked");
+    }
+    assert_eq!(events(&first, "evicted"), Some(1.0), "where the last login was");
+    assert_eq!((events(&first, "opened"), events(&second, "opened")), (Some(3.0), Some(1.0)));
+    assert!(ttl(&redis, "session:ada") <= 3_660);
+    // The same token again is the same session.
+    log_in(&second, &tokens[1]);
+    assert!(is_in(&first, &tokens[1]) && is_in(&first, &tokens[2]));
+    // All of them at once.
+    let reply = first.client().post("/logout/everywhere").bearer(&tokens[1].sign()).send();
+    assert!(reply.status.is_success());
+    assert!(!is_in(&second, &tokens[1]) && !is_in(&second, &tokens[2]) && is_in(&second, &other));
+    assert_eq!(admin(&second, "list", &json!({"user": "ada"}))["sessions"], json!([]));
+}
+
+#[test]
+fn logins_of_one_user_at_the_same_time_leave_as_many_sessions_as_there_may_be() {
+    let (redis, origin) = (Redis::start(), issuer());
+    let gateways = pair(&with_sessions(&origin, PATIENT, "[sessions]\nmax_per_user = 3\n"), &redis);
+    let tokens: Vec<Token> = (0..12).map(|_| Token::of("ada")).collect();
+    concurrently(tokens.len(), |number| log_in(&gateways[number % 2], &tokens[number]));
+    let listed =
+        || admin(&gateways[0], "list", &json!({"user": "ada"}))["sessions"].as_array().unwrap().len();
+    assert_eventually!(listed() == 3 && stored(&redis, "ada").lines().count() == 3, "three are left");
+    let live = |gateway: &Gateway| tokens.iter().filter(|token| is_in(gateway, token)).count();
+    assert_eventually!(live(&gateways[0]) == 3 && live(&gateways[1]) == 3, "and they are the ones that work");
+    let still_good = |token: &&Token| get_as(gateways[1].addr(), "/x", &token.sign()).code() == 200;
+    assert_eq!(tokens.iter().filter(still_good).count(), 3, "the tokens of the others are revoked");
+}
+
+#[test]
+fn logins_while_redis_is_away_open_sessions_that_the_others_hear_of_later() {
+    let (redis, origin) = (Redis::start(), issuer());
+    let relay = Relay::to(redis.addr());
+    let config = with_sessions(&origin, ROOMY, "[sessions]\nmax_per_user = 2\n");
+    let (first, second) = (gateway(&config, &relay.redis_url()), gateway(&config, &redis.url()));
+    let (before, during, elsewhere) = (Token::of("ada"), Token::of("ada"), Token::of("ada"));
+    log_in(&first, &before);
+    assert!(is_in(&first, &before) && is_in(&second, &before));
+    relay.cut();
+    assert_eventually!(
+        {
+            is_in(&first, &before);
+            degraded(&first)
+        },
+        "the outage is noticed"
+    );
+    log_in(&first, &during);
+    assert!(is_in(&first, &during) && is_in(&first, &before));
+    let listed = admin(&first, "list", &json!({"user": "ada"}));
+    assert_eq!((listed["sessions"].as_array().unwrap().len(), &listed["shared"]), (2, &json!(false)));
+    log_in(&second, &elsewhere);
+    assert!(!is_in(&second, &during), "it has not heard");
+    relay.restore();
+    assert!(holds_within(BACK * 5, || !degraded(&first)), "Redis is back");
+    for gateway in [&first, &second] {
+        assert!(is_in(gateway, &during) && is_in(gateway, &elsewhere), "both are in");
+        assert_eventually!(!is_in(gateway, &before), "and the oldest, for which there is no room, is out");
+    }
+}
+
+#[test]
+fn a_use_that_is_written_down_late_brings_no_ended_session_back() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let [first, second] = pair(&with_sessions(&origin, PATIENT, ""), &redis);
+    let tokens: Vec<Token> = (0..20).map(|_| Token::of("ada")).collect();
+    let old = Line::of(&tokens[0]).seen - 600_000;
+    let lines: Vec<Line> =
+        tokens.iter().map(|token| Line { opened: old, seen: old, ..Line::of(token) }).collect();
+    write(&redis, "ada", &lines);
+    // Every request has a use to write down, while the sessions are ended one by one.
+    concurrently(3, |worker| match worker {
+        0 => tokens.iter().for_each(|token| {
+            admin(&second, "end", &json!({"user": "ada", "session": token.jti()}));
+            assert!(!is_in(&first, token) && !is_in(&second, token));
+        }),
+        _ => tokens.iter().rev().cycle().take(60).for_each(|token| {
+            is_in(&first, token);
+        }),
+    });
+    assert!(tokens.iter().all(|token| !is_in(&first, token)));
+    assert_eventually!(stored(&redis, "ada").is_empty(), "nothing is left");
+}
+
+#[test]
+fn in_a_cluster_the_sessions_of_a_user_live_with_his_other_keys() {
+    let (cluster, origin) = (Cluster::start(), issuer());
+    let config = with_sessions(&origin, PATIENT, "[sessions]\nmax_per_user = 1\nsweep = \"1s\"\n");
+    let (first, second) = (gateway(&config, &cluster.url()), gateway(&config, &cluster.url()));
+    let users = ["ada", "bob", "eve", "dan"];
+    let tokens = users.map(Token::of);
+    for token in &tokens {
+        log_in(&first, token);
+        assert!(is_in(&second, token));
+    }
+    let keys = cluster.keys();
+    assert!(users.iter().all(|user| keys.contains(&format!("session:{{{user}}}"))), "{keys:?}");
+    let again = Token::of("ada");
+    log_in(&second, &again);
+    assert!(!is_in(&first, &tokens[0]) && is_in(&first, &again));
+    log_out(&second, &tokens[1]);
+    assert!(!is_in(&first, &tokens[1]));
+    assert_eq!(admin(&first, "end", &json!({"user": "eve"})), json!({"ended": 1, "shared": true}));
+    assert!(!is_in(&second, &tokens[2]) && is_in(&second, &tokens[3]));
+    let told = |gateway: &Gateway| gateway.metric("tollgate_sessions_live", &[]) == Some(2.0);
+    assert_eventually!(told(&first) || told(&second), "the sweep goes over all nodes");
 }
