@@ -661,8 +661,8 @@ fn a_token_of_a_key_that_is_not_known_yet_opens_a_session_once_it_is() {
     // `/<kind>/<kid>/<subject>`: the same pair under many names.
     origin.answer(|request| {
         let parts: Vec<&str> = request.path.split('/').collect();
-        let [_, kind, kid, subject] = parts[..] else { return Reply::text(404, "") };
-        let token = token_of(0, &json!({"kid": kid}), &json!({"sub": subject}));
+        let [_, kind, name, subject] = parts[..] else { return Reply::text(404, "") };
+        let token = token_of(0, &json!({"kid": name}), &json!({"sub": subject}));
         match kind {
             "header" => Reply::text(200, "").header("x-token", &token),
             "cookie" => Reply::text(200, "").header("set-cookie", &format!("token={token}")),
