@@ -17,6 +17,13 @@ impl UnixMillis {
         Self(seconds.saturating_mul(1_000))
     }
 
+    /// The instant that `text` names as HTTP does (RFC 9110 section 5.6.7); before the epoch it is the epoch.
+    #[must_use]
+    pub fn from_http_date(text: &str) -> Option<Self> {
+        let time = httpdate::parse_http_date(text).ok()?;
+        Some(Self(time.duration_since(UNIX_EPOCH).map_or(0, millis)))
+    }
+
     /// Whole seconds since the epoch, rounded down.
     #[must_use]
     pub const fn as_secs(self) -> u64 {

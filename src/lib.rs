@@ -21,4 +21,5 @@ pub mod pipeline;
 pub mod proxy;
 pub mod redis;
 pub mod route;
+pub mod sessions;
 pub mod upstream;

@@ -18,7 +18,7 @@ pub use handles::{
 pub use instrument::Described;
 pub use labels::{
     CacheOutcome, ExchangePath, JwksFetch, Label, LimitOutcome, LimitSource, MethodClass, RefundResult,
-    RevocationKind, StatusClass, StoreFailure, StoreState, UpstreamFailure,
+    RevocationKind, SessionEvent, StatusClass, StoreFailure, StoreState, UpstreamFailure,
 };
 pub use process::ProcessReading;
 
@@ -77,10 +77,16 @@ families! {
         store_transitions: IntCounterVec = "tollgate_store_transitions_total" ["to"],
         /// Instances that count in the shared store, this one included, when it was last asked.
         instances: IntGauge = "tollgate_instances" [],
+        /// Successful answers of login routes that opened no session, by route and reason.
+        not_opened: IntCounterVec = "tollgate_sessions_not_opened_total" ["route", "reason"],
         /// Revocations made by this instance, by kind.
         revocations: IntCounterVec = "tollgate_revocations_total" ["kind"],
         /// Revocations this instance remembers and enforces without the store.
         revocations_known: IntGauge = "tollgate_revocations_known" [],
+        /// Sessions, by what happened to them at this instance.
+        sessions: IntCounterVec = "tollgate_sessions_total" ["event"],
+        /// Live sessions of all users, counted by the last sweep.
+        sessions_live: IntGauge = "tollgate_sessions_live" [],
         /// Revocations that the store has not got yet; they end with the process if it ends first.
         revocations_pending: IntGauge = "tollgate_revocations_pending" [],
         /// Revocations given up before their end for want of room: they hold only where the store is asked, or nowhere.
@@ -135,6 +141,7 @@ impl Metrics {
         metrics.store();
         metrics.exchange();
         metrics.revocations();
+        metrics.sessions();
         metrics.families.instances.set(1);
         Ok(metrics)
     }
@@ -216,6 +223,7 @@ pub fn documentation(sets: &[(&str, Vec<&str>)]) -> String {
     values::<RefundResult>(&mut text, "`result` of `tollgate_limit_refunds_total`");
     values::<JwksFetch>(&mut text, "`result` of `tollgate_jwks_fetches_total`");
     values::<RevocationKind>(&mut text, "`kind` of `tollgate_revocations_total`");
+    values::<SessionEvent>(&mut text, "`event`");
     for (label, values) in sets {
         row(&mut text, label, values);
     }

@@ -37,6 +37,8 @@ pub(super) enum Action {
     Revoke,
     Purge,
     Quota(QuotaCall),
+    ListSessions,
+    EndSessions,
 }
 
 /// What is done with counters.
@@ -50,7 +52,7 @@ pub(super) enum QuotaCall {
 impl Action {
     /// Whether a body has to be read.
     pub(super) const fn takes_body(self) -> bool {
-        matches!(self, Self::Revoke | Self::Purge | Self::Quota(_))
+        matches!(self, Self::Revoke | Self::Purge | Self::Quota(_) | Self::ListSessions | Self::EndSessions)
     }
 }
 
@@ -95,6 +97,8 @@ impl Admin {
             "/api/v1/quota/read" => writing(parts, Action::Quota(QuotaCall::Read)),
             "/api/v1/quota/reset" => writing(parts, Action::Quota(QuotaCall::Reset)),
             "/api/v1/quota/grant" => writing(parts, Action::Quota(QuotaCall::Grant)),
+            "/api/v1/sessions/list" => writing(parts, Action::ListSessions),
+            "/api/v1/sessions/end" => writing(parts, Action::EndSessions),
             _ => Err(Reply::problem(StatusCode::NOT_FOUND, "there is no such call in the admin API")),
         }
     }
@@ -119,6 +123,30 @@ impl Admin {
             Action::Revoke => self.revoke(body).await,
             Action::Purge => self.purge(body).await,
             Action::Quota(call) => self.quota(call, body).await,
+            Action::ListSessions => self.list_sessions(body).await,
+            Action::EndSessions => self.end_sessions(body).await,
+        }
+    }
+
+    async fn list_sessions(&self, body: &Bytes) -> Reply {
+        let user = match parse_session_list(body) {
+            Ok(user) => user,
+            Err(detail) => return Reply::problem(StatusCode::BAD_REQUEST, detail),
+        };
+        match self.operations.list_sessions(user).await {
+            Ok(list) => Reply::json(StatusCode::OK, &list),
+            Err(error) => failed(error),
+        }
+    }
+
+    async fn end_sessions(&self, body: &Bytes) -> Reply {
+        let (user, only) = match parse_session_end(body) {
+            Ok(parsed) => parsed,
+            Err(detail) => return Reply::problem(StatusCode::BAD_REQUEST, detail),
+        };
+        match self.operations.end_sessions(user, only).await {
+            Ok(ended) => Reply::json(StatusCode::OK, &ended),
+            Err(error) => failed(error),
         }
     }
 
@@ -324,6 +352,30 @@ fn parse_quota(call: QuotaCall, body: &[u8]) -> Result<(QuotaSubject, u64), &'st
         return Err(SHAPE);
     }
     Ok((subject, requests))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SessionListBody {
+    user: Box<str>,
+}
+
+fn parse_session_list(body: &[u8]) -> Result<Box<str>, &'static str> {
+    let body: SessionListBody = parse(body, "send a JSON object with user")?;
+    named(body.user, MAX_PURGE)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SessionEndBody {
+    user: Box<str>,
+    session: Option<Box<str>>,
+}
+
+fn parse_session_end(body: &[u8]) -> Result<(Box<str>, Option<Box<str>>), &'static str> {
+    let body: SessionEndBody = parse(body, "send a JSON object with user, and optionally session")?;
+    let only = body.session.map(|session| named(session, MAX_NAME)).transpose()?;
+    Ok((named(body.user, MAX_PURGE)?, only))
 }
 
 fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], shape: &'static str) -> Result<T, &'static str> {

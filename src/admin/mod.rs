@@ -16,8 +16,8 @@ pub use auth::{AdminToken, AdminTokenError};
 pub use health::HealthDetail;
 pub use operations::{
     CacheHealth, ConfigStatus, Health, HealthStatus, NotReady, OperationError, Operations, Purge, Purged,
-    Quota, QuotaCounter, QuotaSubject, RedisHealth, RedisStatus, Revoke, RevokeTarget, Revoked, Status,
-    UpstreamHealth,
+    Quota, QuotaCounter, QuotaSubject, RedisHealth, RedisStatus, Revoke, RevokeTarget, Revoked, SessionList,
+    SessionStatus, SessionsEnded, Status, UpstreamHealth,
 };
 pub use service::{AdminApp, service};
 

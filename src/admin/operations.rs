@@ -51,6 +51,17 @@ pub trait Operations: Send + Sync + 'static {
     /// reachable.
     async fn grant_quota(&self, subject: QuotaSubject, requests: u64) -> Result<Quota, OperationError>;
 
+    /// The live sessions of a user.
+    async fn list_sessions(&self, user: Box<str>) -> Result<SessionList, OperationError>;
+
+    /// Ends all sessions of a user, or the one named, and revokes their tokens, on every instance where the store is
+    /// reachable.
+    async fn end_sessions(
+        &self,
+        user: Box<str>,
+        only: Option<Box<str>>,
+    ) -> Result<SessionsEnded, OperationError>;
+
     /// The metrics in the Prometheus text format.
     fn metrics_text(&self) -> String;
 }
@@ -336,6 +347,44 @@ pub struct QuotaCounter {
     pub remaining: u64,
     /// When nothing counted is left, seconds since the Unix epoch.
     pub reset: u64,
+}
+
+/// The live sessions of one user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SessionList {
+    /// In the order in which they were opened.
+    pub sessions: Vec<SessionStatus>,
+    /// Whether these are all of them; `false` while the store is away, when only those that this instance knows are
+    /// told.
+    pub shared: bool,
+}
+
+/// One session. Times are in seconds since the Unix epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SessionStatus {
+    /// Names it among those of the user: the `jti` of its token, or a SHA-256 of one without.
+    pub session: Box<str>,
+    /// When it was opened.
+    pub opened: u64,
+    /// When it was last seen in use; uses soon after each other are noted once.
+    pub seen: u64,
+    /// When it ends if it is not used any more.
+    pub until: u64,
+    /// When it ends at the latest.
+    pub end: u64,
+    /// Who logged in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<IpAddr>,
+}
+
+/// Sessions ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SessionsEnded {
+    /// How many there were.
+    pub ended: usize,
+    /// Whether every instance knows; `false` while the store is away, when only those that this instance knew were
+    /// ended.
+    pub shared: bool,
 }
 
 /// Why an operation was not done.

@@ -20,6 +20,7 @@ struct Notes {
     revoked: Mutex<Vec<Revoke>>,
     purged: Mutex<Vec<Purge>>,
     quota: Mutex<Vec<(&'static str, QuotaSubject, u64)>>,
+    ended: Mutex<Vec<String>>,
     health_asked: Mutex<u32>,
     refuse: Mutex<Option<OperationError>>,
     hang: Mutex<bool>,
@@ -97,6 +98,27 @@ impl Operations for Notes {
         let kind = purge.kind();
         self.purged.lock().push(purge);
         Ok(Purged { kind, entries: Some(4), shared: false })
+    }
+
+    async fn list_sessions(&self, user: Box<str>) -> Result<SessionList, OperationError> {
+        let session = SessionStatus {
+            session: user,
+            opened: 1,
+            seen: 2,
+            until: 3,
+            end: 4,
+            client: Some("192.0.2.1".parse().unwrap()),
+        };
+        Ok(SessionList { sessions: vec![session], shared: true })
+    }
+
+    async fn end_sessions(
+        &self,
+        user: Box<str>,
+        only: Option<Box<str>>,
+    ) -> Result<SessionsEnded, OperationError> {
+        self.ended.lock().push(format!("{user} {only:?}"));
+        Ok(SessionsEnded { ended: 2, shared: true })
     }
 
     async fn read_quota(&self, subject: QuotaSubject) -> Result<Quota, OperationError> {
@@ -365,6 +387,30 @@ async fn a_quota_call_names_somebody_and_a_grant_an_amount() {
         assert_eq!(bench.post(&format!("/api/v1/quota/{call}"), bad).await.status(), 400, "{call} {bad}");
     }
     assert_eq!(bench.get("/api/v1/quota/read").await.status(), 401);
+}
+
+#[tokio::test]
+async fn sessions_are_listed_and_ended_by_user() {
+    let bench = bench(Some(TOKEN), HealthDetail::Full);
+    let listed = bench.post("/api/v1/sessions/list", r#"{"user":"alice"}"#).await;
+    assert_eq!(listed.status(), 200);
+    assert_eq!(
+        json(&listed)["sessions"][0],
+        serde_json::json!({
+            "session": "alice", "opened": 1, "seen": 2, "until": 3, "end": 4, "client": "192.0.2.1"
+        })
+    );
+    for body in [r#"{"user":"alice"}"#, r#"{"user":"alice","session":"j-1"}"#] {
+        let ended = bench.post("/api/v1/sessions/end", body).await;
+        assert_eq!(json(&ended), serde_json::json!({"ended": 2, "shared": true}));
+    }
+    assert_eq!(*bench.notes.ended.lock(), ["alice None", r#"alice Some("j-1")"#]);
+    for bad in ["{}", r#"{"user":""}"#, r#"{"user":7}"#, r#"{"user":"a","all":true}"#, r#"{"session":"j"}"#] {
+        assert_eq!(bench.post("/api/v1/sessions/list", bad).await.status(), 400, "{bad}");
+        assert_eq!(bench.post("/api/v1/sessions/end", bad).await.status(), 400, "{bad}");
+    }
+    assert_eq!(bench.notes.ended.lock().len(), 2);
+    assert_eq!(bench.get("/api/v1/sessions/list").await.status(), 401);
 }
 
 #[tokio::test]

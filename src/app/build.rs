@@ -25,7 +25,7 @@ use crate::pipeline::quota;
 use crate::pipeline::{Gateway, Shared, Timeouts};
 use crate::route::pattern::{HostPattern, Pattern};
 use crate::route::table::{self, Ambiguity, Table};
-use crate::route::{Logout, Route, normalise};
+use crate::route::{Login, Logout, Route, normalise};
 use crate::upstream::forward;
 use crate::upstream::{self, Upstream};
 
@@ -277,7 +277,7 @@ fn entries(
             .as_deref()
             .and_then(|name| upstreams.iter().find(|upstream| *upstream.settings().name == *name).cloned()),
         access,
-        session: false,
+        session: route.session == spec::SessionUse::Required,
         policies: route.limits.iter().flat_map(|name| policy_indices(name, spec, declared)).collect(),
         cost: route.cost,
         cache: route
@@ -300,6 +300,11 @@ fn entries(
             (None, Some(_)) => false,
             (None, None) => spec.identity.when_unknown == spec::WhenUnknown::Refuse,
         },
+        login: route.login.clone().map(|place| Login {
+            place,
+            peek: spec.sessions.peek,
+            not_opened: metrics.not_opened(&route.name),
+        }),
         max_body: route.max_body,
         allow_encoded_slashes: route.allow_encoded_slashes,
         metrics: metrics.route(&route.name),

@@ -32,9 +32,13 @@ use crate::logging::{self, AccessLog, Logging};
 use crate::metrics::Metrics;
 use crate::pipeline::heartbeat::{self, HEARTBEAT};
 use crate::pipeline::reconcile::{self, RECONCILE};
+use crate::pipeline::sessions::sweep::sweep_sessions;
+use crate::pipeline::sessions::{COMPARE_AND_SET, Sessions};
 use crate::pipeline::{Exchange, GATE, REFUND, Recoverer, Shared};
 use crate::proxy::{self, Proxy};
 use crate::redis::{self, Store};
+use crate::sessions::Rules;
+use crate::sessions::local::DEFAULT_ACCOUNTS;
 use crate::upstream::Upstream;
 
 pub use self::build::algorithm;
@@ -221,6 +225,9 @@ fn shared(
         spec.limits.coalesce,
         metrics.families().requests_in_flight.clone(),
     );
+    let rules = Rules::new(spec.sessions.idle, spec.sessions.absolute, spec.sessions.max_per_user);
+    let longest = spec.identity.revocation_lifetime;
+    let sessions = Sessions::new(rules, DEFAULT_ACCOUNTS, &spec.redis.key_prefix, longest, &metrics);
     Ok(Arc::new(Shared {
         clock,
         metrics,
@@ -240,6 +247,7 @@ fn shared(
         keys: KeySpace::new(&spec.redis.key_prefix, spec.redis.tagged()),
         known: Known::new(DEFAULT_KNOWN),
         pending: Pending::new(DEFAULT_PENDING),
+        sessions,
         keepers: Keepers::default(),
         cache,
     }))
@@ -314,12 +322,13 @@ fn background(
         let news = Arc::new(Reached::new(Recoverer(Arc::clone(shared))));
         runtime.spawn(Arc::clone(store).subscribe(news));
         let recovery = Arc::new(Recoverer(Arc::clone(shared)));
-        let scripts = vec![&*GATE, &*REFUND, &*HEARTBEAT, &*RECONCILE];
+        let scripts = vec![&*GATE, &*REFUND, &*HEARTBEAT, &*RECONCILE, &*COMPARE_AND_SET];
         runtime.spawn(Arc::clone(store).supervise(scripts, recovery));
         runtime.spawn(heartbeat::beat(Arc::clone(shared)));
         runtime.spawn(reconcile::reconcile(Arc::clone(shared)));
     }
     runtime.spawn(forget_ended_revocations(Arc::clone(shared)));
+    runtime.spawn(sweep_sessions(Arc::clone(shared), spec.sessions.sweep));
     for keeper in shared.keepers.all() {
         runtime.spawn(keeper.keep());
     }
@@ -411,15 +420,18 @@ mod tests {
     use crate::metrics::{Label as _, documentation};
     use crate::pipeline::Refusal;
     use crate::pipeline::outcome::AuthOutcome;
+    use crate::sessions::login::NotOpened;
 
     /// `TOLLGATE_BLESS=1` rewrites the page.
     #[test]
     fn the_page_of_metrics_equals_the_code() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
         let auth = AuthOutcome::ALL.iter().map(|outcome| outcome.as_str()).collect();
+        let not_opened = NotOpened::ALL.iter().map(|reason| reason.as_str()).collect();
         let made = documentation(&[
             ("`outcome` of `tollgate_auth_total`", auth),
-            ("`reason`", Refusal::labels().collect()),
+            ("`reason` of `tollgate_refusals_total`", Refusal::labels().collect()),
+            ("`reason` of `tollgate_sessions_not_opened_total`", not_opened),
         ]);
         if Variables::from_process().get("TOLLGATE_BLESS").is_some() {
             std::fs::write(path, &made).unwrap();

@@ -13,8 +13,8 @@ use http::{HeaderMap, HeaderValue};
 
 use crate::admin::{
     CacheHealth, ConfigStatus, Health, HealthStatus, NotReady, OperationError, Operations, Purge, Purged,
-    Quota, QuotaCounter, QuotaSubject, RedisHealth, RedisStatus, Revoke, RevokeTarget, Revoked, Status,
-    UpstreamHealth,
+    Quota, QuotaCounter, QuotaSubject, RedisHealth, RedisStatus, Revoke, RevokeTarget, Revoked, SessionList,
+    SessionStatus, SessionsEnded, Status, UpstreamHealth,
 };
 use crate::cache::tag::{epoch_tag, key_tag, route_tag, user_tag};
 use crate::client_addr::SubjectText;
@@ -25,6 +25,7 @@ use crate::limits::{Body, Parts, Plan};
 use crate::pipeline::Gateway;
 use crate::pipeline::quota::{self, Change, Shown};
 use crate::redis::{Lane, Store};
+use crate::sessions::Session;
 
 /// What the operator waits for Redis.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -174,6 +175,31 @@ impl Operations for GatewayOperations {
 
     async fn grant_quota(&self, subject: QuotaSubject, requests: u64) -> Result<Quota, OperationError> {
         self.change_quota(&subject, Change::Grant(requests)).await
+    }
+
+    async fn list_sessions(&self, user: Box<str>) -> Result<SessionList, OperationError> {
+        let gateway = self.current.load_full();
+        let listed = gateway.shared.list_sessions(&user).await;
+        let status = |session: Session| SessionStatus {
+            opened: session.times.opened.as_secs(),
+            seen: session.times.seen.as_secs(),
+            until: session.times.until.as_secs_ceil(),
+            end: session.times.end.as_secs_ceil(),
+            client: session.client,
+            session: session.token,
+        };
+        Ok(SessionList { sessions: listed.sessions.into_iter().map(status).collect(), shared: listed.shared })
+    }
+
+    async fn end_sessions(
+        &self,
+        user: Box<str>,
+        only: Option<Box<str>>,
+    ) -> Result<SessionsEnded, OperationError> {
+        let gateway = self.current.load_full();
+        let ended = gateway.shared.end_account_sessions(&user, only.as_deref()).await;
+        tracing::info!(user = %user, session = only.as_deref(), ended = ended.count, "sessions ended by an operator");
+        Ok(SessionsEnded { ended: ended.count, shared: ended.shared })
     }
 
     fn metrics_text(&self) -> String {

@@ -8,7 +8,7 @@ use http::{HeaderMap, StatusCode, header};
 use super::directives::{ResponseDirectives, seconds};
 use super::settings::RouteCache;
 use super::vary;
-use crate::clock::{UnixMillis, millis};
+use crate::clock::UnixMillis;
 
 /// What is judged.
 #[derive(Clone, Copy, Debug)]
@@ -195,7 +195,7 @@ fn explicit_lifetime(shared: bool, said: &ResponseDirectives, response: Response
         return Some(Duration::ZERO);
     }
     // RFC 9111 section 5.3: an invalid date, "0" above all, is in the past.
-    let expires = first.to_str().ok().and_then(http_date);
+    let expires = first.to_str().ok().and_then(UnixMillis::from_http_date);
     let date = date(response.headers).unwrap_or(response.now);
     Some(expires.map_or(Duration::ZERO, |at| Duration::from_millis(at.millis_since(date))))
 }
@@ -254,12 +254,7 @@ fn pragma_no_cache(headers: &HeaderMap) -> bool {
 }
 
 fn date(headers: &HeaderMap) -> Option<UnixMillis> {
-    headers.get(header::DATE).and_then(|value| value.to_str().ok()).and_then(http_date)
-}
-
-fn http_date(text: &str) -> Option<UnixMillis> {
-    let time = httpdate::parse_http_date(text).ok()?;
-    Some(UnixMillis(time.duration_since(std::time::UNIX_EPOCH).map_or(0, millis)))
+    headers.get(header::DATE).and_then(|value| value.to_str().ok()).and_then(UnixMillis::from_http_date)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod listeners;
 mod reader;
 mod request_keys;
 mod routes;
+mod sessions;
 pub mod spec;
 mod template;
 mod tree;
@@ -189,6 +190,7 @@ fn sections(root: &Reader<'_>, environment: Environment) -> Spec {
         redis,
         log: listeners::log(root),
         identity: identity::identity(root),
+        sessions: sessions::sessions(root),
         server,
         admin,
         issuers,

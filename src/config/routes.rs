@@ -11,7 +11,7 @@ use super::limits::dangling;
 use super::reader::Reader;
 use super::spec::{
     AppliesTo, Auth, Cache, KeyPart, Limits, Logout, Plan, Policy, QueryKey, Quota, Route, RouteCache,
-    Server, Upstream, Window,
+    Server, SessionUse, Upstream, Window,
 };
 use super::template::Template;
 use super::value::{HostPort, Size, is_host_name, is_name};
@@ -82,8 +82,8 @@ pub(super) fn routes(root: &Reader<'_>, known: &Known<'_>) -> Vec<Route> {
     }
     let mut names = BTreeSet::new();
     let mut routes = Vec::new();
-    for reader in tables {
-        let route = route(&reader, known, &defaults);
+    for reader in &tables {
+        let route = route(reader, known, &defaults);
         if !route.name.is_empty() && !names.insert(route.name.clone()) {
             reader.refuse(
                 "name",
@@ -93,6 +93,12 @@ pub(super) fn routes(root: &Reader<'_>, known: &Known<'_>) -> Vec<Route> {
         routes.push(route);
     }
     unused(root, known, &routes);
+    let needs_session = |(_, route): &(_, &Route)| route.session == SessionUse::Required;
+    if !routes.iter().any(|route| route.login.is_some())
+        && let Some((reader, _)) = tables.iter().zip(&routes).find(needs_session)
+    {
+        reader.warn("session", "nobody ever has one: no route has a [routes.login]");
+    }
     routes
 }
 
@@ -132,12 +138,14 @@ fn route(reader: &Reader<'_>, known: &Known<'_>, defaults: &Defaults) -> Route {
         path: path.as_str().into(),
         upstream: upstream.or_else(|| defaults.upstream.clone()).filter(|_| logout != Some(Logout::Gateway)),
         auth,
+        session: reader.get("session"),
         permissions,
         limits,
         cost: reader.within("cost", 1..=1_000_000),
         logout,
         logout_everywhere: reader.get("logout_everywhere"),
         when_unknown: reader.opt("when_unknown"),
+        login: reader.opt_section("login").and_then(|login| login.required("token")),
         max_body: reader.opt::<Size>("max_body").map_or(known.server.max_body, |Size(bytes)| bytes),
         allow_encoded_slashes: reader
             .opt("allow_encoded_slashes")
@@ -207,6 +215,9 @@ fn check(reader: &Reader<'_>, known: &Known<'_>, route: &Route) {
             affordable(reader, known, route, index, policy);
         }
     }
+    if route.session == SessionUse::Required && route.auth != Auth::Required && !reader.reported("auth") {
+        reader.refuse("session", "needs a caller; accepted: auth = \"required\" beside it");
+    }
     if route.logout.is_some() && route.auth != Auth::Required && !reader.reported("auth") {
         reader.refuse("logout", "needs a caller; accepted: auth = \"required\" beside it");
     }
@@ -223,6 +234,24 @@ fn check(reader: &Reader<'_>, known: &Known<'_>, route: &Route) {
     }
     if route.cache.is_some() && route.logout.is_some() {
         reader.refuse("cache", "would store a logout; accepted: no cache on this route");
+    }
+    if reader.has("login") && !reader.reported("login") {
+        check_login(reader, known, route);
+    }
+}
+
+fn check_login(reader: &Reader<'_>, known: &Known<'_>, route: &Route) {
+    if !known.has_issuers {
+        reader.refuse(
+            "login",
+            "needs somebody who issues tokens; accepted: an [issuers.<name>] table, or JWT_SECRET in the environment",
+        );
+    }
+    if route.logout.is_some() {
+        reader.refuse("login", "is on a logout; accepted: one of the two on a route");
+    }
+    if route.cache.is_some() {
+        reader.refuse("cache", "would repeat a login; accepted: no cache on this route");
     }
 }
 

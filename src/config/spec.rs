@@ -12,9 +12,11 @@ use super::template::Template;
 use super::value::{HostPort, RedisUrl, Secret};
 pub use super::words::{
     AccessField, Algorithm, AppliesTo, Auth, Balance, ClientAddressHeader, Count, Environment, HashTags,
-    LimitAlgorithm, LogFormat, LogLevel, Logout, OnStoreFailure, ResetFormat, UpstreamProtocol, WhenUnknown,
+    LimitAlgorithm, LogFormat, LogLevel, Logout, OnStoreFailure, ResetFormat, SessionUse, UpstreamProtocol,
+    WhenUnknown,
 };
 pub use crate::limits::KeyPart;
+use crate::sessions::login::Place;
 
 /// The whole configuration; names used by routes and policies exist.
 #[derive(Clone, Debug)]
@@ -31,6 +33,8 @@ pub struct Spec {
     pub log: Log,
     /// Where tokens are found and what is told to upstreams.
     pub identity: Identity,
+    /// How long sessions live.
+    pub sessions: Sessions,
     /// Who may issue tokens, in the order of the file.
     pub issuers: Vec<Issuer>,
     /// What all limits have in common.
@@ -156,6 +160,21 @@ pub enum TokenSource {
     Header(HeaderName),
     /// A query parameter of this name.
     Query(Box<str>),
+}
+
+/// `[sessions]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Sessions {
+    /// From the last use of a session to its end.
+    pub idle: Duration,
+    /// From its login to its end at the latest; not shorter than `idle`.
+    pub absolute: Duration,
+    /// Most sessions of one user, at least one.
+    pub max_per_user: usize,
+    /// Longest body of a login response that is looked at, in bytes.
+    pub peek: usize,
+    /// Between two sweeps.
+    pub sweep: Duration,
 }
 
 /// `[identity]`.
@@ -440,6 +459,8 @@ pub struct Route {
     pub upstream: Option<Box<str>>,
     /// What is asked of the token.
     pub auth: Auth,
+    /// Whether a live session is needed beside the token.
+    pub session: SessionUse,
     /// All of these are needed.
     pub permissions: Vec<Box<str>>,
     /// Declared policies, no duplicates.
@@ -452,6 +473,8 @@ pub struct Route {
     pub logout_everywhere: bool,
     /// What becomes of tokens that may have been revoked; `None`: what `[identity]` says, and a logout accepts them.
     pub when_unknown: Option<WhenUnknown>,
+    /// Where a successful answer has the token that opens a session.
+    pub login: Option<Place>,
     /// Most bytes of a request body.
     pub max_body: u64,
     /// Whether `%2F` may stand in the path.

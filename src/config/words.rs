@@ -6,6 +6,7 @@ use super::error::did_you_mean;
 use super::value::{Leaf, Raw, Refused, words};
 pub use crate::logging::AccessField;
 use crate::metrics::Label as _;
+use crate::sessions::login::Place;
 
 impl Leaf for AccessField {
     fn accepted() -> Cow<'static, str> {
@@ -16,6 +17,16 @@ impl Leaf for AccessField {
         let word = raw.text.trim();
         Self::from_name(word)
             .ok_or_else(|| Refused::hint(did_you_mean(word, Self::ALL.iter().map(|field| field.as_str()))))
+    }
+}
+
+impl Leaf for Place {
+    fn accepted() -> Cow<'static, str> {
+        "json:/pointer, header:NAME, cookie:NAME".into()
+    }
+
+    fn decode(raw: &Raw) -> Result<Self, Refused> {
+        Self::parse(raw.text.trim()).ok_or_else(Refused::default)
     }
 }
 
@@ -184,6 +195,14 @@ words! {
         Gateway = "gateway",
         /// The upstream; its 2xx makes it a logout.
         Forward = "forward",
+    }
+
+    /// Whether a route wants a live session beside the token.
+    pub enum SessionUse {
+        /// It does not look at sessions.
+        None = "none",
+        /// Without one: 401.
+        Required = "required",
     }
 }
 

@@ -223,7 +223,7 @@ fn text(value: &HeaderValue) -> Result<&str, CredentialProblem> {
 }
 
 /// RFC 9110 section 11.2, which RFC 6750 takes over as `b64token`.
-fn is_token68(token: &str) -> bool {
+pub(crate) fn is_token68(token: &str) -> bool {
     let body = token.trim_end_matches('=');
     !body.is_empty() && body.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~+/".contains(&b))
 }

@@ -44,8 +44,14 @@ impl TokenId {
             Self::Jti(jti) => Cow::Owned(format!("{DIGEST_PREFIX}{}", sha256_hex(jti.as_bytes()))),
             Self::Sha256(hex) => Cow::Owned(format!("{DIGEST_PREFIX}{hex}")),
         };
-        format!("{prefix}blacklist:{part}")
+        blacklist_key(prefix, &part)
     }
+}
+
+/// `<prefix>blacklist:<part>`, the key of the revoked token whose [`Keys::token`] is `part`.
+#[must_use]
+pub fn blacklist_key(prefix: &str, part: &str) -> String {
+    format!("{prefix}blacklist:{part}")
 }
 
 /// Store keys that concern one token and its subject.
@@ -53,12 +59,21 @@ impl TokenId {
 pub struct Keys {
     /// `blacklist:<token id>`: exists while the token is revoked.
     pub blacklist: Arc<str>,
-    /// `session:<subject>`: the subject's live session.
+    /// `session:<subject>`: the subject's sessions.
     pub session: Arc<str>,
     /// `ban:user:<subject>`: exists while the subject is banned.
     pub ban: Arc<str>,
     /// `revoked_before:<subject>`: tokens issued before this second are revoked.
     pub cutoff: Arc<str>,
+}
+
+impl Keys {
+    /// The token as the key of its revocation names it: at most 128 bytes of `[A-Za-z0-9._~@-]`.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        // There is no colon in it.
+        self.blacklist.rsplit(':').next().unwrap_or_default()
+    }
 }
 
 /// The store key `<prefix><family>:<account>`; with `tagged` the account stands in braces, so that in Cluster all that
@@ -205,6 +220,7 @@ mod tests {
     fn keys_have_the_names_operators_know() {
         let identity = identity("42", "abc-1");
         assert_eq!(&*identity.keys.blacklist, "tg:blacklist:abc-1");
+        assert_eq!(blacklist_key("tg:", identity.keys.token()), *identity.keys.blacklist);
         assert_eq!(&*identity.keys.session, "tg:session:42");
         assert_eq!(&*identity.keys.ban, "tg:ban:user:42");
         assert_eq!(&*identity.keys.cutoff, "tg:revoked_before:42");

@@ -24,7 +24,7 @@ pub mod verifier;
 
 pub use algorithm::{Algorithm, Algorithms};
 pub use credentials::{Credential, CredentialProblem, Source, Sources};
-pub use identity::{Identity, Keys, TokenId, subject_key};
+pub use identity::{Identity, Keys, TokenId, blacklist_key, subject_key};
 pub use keys::{Key, KeySet};
 pub use mapping::{Carriers, Mapping, Person};
 pub use refused::Refused;

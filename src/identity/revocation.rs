@@ -185,6 +185,12 @@ impl Known {
         })
     }
 
+    /// Whether the one token is revoked whose revocation has this key.
+    #[must_use]
+    pub fn holds(&self, blacklist_key: &str, now: UnixMillis) -> bool {
+        self.find(blacklist_key).is_some_and(|entry| entry.until > now)
+    }
+
     /// Holds a revocation; of two for one key the later end and the stronger effect are kept.
     pub fn learn(&self, revocation: &Revocation, now: UnixMillis) -> Learned {
         if revocation.until <= now {

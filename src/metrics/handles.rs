@@ -8,7 +8,7 @@ use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 use super::Metrics;
 use super::labels::{
     CacheOutcome, ExchangePath, JwksFetch, Label, LimitOutcome, LimitSource, MethodClass, RefundResult,
-    RevocationKind, StatusClass, StoreFailure, StoreState, UpstreamFailure,
+    RevocationKind, SessionEvent, StatusClass, StoreFailure, StoreState, UpstreamFailure,
 };
 use crate::clock::UnixMillis;
 
@@ -254,9 +254,20 @@ impl Metrics {
         single(&self.families().refusals)
     }
 
+    /// One counter per reason why a login at the route called `name` opened no session; the set belongs to the floor
+    /// that decides.
+    pub fn not_opened<L: Label>(&self, name: &str) -> Counters<L> {
+        leading(&self.families().not_opened, name)
+    }
+
     /// One counter per kind of revocation.
     pub fn revocations(&self) -> Counters<RevocationKind> {
         single(&self.families().revocations)
+    }
+
+    /// One counter per event of sessions.
+    pub fn sessions(&self) -> Counters<SessionEvent> {
+        single(&self.families().sessions)
     }
 }
 

@@ -239,6 +239,22 @@ label! {
     }
 }
 
+label! {
+    /// What happened to a session.
+    pub enum SessionEvent {
+        /// It was opened by a login, or the login of the same token was repeated.
+        Opened = "opened",
+        /// It was ended by a logout or by an operator.
+        Ended = "ended",
+        /// It was ended because its user opened too many others.
+        Evicted = "evicted",
+        /// A request with a valid token had none.
+        Refused = "refused",
+        /// A login opened none.
+        NotOpened = "not_opened",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,6 +279,7 @@ mod tests {
         indexes_match::<StoreFailure>();
         indexes_match::<StoreState>();
         indexes_match::<RevocationKind>();
+        indexes_match::<SessionEvent>();
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::exchange::Exchange;
 use super::head::HeadLimits;
 use super::outcome::Outcomes;
 use super::quota::Reads;
+use super::sessions::Sessions;
 use crate::cache::Cache;
 use crate::client_addr;
 use crate::clock::{Clock, UnixMillis};
@@ -118,6 +119,8 @@ pub struct Shared {
     pub known: Known,
     /// Revocations that the store has not got yet.
     pub pending: Pending,
+    /// Sessions of logged-in users.
+    pub sessions: Sessions,
     /// The keepers of published keys.
     pub keepers: Keepers,
     /// The response cache.

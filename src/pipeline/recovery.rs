@@ -26,7 +26,7 @@ pub struct Recoverer(pub Arc<Shared>);
 #[async_trait]
 impl Recovery for Recoverer {
     fn owes(&self) -> bool {
-        !self.0.pending.is_empty() || self.0.cache.generations().owes()
+        !self.0.pending.is_empty() || self.0.cache.generations().owes() || self.0.sessions.owe()
     }
 
     async fn verify(&self, link: &mut Link<'_>) -> RedisResult<()> {
@@ -46,6 +46,7 @@ impl Recovery for Recoverer {
     async fn recover(&self, link: &mut Link<'_>) -> RedisResult<()> {
         self.0.hand_over_revocations(link).await?;
         self.0.hand_over_invalidations(link).await?;
+        self.0.hand_over_sessions(link).await?;
         self.0.hand_over_counts(link).await;
         Ok(())
     }
@@ -139,7 +140,7 @@ impl Shared {
     }
 }
 
-fn escape_glob(text: &str) -> String {
+pub(super) fn escape_glob(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         if matches!(character, '*' | '?' | '[' | ']' | '\\') {

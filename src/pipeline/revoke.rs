@@ -29,8 +29,8 @@ redis.call('SET', KEYS[1], string.format('%.0f', second), 'PX', life) \
 return 1";
 
 impl Gateway {
-    /// Logs out whoever came with `identity` to a logout route: ends the token and everything cached for its user,
-    /// and, where the route says so, all that the user has got until now.
+    /// Logs out whoever came with `identity` to a logout route: ends the token, its session and everything cached for its
+    /// user, and, where the route says so, all that the user has got until now.
     pub async fn log_out(&self, route: &Route, identity: &Identity) {
         let (shared, now, longest) = (&*self.shared, self.shared.clock.now(), self.longest_revocation);
         let token = identity.revocation(now, longest);
@@ -41,7 +41,7 @@ impl Gateway {
             tokio::join!(shared.revoke(token), shared.end_account(&identity.account, cutoff));
         } else {
             let forgotten = shared.invalidate(vec![user_tag(Some(&identity.account))]);
-            tokio::join!(shared.revoke(token), forgotten);
+            tokio::join!(shared.revoke(token), shared.end_session(identity), forgotten);
         }
     }
 }
@@ -92,11 +92,12 @@ impl Shared {
         }
     }
 
-    /// Ends what an account was given until now: all of its tokens, by `cutoff`, and everything cached for it.
+    /// Ends what an account was given until now: all of its tokens, by `cutoff`, its sessions and everything cached for
+    /// it.
     /// Returns whether the store knows of the cut-off.
     pub async fn end_account(&self, account: &str, cutoff: Revocation) -> bool {
         let forgotten = self.invalidate(vec![user_tag(Some(account))]);
-        let (shared, _) = tokio::join!(self.revoke(cutoff), forgotten);
+        let (shared, _, _) = tokio::join!(self.revoke(cutoff), self.end_sessions(account, None), forgotten);
         shared
     }
 

@@ -4,6 +4,7 @@
 use super::exchange::{Seen, WATCHED, Watched};
 use super::limit::Limiting;
 use super::refusal::Refusal;
+use super::sessions::Judged;
 use crate::identity::IdentityRefusal;
 
 /// Position of the session among the watched keys; the API token follows.
@@ -29,16 +30,21 @@ impl Limiting<'_> {
         let [session, api_token] = seen;
         self.judge_api_token(&api_token)?;
         if self.route.session {
-            // A session that was just opened may not have arrived yet.
-            Box::pin(self.judge_session(session)).await?;
+            self.judge_session(session).await?;
         }
         Ok(())
     }
 
-    /// Whether the route's session is alive.
-    #[allow(clippy::unused_async, clippy::unused_self)]
-    async fn judge_session(&self, _seen: Seen) -> Result<(), Refusal> {
-        Err(IdentityRefusal::NoSession.into())
+    /// Whether the route's session is alive. An API token never has one.
+    async fn judge_session(&self, seen: Seen) -> Result<(), Refusal> {
+        let login = self.identity.filter(|identity| identity.api_token.is_none());
+        let Some(identity) = login else { return Err(IdentityRefusal::NoSession.into()) };
+        match self.gateway.shared.judge_session(identity, seen, self.now).await {
+            Judged::Unknown if self.route.refuse_unknown => Err(IdentityRefusal::Undecided.into()),
+            // Nothing is known against it.
+            Judged::Live | Judged::Unknown => Ok(()),
+            Judged::None => Err(IdentityRefusal::NoSession.into()),
+        }
     }
 
     /// Whether the record of the API token is still the one that the caller was known by.

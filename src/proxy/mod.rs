@@ -5,6 +5,7 @@ mod connections;
 mod downstream;
 mod failure;
 mod headers;
+mod login;
 mod peek;
 mod service;
 
@@ -16,7 +17,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{HOST, TRANSFER_ENCODING};
-use http::{HeaderValue, Method, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
 use pingora::cache::key::HashBinary;
 use pingora::cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -34,6 +35,7 @@ use crate::pipeline::{
     self, Admission, Admitted, CacheUse, Context, Gateway, Origin, Refusal, Reply, find_param, outcome,
 };
 use crate::route::Logout;
+use crate::sessions::login::{BodyCopy, NotOpened};
 use crate::upstream::{self, Upstream, forward};
 
 use self::peek::Incoming;
@@ -55,6 +57,8 @@ pub struct Exchange {
     context: Context,
     /// The beginning of the body, where it was read and pingora does not repeat it.
     carried: Option<Bytes>,
+    /// A copy of the body of the answer to a login, as far as it has come.
+    login_body: Option<Box<BodyCopy>>,
 }
 
 impl Proxy {
@@ -136,7 +140,7 @@ impl ProxyHttp for Proxy {
         let gateway = self.current.load_full();
         let in_flight = Held::new(&gateway.shared.metrics.families().requests_in_flight);
         let context = Context::new(gateway.shared.clock.now(), in_flight);
-        Exchange { gateway, context, carried: None }
+        Exchange { gateway, context, carried: None, login_body: None }
     }
 
     async fn early_request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
@@ -434,7 +438,34 @@ impl ProxyHttp for Proxy {
             transaction.upstream_responded(response);
         }
         let status = Some(response.status);
-        exchange.settle(&session.req_header().method.clone(), status, status).await;
+        let method = session.req_header().method.clone();
+        let opening = login::head(exchange, &method, response);
+        exchange.settle(&method, status, status).await;
+        if let Some(opening) = opening {
+            opening.done().await;
+        }
+        Ok(())
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        exchange: &mut Exchange,
+    ) -> Result<Option<Duration>> {
+        login::piece(exchange, body.as_deref(), end_of_stream);
+        Ok(None)
+    }
+
+    fn upstream_response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        _trailers: &mut HeaderMap,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        // Only trailers tell here that the body has ended.
+        login::end(exchange);
         Ok(())
     }
 
@@ -545,9 +576,14 @@ impl ProxyHttp for Proxy {
         FailToProxy { error_code: code, can_reuse_downstream: false }
     }
 
-    async fn logging(&self, session: &mut Session, _error: Option<&Error>, exchange: &mut Exchange) {
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
         if session.subrequest_ctx.is_some() {
             return;
+        }
+        match error {
+            // HTTP/2 may end a stream after its last piece, which no filter is told of.
+            None => login::end(exchange),
+            Some(_) => login::give_up(exchange, NotOpened::Incomplete),
         }
         connections::answered();
         let status = session.response_written().map_or(0, |response| response.status.as_u16());

@@ -9,6 +9,7 @@ mod error;
 mod events;
 mod link;
 mod node;
+mod scan;
 mod script;
 mod sentinel;
 mod settings;
@@ -31,6 +32,7 @@ pub use self::connection::Lane;
 pub use self::error::{FailureKind, Unavailable};
 pub use self::events::{EventHandler, Publisher};
 pub use self::link::Link;
+pub use self::scan::Scan;
 pub use self::script::Script;
 pub use self::settings::{Settings, UnusableUrl};
 pub use self::slot::Shard;
@@ -332,6 +334,11 @@ impl Store {
             return vec![Answer { outcome: Err(Unavailable::NotConnected), elapsed: Duration::ZERO }];
         }
         answers
+    }
+
+    /// Goes through all keys that match `pattern`; each step looks at about `count` of them.
+    pub fn scan(&self, pattern: String, count: usize) -> Scan<'_> {
+        Scan::new(self, pattern, count)
     }
 
     /// Sends one command that concerns no key to any node that can be asked.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::cache::RouteCache;
 use crate::cache::tag::TagTemplate;
 use crate::identity::Access;
-use crate::metrics::RouteMetrics;
+use crate::metrics::{Counters, RouteMetrics};
+use crate::sessions::login::{NotOpened, Place};
 use crate::upstream::Upstream;
 
 /// Who answers a request to a logout route.
@@ -16,6 +17,17 @@ pub enum Logout {
     Gateway,
     /// The upstream; a 2xx makes it a logout.
     Forward,
+}
+
+/// How the answers of a route open sessions.
+#[derive(Debug)]
+pub struct Login {
+    /// Where the token is.
+    pub place: Place,
+    /// Most bytes of a body that are looked at, packed and unpacked.
+    pub peek: usize,
+    /// What opened none, by reason.
+    pub not_opened: Counters<NotOpened>,
 }
 
 /// A route and everything it is bound to.
@@ -44,6 +56,8 @@ pub struct Route {
     pub logout_everywhere: bool,
     /// Whether a caller is refused of whom the store cannot say whether the token was revoked.
     pub refuse_unknown: bool,
+    /// Whether and how a successful answer is a login.
+    pub login: Option<Login>,
     /// Longest request body, in bytes.
     pub max_body: u64,
     /// Whether `%2F` may stand in a path segment.

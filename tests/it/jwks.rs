@@ -34,7 +34,7 @@ fn pair(number: usize) -> (&'static str, Algorithm, &'static str) {
 }
 
 /// The public half of a pair as its issuer would publish it.
-fn jwk(number: usize, kid: &str) -> Value {
+pub fn jwk(number: usize, kid: &str) -> Value {
     let (name, _, _) = pair(number);
     let path = format!("{}/tests/fixtures/keys/{name}-public.pem", env!("CARGO_MANIFEST_DIR"));
     let pem = std::fs::read_to_string(path).unwrap();
@@ -61,7 +61,7 @@ fn token(number: usize, kid: &str) -> String {
     token_of(number, &json!({"kid": kid}), &json!({}))
 }
 
-fn token_of(number: usize, header: &Value, claims: &Value) -> String {
+pub fn token_of(number: usize, header: &Value, claims: &Value) -> String {
     let (name, algorithm, alg) = pair(number);
     let now = unix_seconds();
     let mut all_headers = json!({"alg": alg, "typ": "JWT"});
@@ -76,25 +76,25 @@ fn token_of(number: usize, header: &Value, claims: &Value) -> String {
 type Answer = Box<dyn Fn() -> Reply + Send + Sync>;
 
 /// An issuer's endpoint: whatever [`Publisher::publish`] said last, at `/jwks`.
-struct Publisher(Origin);
+pub struct Publisher(Origin);
 
 impl Publisher {
-    fn start(keys: &[Value]) -> Self {
+    pub fn start(keys: &[Value]) -> Self {
         let publisher = Self(Origin::start());
         publisher.publish(keys);
         publisher
     }
 
-    fn publish(&self, keys: &[Value]) {
+    pub fn publish(&self, keys: &[Value]) {
         let set = json!({ "keys": keys });
         self.reply(move || Reply::json(200, &set));
     }
 
-    fn reply(&self, reply: impl Fn() -> Reply + Send + Sync + 'static) {
+    pub fn reply(&self, reply: impl Fn() -> Reply + Send + Sync + 'static) {
         self.0.route("/jwks", move |_| reply());
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("http://{}/jwks", self.0.addr())
     }
 

@@ -289,6 +289,23 @@ fn what_is_probably_not_meant_gives_a_warning() {
 }
 
 #[test]
+fn routes_that_need_a_session_need_a_login_somewhere() {
+    let text = with("auth = \"required\"\nsession = \"required\"\n");
+    let shown = warnings(&text, &[("JWT_SECRET", SECRET)]);
+    assert_eq!(shown.len(), 1, "{shown:#?}");
+    assert!(shown[0].contains("routes[0].session: nobody ever has one"), "{shown:#?}");
+    for place in ["json:/data/0/token", "header:X-Token", "cookie:token"] {
+        let text = format!(
+            "{text}[[routes]]\nname = \"login\"\npath = \"/login\"\nupstream = \"app\"\nlogin = {{ token = {place:?} }}\n"
+        );
+        assert_eq!(warnings(&text, &[("JWT_SECRET", SECRET)]), Vec::<String>::new(), "{place}");
+        let spec = spec(&text, &[("JWT_SECRET", SECRET)]);
+        let login = spec.routes.iter().find(|route| &*route.name == "login").unwrap();
+        assert_eq!(login.login, crate::sessions::login::Place::parse(place), "{place}");
+    }
+}
+
+#[test]
 fn later_stages_can_place_their_mistakes() {
     let loaded = from_str(&with(""), "t.toml", &variables(&[])).unwrap();
     let shown = |path: &str| loaded.places.problem(path, "is wrong").to_string();

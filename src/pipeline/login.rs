@@ -1,0 +1,136 @@
+//! What becomes of the token in the answer to a login: it is judged like any caller's, and then opens a session.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use super::gateway::Gateway;
+use super::lookup::{self, Lookup};
+use super::refusal::Refusal;
+use super::sessions::Opened;
+use crate::identity::{Identity, IdentityRefusal, Refused};
+use crate::metrics::SessionEvent;
+use crate::route::Route;
+use crate::sessions::login::NotOpened;
+
+/// What API tokens begin with; no JWT does.
+const API_TOKEN: &str = "tgk_";
+/// Longest time that an answer is held back for its session. Longer than the store takes to answer; only a key that
+/// must be fetched first may take more.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A session that is being opened, whether anybody waits for it or not.
+#[derive(Debug)]
+pub struct Opening(JoinHandle<()>);
+
+impl Opening {
+    /// Waits until the session is open, or clear that it will not be; at most a second.
+    pub async fn done(self) {
+        // Past that it goes on by itself.
+        let _ = tokio::time::timeout(PATIENCE, self.0).await;
+    }
+}
+
+/// A login that the upstream of `route` has accepted.
+#[derive(Clone)]
+pub struct Login {
+    /// What the token is judged by.
+    pub gateway: Arc<Gateway>,
+    /// The route that was asked.
+    pub route: Arc<Route>,
+    /// Who asked.
+    pub client: IpAddr,
+}
+
+impl Login {
+    /// Opens the session of the token that was found. A token of a key that is known here is a session of this
+    /// instance when this returns; the store is told meanwhile.
+    pub fn found(self, token: Result<&str, NotOpened>) -> Option<Opening> {
+        let judged = match token {
+            Ok(token) => self.judge(token),
+            Err(reason) => Err(Unopened::For(reason)),
+        };
+        match judged {
+            Ok(identity) => {
+                self.note(&identity);
+                Some(Opening(tokio::spawn(async move { self.open(&identity).await })))
+            }
+            Err(Unopened::Unknown(lookup)) => {
+                let token = token.unwrap_or_default().to_owned();
+                Some(Opening(tokio::spawn(async move { self.look_up(lookup, &token).await })))
+            }
+            Err(Unopened::For(reason)) => {
+                self.tell(reason);
+                None
+            }
+        }
+    }
+
+    /// Notes that no session was to be opened.
+    fn tell(&self, reason: NotOpened) {
+        self.gateway.shared.sessions.count(SessionEvent::NotOpened);
+        self.explain(reason);
+    }
+
+    fn explain(&self, reason: NotOpened) {
+        if let Some(login) = &self.route.login {
+            login.not_opened.count(reason);
+        }
+        tracing::warn!(route = &*self.route.name, reason = reason.as_str(), "a login opened no session");
+    }
+
+    fn judge(&self, token: &str) -> Result<Arc<Identity>, Unopened> {
+        if token.starts_with(API_TOKEN) {
+            return Err(Unopened::For(NotOpened::ApiToken));
+        }
+        let shared = &self.gateway.shared;
+        let now = shared.clock.now();
+        let identity = self.gateway.verifier.verify(token, now).map_err(|refused| {
+            lookup::of(&self.gateway, token, refused).map_or(Unopened::For(refused.into()), Unopened::Unknown)
+        })?;
+        if shared.known.is_revoked(&identity, now) {
+            return Err(Unopened::For(Refused::Revoked.into()));
+        }
+        Ok(identity)
+    }
+
+    async fn look_up(self, lookup: Lookup, token: &str) {
+        let judged = match lookup::resolve(&self.gateway, lookup).await {
+            Ok(()) => self.judge(token).map_err(|unopened| match unopened {
+                Unopened::For(reason) => reason,
+                // Once is enough.
+                Unopened::Unknown(_) => NotOpened::KeysUnavailable,
+            }),
+            Err(Refusal::Identity(IdentityRefusal::Token(refused))) => Err(refused.into()),
+            Err(_) => Err(NotOpened::KeysUnavailable),
+        };
+        match judged {
+            Ok(identity) => {
+                self.note(&identity);
+                self.open(&identity).await;
+            }
+            Err(reason) => self.tell(reason),
+        }
+    }
+
+    fn note(&self, identity: &Identity) {
+        let shared = &self.gateway.shared;
+        shared.note_login(identity, self.client, shared.clock.now());
+    }
+
+    async fn open(&self, identity: &Arc<Identity>) {
+        match self.gateway.shared.open_session(identity, self.client).await {
+            Opened::Opened | Opened::Evicted(_) | Opened::Pending => {}
+            Opened::Revoked => self.explain(NotOpened::Revoked),
+            Opened::Refused => self.explain(NotOpened::NotStored),
+        }
+    }
+}
+
+/// Why a token opens no session, at least not yet.
+enum Unopened {
+    For(NotOpened),
+    Unknown(Lookup),
+}

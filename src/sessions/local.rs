@@ -1,0 +1,509 @@
+//! The sessions that this instance knows: all of them where there is no store, else those that were used here, so that
+//! they go on while the store is away. Bounded; it never talks to the store, but remembers what that is owed.
+
+use std::collections::HashSet;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ahash::RandomState;
+use parking_lot::Mutex;
+use quick_cache::sync::Cache;
+
+use super::record::{MAX_LINES, Record, Rules, Session, Times};
+use crate::clock::UnixMillis;
+
+/// Accounts whose sessions are remembered by default.
+pub const DEFAULT_ACCOUNTS: usize = 100_000;
+
+/// What is known here of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// It lives.
+    Live,
+    /// It lives whatever the store says, which has not got it yet.
+    Pending,
+    /// It has ended.
+    Ended,
+    /// Nothing.
+    Nothing,
+}
+
+/// How the store is to be brought up to what happened here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owed {
+    Nothing,
+    /// It was opened here: it lives, whatever the store says.
+    Opened,
+    /// It went on here while the store was away.
+    Used,
+    /// It was ended here.
+    Ended,
+}
+
+/// A change that the store has not got yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// This session was opened, or used.
+    Lives(Session),
+    /// The session of this token was ended.
+    Ended(Box<str>),
+}
+
+impl Change {
+    /// Makes the change; returns the sessions that had to end for it.
+    pub fn apply(&self, record: &mut Record, rules: &Rules, now: UnixMillis) -> Vec<Session> {
+        match self {
+            Self::Lives(session) if session.times.is_live(now) => record.open(session.clone(), rules, now),
+            Self::Lives(_) => Vec::new(),
+            Self::Ended(token) => {
+                record.end(Some(token));
+                Vec::new()
+            }
+        }
+    }
+
+    fn token(&self) -> &str {
+        match self {
+            Self::Lives(session) => &session.token,
+            Self::Ended(token) => token,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    session: Session,
+    owed: Owed,
+    /// When a use was last written down from here, or is being written.
+    touched: UnixMillis,
+}
+
+impl Entry {
+    const fn new(session: Session, owed: Owed) -> Self {
+        Self { touched: session.times.seen, session, owed }
+    }
+
+    fn is(&self, token: &str) -> bool {
+        *self.session.token == *token
+    }
+
+    fn is_live(&self, now: UnixMillis) -> bool {
+        self.owed != Owed::Ended && self.session.times.is_live(now)
+    }
+
+    fn known(&self, now: UnixMillis) -> Known {
+        match (self.is_live(now), self.owed) {
+            (true, Owed::Opened) => Known::Pending,
+            (true, _) => Known::Live,
+            (false, _) => Known::Ended,
+        }
+    }
+}
+
+/// Sessions of one account.
+#[derive(Debug, Default)]
+struct Account(Mutex<Vec<Entry>>);
+
+/// The sessions of this instance, by the key of their account.
+#[derive(Debug)]
+pub struct Local {
+    accounts: Cache<Arc<str>, Arc<Account>>,
+    rules: Rules,
+    /// Accounts with changes that the store has not got.
+    owing: Mutex<HashSet<Arc<str>, RandomState>>,
+    owes: AtomicUsize,
+}
+
+impl Local {
+    /// Room for about `capacity` accounts, those that were not used for long forgotten first.
+    #[must_use]
+    pub fn new(capacity: usize, rules: Rules) -> Self {
+        Self {
+            accounts: Cache::new(capacity.max(1)),
+            rules,
+            owing: Mutex::default(),
+            owes: AtomicUsize::new(0),
+        }
+    }
+
+    /// A session is open from now on; with `owed` the store does not know yet.
+    pub fn open(&self, key: &Arc<str>, session: Session, owed: bool) {
+        let owed = if owed { Owed::Opened } else { Owed::Nothing };
+        {
+            let account = self.account(key);
+            let mut entries = account.0.lock();
+            match entries.iter_mut().find(|entry| entry.is(&session.token)) {
+                Some(entry) => {
+                    let now = session.times.opened;
+                    let times = session.times;
+                    let times = if entry.is_live(now) { entry.session.times.latest(times) } else { times };
+                    let session = Session { times, ..session };
+                    *entry = Entry::new(session, owed);
+                }
+                None => push(&mut entries, Entry::new(session, owed)),
+            }
+        }
+        if owed != Owed::Nothing {
+            self.owe(key);
+        }
+    }
+
+    /// Ends the sessions beyond the limit, the oldest first and never that of `token`.
+    pub fn trim(&self, key: &str, token: &str, now: UnixMillis) -> Vec<Session> {
+        let Some(account) = self.accounts.get(key) else { return Vec::new() };
+        let mut entries = account.0.lock();
+        let mut live: Vec<_> = entries.iter().filter(|entry| entry.is_live(now)).collect();
+        live.sort_by_key(|entry| (entry.is(token), entry.session.times.opened));
+        let beyond = live.len().saturating_sub(self.rules.most());
+        let gone: Vec<Session> = live.into_iter().take(beyond).map(|entry| entry.session.clone()).collect();
+        entries.retain(|entry| !gone.iter().any(|gone| entry.is(&gone.token)));
+        gone
+    }
+
+    /// What is known of a session while nobody can be asked. A live one is in use at `now`; with `owed` the store is
+    /// to hear of that later.
+    pub fn go_on(&self, key: &Arc<str>, token: &str, owed: bool, now: UnixMillis) -> Known {
+        let Some(account) = self.accounts.get(&**key) else { return Known::Nothing };
+        let mut entries = account.0.lock();
+        let Some(entry) = entries.iter_mut().find(|entry| entry.is(token)) else { return Known::Nothing };
+        let known = entry.known(now);
+        if known != Known::Ended && entry.session.times.is_due(&self.rules, now) {
+            entry.session.times = entry.session.times.touched(&self.rules, now);
+            if owed && entry.owed == Owed::Nothing {
+                entry.owed = Owed::Used;
+                drop(entries);
+                self.owe(key);
+            }
+        }
+        known
+    }
+
+    /// The store says that this session lives. Returns whether its use is to be written down now; the caller does
+    /// it. `None`: it was ended here, which the store has not heard.
+    pub fn heard(
+        &self,
+        key: &Arc<str>,
+        token: &str,
+        make: impl FnOnce() -> Session,
+        times: Times,
+        now: UnixMillis,
+    ) -> Option<bool> {
+        let account = self.account(key);
+        let mut entries = account.0.lock();
+        if !entries.iter().any(|entry| entry.is(token)) {
+            push(&mut entries, Entry::new(make(), Owed::Nothing));
+        }
+        let entry = entries.iter_mut().find(|entry| entry.is(token))?;
+        if entry.owed == Owed::Ended {
+            return None;
+        }
+        // The store's word, with what was used here meanwhile.
+        entry.session.times = times.latest(entry.session.times);
+        let begun = !Times { seen: entry.touched, ..times }.is_due(&self.rules, now);
+        let due = times.is_due(&self.rules, now) && !begun;
+        if due {
+            entry.touched = now;
+            entry.session.times = entry.session.times.touched(&self.rules, now);
+        }
+        Some(due)
+    }
+
+    /// What was to be written down could not be: the next use tries again.
+    pub fn not_written(&self, key: &str, token: &str) {
+        self.with(key, token, |entry| entry.touched = UnixMillis::default());
+    }
+
+    /// The store has no such session: it has ended, unless it was opened here and is not written yet.
+    pub fn absent(&self, key: &str, token: &str) {
+        let Some(account) = self.accounts.get(key) else { return };
+        account.0.lock().retain(|entry| entry.owed == Owed::Opened || !entry.is(token));
+    }
+
+    /// What is known of a session, without using it.
+    pub fn peek(&self, key: &str, token: &str, now: UnixMillis) -> Known {
+        self.with(key, token, |entry| entry.known(now)).unwrap_or(Known::Nothing)
+    }
+
+    /// The store has got this change.
+    pub fn written(&self, key: &str, token: &str) {
+        let Some(account) = self.accounts.get(key) else { return };
+        let mut entries = account.0.lock();
+        entries.retain(|entry| !(entry.is(token) && entry.owed == Owed::Ended));
+        if let Some(entry) = entries.iter_mut().find(|entry| entry.is(token)) {
+            entry.owed = Owed::Nothing;
+        }
+        if entries.iter().all(|entry| entry.owed == Owed::Nothing) {
+            self.owes_no_more(key);
+        }
+    }
+
+    /// Ends the session of `only`, or all that are known; with `owed` the store is to hear of it later. Returns those
+    /// that lived.
+    pub fn end(&self, key: &Arc<str>, only: Option<&str>, owed: bool, now: UnixMillis) -> Vec<Session> {
+        let Some(account) = self.accounts.get(&**key) else { return Vec::new() };
+        let mut entries = account.0.lock();
+        let mut ended = Vec::new();
+        let ends = |entry: &Entry| only.is_none_or(|token| entry.is(token));
+        for entry in entries.iter_mut().filter(|entry| ends(entry)) {
+            if entry.is_live(now) {
+                ended.push(entry.session.clone());
+            }
+            entry.owed = if owed { Owed::Ended } else { Owed::Nothing };
+        }
+        if owed {
+            drop(entries);
+            if !ended.is_empty() {
+                self.owe(key);
+            }
+        } else {
+            entries.retain(|entry| !ends(entry));
+        }
+        ended
+    }
+
+    /// The live sessions of an account, as far as they are known here.
+    pub fn list(&self, key: &str, now: UnixMillis) -> Vec<Session> {
+        let Some(account) = self.accounts.get(key) else { return Vec::new() };
+        let entries = account.0.lock();
+        let live = entries.iter().filter(|entry| entry.is_live(now));
+        live.map(|entry| entry.session.clone()).collect()
+    }
+
+    /// Whether the store is owed anything.
+    pub fn owes(&self) -> bool {
+        self.owes.load(Ordering::Acquire) > 0
+    }
+
+    /// At most `max` accounts that `wanted` accepts, with what the store is owed of each. It stays owed until it is
+    /// [`Self::written`].
+    pub fn owed(&self, max: usize, wanted: impl Fn(&str) -> bool) -> Vec<(Arc<str>, Vec<Change>)> {
+        let keys: Vec<_> = self.owing.lock().iter().filter(|key| wanted(key)).take(max).cloned().collect();
+        let change = |entry: &Entry| match entry.owed {
+            Owed::Nothing => None,
+            Owed::Opened | Owed::Used => Some(Change::Lives(entry.session.clone())),
+            Owed::Ended => Some(Change::Ended(entry.session.token.clone())),
+        };
+        let mut owed = Vec::with_capacity(keys.len());
+        for key in keys {
+            let account = self.accounts.get(&*key);
+            let changes: Vec<_> = account
+                .map(|account| account.0.lock().iter().filter_map(change).collect())
+                .unwrap_or_default();
+            if changes.is_empty() {
+                // The account was forgotten for want of room.
+                self.owes_no_more(&key);
+            } else {
+                owed.push((key, changes));
+            }
+        }
+        owed
+    }
+
+    /// The store got these changes, or never will.
+    pub fn settle(&self, key: &str, changes: &[Change]) {
+        for change in changes {
+            self.written(key, change.token());
+        }
+    }
+
+    /// Lets go of what has ended for good; returns how many sessions live.
+    pub fn sweep(&self, now: UnixMillis) -> usize {
+        let mut live = 0;
+        let mut empty = Vec::new();
+        for (key, account) in self.accounts.iter() {
+            let mut entries = account.0.lock();
+            // A session that only was idle too long is still known to have ended.
+            entries.retain(|entry| entry.session.times.end > now);
+            live += entries.iter().filter(|entry| entry.is_live(now)).count();
+            if entries.is_empty() {
+                empty.push(key);
+            }
+        }
+        for key in empty {
+            self.accounts.remove_if(&key, |account| account.0.lock().is_empty());
+        }
+        live
+    }
+
+    fn account(&self, key: &Arc<str>) -> Arc<Account> {
+        self.accounts.get(&**key).unwrap_or_else(|| {
+            let made = self.accounts.get_or_insert_with::<_, Infallible>(key, || Ok(Arc::default()));
+            made.unwrap_or_default()
+        })
+    }
+
+    fn with<T>(&self, key: &str, token: &str, then: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+        let account = self.accounts.get(key)?;
+        let mut entries = account.0.lock();
+        entries.iter_mut().find(|entry| entry.is(token)).map(then)
+    }
+
+    fn owe(&self, key: &Arc<str>) {
+        let mut owing = self.owing.lock();
+        owing.insert(Arc::clone(key));
+        self.owes.store(owing.len(), Ordering::Release);
+    }
+
+    fn owes_no_more(&self, key: &str) {
+        let mut owing = self.owing.lock();
+        owing.remove(key);
+        self.owes.store(owing.len(), Ordering::Release);
+    }
+}
+
+/// Adds an entry; beyond all bounds the oldest that the store knows too gives way, or else the oldest.
+fn push(entries: &mut Vec<Entry>, entry: Entry) {
+    if entries.len() >= MAX_LINES {
+        let oldest = entries
+            .iter()
+            .enumerate()
+            .min_by_key(|(_, entry)| (entry.owed != Owed::Nothing, entry.session.times.opened));
+        if let Some(index) = oldest.map(|(index, _)| index) {
+            entries.swap_remove(index);
+        }
+    }
+    entries.push(entry);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const SECOND: u64 = 1_000;
+    const START: u64 = 1_000_000;
+
+    fn local() -> Local {
+        Local::new(100, rules())
+    }
+
+    /// Idle 60 s, noted every second, two per account.
+    fn rules() -> Rules {
+        Rules::new(Duration::from_secs(60), Duration::from_secs(600), 2)
+    }
+
+    fn key() -> Arc<str> {
+        "session:ada".into()
+    }
+
+    fn at(seconds: u64) -> UnixMillis {
+        UnixMillis(START + seconds * SECOND)
+    }
+
+    fn session(token: &str, seconds: u64) -> Session {
+        Session { token: token.into(), times: Times::opened(&rules(), None, at(seconds)), client: None }
+    }
+
+    /// What the store says at that time: whether a use is to be written down.
+    fn heard(local: &Local, stored: &Session, seconds: u64) -> Option<bool> {
+        local.heard(&key(), &stored.token, || stored.clone(), stored.times, at(seconds))
+    }
+
+    #[test]
+    fn alone_it_keeps_sessions_that_slide_and_end() {
+        let (local, key) = (local(), key());
+        assert_eq!(local.go_on(&key, "a", false, at(0)), Known::Nothing);
+        local.open(&key, session("a", 0), false);
+        for seconds in [50, 100, 150] {
+            assert_eq!(local.go_on(&key, "a", false, at(seconds)), Known::Live);
+        }
+        assert_eq!(local.go_on(&key, "a", false, at(211)), Known::Ended);
+        assert!(!local.owes());
+        assert_eq!(local.end(&key, Some("a"), false, at(151)).len(), 1);
+        assert_eq!(local.go_on(&key, "a", false, at(151)), Known::Nothing);
+    }
+
+    #[test]
+    fn beyond_the_limit_the_oldest_go_and_never_the_one_that_was_opened() {
+        let (local, key) = (local(), key());
+        for (token, seconds) in [("a", 1), ("b", 2), ("c", 0)] {
+            local.open(&key, session(token, seconds), false);
+        }
+        let gone = local.trim(&key, "c", at(3));
+        assert_eq!(gone.iter().map(|session| &*session.token).collect::<Vec<_>>(), ["a"]);
+        assert_eq!(local.list(&key, at(3)).len(), 2);
+        assert!(local.trim(&key, "c", at(3)).is_empty());
+    }
+
+    #[test]
+    fn a_use_is_written_down_once_per_interval_and_again_when_that_failed() {
+        let (local, stored) = (local(), session("a", 0));
+        assert_eq!(heard(&local, &stored, 0), Some(false));
+        assert_eq!(heard(&local, &stored, 1), Some(true));
+        assert_eq!(heard(&local, &stored, 1), Some(false), "it is being written");
+        local.not_written(&key(), "a");
+        assert_eq!(heard(&local, &stored, 1), Some(true));
+        assert_eq!(heard(&local, &stored, 2), Some(true), "another interval");
+        // Should the store go away now, the uses count.
+        assert_eq!(local.go_on(&key(), "a", true, at(62)), Known::Live);
+    }
+
+    #[test]
+    fn only_a_login_that_is_not_written_lives_on_when_the_store_has_no_session() {
+        let (local, key) = (local(), key());
+        local.open(&key, session("a", 0), true);
+        heard(&local, &session("b", 0), 0);
+        for token in ["a", "b"] {
+            local.absent(&key, token);
+        }
+        assert_eq!(local.peek(&key, "a", at(1)), Known::Pending);
+        assert_eq!(local.peek(&key, "b", at(1)), Known::Nothing);
+        local.written(&key, "a");
+        local.absent(&key, "a");
+        assert_eq!(local.peek(&key, "a", at(1)), Known::Nothing);
+        assert!(!local.owes());
+    }
+
+    #[test]
+    fn what_happens_while_the_store_is_away_is_owed_until_it_is_written() {
+        let (local, key) = (local(), key());
+        for token in ["used", "unused", "ended"] {
+            heard(&local, &session(token, 0), 0);
+        }
+        assert_eq!(local.go_on(&key, "used", true, at(30)), Known::Live);
+        local.open(&key, session("opened", 31), true);
+        assert_eq!(local.end(&key, Some("ended"), true, at(32)).len(), 1);
+        assert_eq!(local.peek(&key, "ended", at(32)), Known::Ended);
+        assert_eq!(heard(&local, &session("ended", 0), 32), None, "the store has not heard of it");
+        assert!(local.owes() && local.owed(10, |_| false).is_empty());
+        let owed = local.owed(10, |_| true);
+        let [(owed_key, changes)] = &*owed else { panic!("{owed:?}") };
+        assert_eq!(*owed_key, key);
+        let mut record = Record::default();
+        for token in ["used", "ended"] {
+            record.open(session(token, 0), &rules(), at(0));
+        }
+        for change in changes {
+            assert!(change.apply(&mut record, &rules(), at(33)).is_empty());
+        }
+        let mut tokens: Vec<_> = record.sessions().iter().map(|session| &*session.token).collect();
+        tokens.sort_unstable();
+        assert_eq!(tokens, ["opened", "used"]);
+        assert_eq!(record.find("used").unwrap().times.seen, at(30));
+        local.settle(&key, changes);
+        assert!(!local.owes());
+        assert_eq!(local.peek(&key, "ended", at(33)), Known::Nothing);
+        assert_eq!(local.peek(&key, "opened", at(33)), Known::Live);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_swept() {
+        let local = local();
+        for number in 0..1_000 {
+            let key: Arc<str> = format!("session:{number}").into();
+            local.open(&key, session("a", 0), false);
+        }
+        let kept = local.sweep(at(1));
+        assert!((1..=100).contains(&kept), "{kept}");
+        assert_eq!(local.sweep(at(100)), 0, "they were idle");
+        assert_eq!(local.accounts.len(), kept, "and are known to have ended");
+        local.sweep(at(600));
+        assert_eq!(local.accounts.len(), 0);
+        for number in 0..1_000 {
+            local.open(&key(), session(&number.to_string(), 0), false);
+        }
+        assert_eq!(local.list(&key(), at(1)).len(), MAX_LINES);
+    }
+}
