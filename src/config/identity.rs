@@ -14,8 +14,6 @@ use super::tree::{self, Table};
 use super::value::{Kind, Leaf, Raw, Refused, Secret, Size};
 use crate::header_names;
 
-/// RFC 7518 section 3.2: a key as long as the hash of HS256.
-const MIN_SECRET: usize = 32;
 const MAX_KEY_FILE: u64 = 64 << 10;
 
 impl Leaf for TokenSource {
@@ -228,7 +226,7 @@ fn key(reader: &Reader<'_>, algorithms: &[Algorithm], one_kind: bool) -> Option<
             None
         }
         (Some(secret), None, true) => {
-            check_secret(reader, &secret);
+            check_secret(reader, &secret, algorithms);
             Some(IssuerKey { kid, material: KeyMaterial::Secret(secret) })
         }
         (Some(_), None, false) => {
@@ -261,18 +259,19 @@ fn key(reader: &Reader<'_>, algorithms: &[Algorithm], one_kind: bool) -> Option<
     }
 }
 
-fn check_secret(reader: &Reader<'_>, secret: &Secret) {
+fn check_secret(reader: &Reader<'_>, secret: &Secret, algorithms: &[Algorithm]) {
     let length = secret.expose().len();
-    if length >= MIN_SECRET {
+    let least = algorithms.iter().map(|algorithm| algorithm.min_secret()).max().unwrap_or_default();
+    if length >= least {
         return;
     }
     if reader.context().development {
-        reader.warn("secret", format!("has {length} bytes; production refuses fewer than {MIN_SECRET}"));
+        reader.warn("secret", format!("has {length} bytes; production refuses fewer than {least}"));
     } else {
         reader.refuse(
             "secret",
             format!(
-                "is too short; accepted: {MIN_SECRET} bytes or more (fewer only with environment = \"development\")"
+                "is too short; accepted: {least} bytes or more (fewer only with environment = \"development\")"
             ),
         );
     }
