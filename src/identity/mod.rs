@@ -18,6 +18,8 @@ pub mod mint;
 pub mod refused;
 pub mod resolve;
 pub mod revocation;
+#[cfg(test)]
+mod vectors;
 pub mod verifier;
 
 pub use algorithm::{Algorithm, Algorithms};
