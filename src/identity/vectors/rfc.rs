@@ -1,7 +1,5 @@
 //! RFC 7515 appendix A and RFC 8032 section 7.1, and what may not be made of them.
 
-use serde_json::json;
-
 use super::super::refused::Refused;
 use super::*;
 
