@@ -12,11 +12,11 @@ use parking_lot::Mutex;
 use prometheus::{Registry, TextEncoder};
 
 pub use handles::{
-    Counters, ExchangeMetrics, Grid, Held, PolicyMetrics, RouteMetrics, StoreMetrics, UpstreamMetrics,
+    Counters, ExchangeMetrics, Grid, Held, JwksMetrics, PolicyMetrics, RouteMetrics, StoreMetrics, UpstreamMetrics,
 };
 pub use instrument::Described;
 pub use labels::{
-    CacheOutcome, ExchangePath, Label, LimitOutcome, LimitSource, MethodClass, RefundResult, RevocationKind,
+    CacheOutcome, ExchangePath, JwksFetch, Label, LimitOutcome, LimitSource, MethodClass, RefundResult, RevocationKind,
     StatusClass, StoreFailure, StoreState, UpstreamFailure,
 };
 pub use process::ProcessReading;
@@ -80,6 +80,12 @@ families! {
         revocations: IntCounterVec = "tollgate_revocations_total" ["kind"],
         /// Revocations this instance remembers and enforces without the store.
         revocations_known: IntGauge = "tollgate_revocations_known" [],
+        /// Reads of the keys that an issuer publishes, by what came of them.
+        jwks_fetches: IntCounterVec = "tollgate_jwks_fetches_total" ["issuer", "result"],
+        /// Published keys of an issuer that verify tokens now.
+        jwks_keys: IntGaugeVec = "tollgate_jwks_keys" ["issuer"],
+        /// When the keys of an issuer were last read with success, in seconds since the Unix epoch; 0: never.
+        jwks_last_success: IntGaugeVec = "tollgate_jwks_last_success_timestamp_seconds" ["issuer"],
         /// Log lines dropped because the log could not be written fast enough.
         log_dropped: IntCounter = "tollgate_log_lines_dropped_total" [],
         /// Always 1; the labels say what is running.
@@ -202,12 +208,13 @@ pub fn documentation(sets: &[(&str, Vec<&str>)]) -> String {
     values::<StoreFailure>(&mut text, "`kind` of `tollgate_store_errors_total`");
     values::<StoreState>(&mut text, "`to`");
     values::<ExchangePath>(&mut text, "`path`");
-    values::<RefundResult>(&mut text, "`result`");
+    values::<RefundResult>(&mut text, "`result` of `tollgate_limit_refunds_total`");
+    values::<JwksFetch>(&mut text, "`result` of `tollgate_jwks_fetches_total`");
     values::<RevocationKind>(&mut text, "`kind` of `tollgate_revocations_total`");
     for (label, values) in sets {
         row(&mut text, label, values);
     }
-    text.push_str("| `route`, `upstream`, `policy` | names in the configuration |\n");
+    text.push_str("| `route`, `upstream`, `policy`, `issuer` | names in the configuration |\n");
     text
 }
 

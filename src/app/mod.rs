@@ -25,6 +25,7 @@ use crate::cache::{self, Cache};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Errors, Loaded, Spec, spec};
 use crate::identity::revocation::{DEFAULT_KNOWN, DEFAULT_PENDING, Known, Pending};
+use crate::jwks::Keepers;
 use crate::limits::{self, InFlight, KeySpace, Local, UserLimits};
 use crate::logging::{self, AccessLog, Logging};
 use crate::metrics::Metrics;
@@ -237,6 +238,7 @@ fn shared(
         keys: KeySpace::new(&spec.redis.key_prefix, spec.redis.tagged()),
         known: Known::new(DEFAULT_KNOWN),
         pending: Pending::new(DEFAULT_PENDING),
+        keepers: Keepers::default(),
         cache,
     }))
 }
@@ -316,6 +318,9 @@ fn background(
         runtime.spawn(reconcile::reconcile(Arc::clone(shared)));
     }
     runtime.spawn(forget_ended_revocations(Arc::clone(shared)));
+    for keeper in shared.keepers.all() {
+        runtime.spawn(keeper.keep());
+    }
     let named: Vec<_> = upstreams.into_iter().filter(|upstream| upstream.needs_resolving()).collect();
     if !named.is_empty() {
         runtime.spawn(resolve_forever(named));

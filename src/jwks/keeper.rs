@@ -75,20 +75,24 @@ struct Standing {
 }
 
 impl Keeper {
-    /// A keeper of what its settings name.
+    /// A keeper of what its settings name, which begins with the keys of `initial`, a set read already.
     ///
     /// # Errors
-    /// What about the place cannot be used.
-    pub fn of(settings: Settings, clock: Arc<dyn Clock>, metrics: &Metrics) -> Result<Self, String> {
+    /// What about the place or the set cannot be used.
+    pub fn of(
+        settings: Settings,
+        initial: Option<&[u8]>,
+        clock: Arc<dyn Clock>,
+        metrics: &Metrics,
+    ) -> Result<Self, String> {
         let Settings { timeout, max_bytes, .. } = settings;
         let source: Box<dyn Source> = match &settings.place {
             Place::Url { url, roots } => Box::new(KeyUrl::new(url, roots.as_deref(), timeout, max_bytes)?),
-            Place::File { path, .. } => Box::new(KeyFile::new(path.clone(), max_bytes)),
+            Place::File(path) => Box::new(KeyFile::new(path.clone(), max_bytes)),
         };
         let keeper = Self::new(settings, source, clock, metrics);
-        if let Place::File { content, .. } = &keeper.settings.place {
-            let published = read_set(content, keeper.settings.algorithms).map_err(|error| error.to_string())?;
-            keeper.adopt(published);
+        if let Some(initial) = initial {
+            keeper.adopt(read_set(initial, keeper.settings.algorithms).map_err(|error| error.to_string())?);
         }
         Ok(keeper)
     }

@@ -15,13 +15,14 @@ pub struct Keepers(Mutex<Vec<Arc<Keeper>>>);
 
 impl Keepers {
     /// The keeper of these settings: the one that is there already, with its keys, or a new one in place of one
-    /// that was told otherwise.
+    /// that was told otherwise, which begins with the set `initial`.
     ///
     /// # Errors
     /// What about the source cannot be used.
     pub fn keeper(
         &self,
         settings: &Settings,
+        initial: Option<&[u8]>,
         clock: &Arc<dyn Clock>,
         metrics: &Metrics,
     ) -> Result<Arc<Keeper>, String> {
@@ -29,7 +30,7 @@ impl Keepers {
         if let Some(keeper) = all.iter().find(|keeper| keeper.settings() == settings) {
             return Ok(Arc::clone(keeper));
         }
-        let keeper = Arc::new(Keeper::of(settings.clone(), Arc::clone(clock), metrics)?);
+        let keeper = Arc::new(Keeper::of(settings.clone(), initial, Arc::clone(clock), metrics)?);
         all.retain(|other| other.settings().issuer != settings.issuer);
         all.push(Arc::clone(&keeper));
         Ok(keeper)

@@ -17,13 +17,8 @@ pub enum Place {
         /// PEM certificates trusted beside the public ones.
         roots: Option<Vec<u8>>,
     },
-    /// A file.
-    File {
-        /// Its absolute or working-directory-relative path.
-        path: PathBuf,
-        /// What it held when the configuration was read.
-        content: Vec<u8>,
-    },
+    /// A file, absolute or relative to the working directory.
+    File(PathBuf),
 }
 
 /// Whose keys are kept, where they come from and how often they are looked for.

@@ -14,6 +14,7 @@ use crate::client_addr;
 use crate::clock::{Clock, UnixMillis};
 use crate::identity::revocation::{Known, Pending};
 use crate::identity::{Sources, Verifier};
+use crate::jwks::{Keeper, Keepers};
 use crate::limits::local::Outage;
 use crate::limits::{self, Checks, Decision, InFlight, KeySpace, Local, Plans, Policy, UserLimits};
 use crate::logging::AccessLog;
@@ -48,6 +49,8 @@ pub struct Gateway {
     pub sources: Sources,
     /// Decides on tokens.
     pub verifier: Verifier,
+    /// Who keeps the published keys of issuers, by the verifier's index of issuers.
+    pub keepers: Box<[Option<Arc<Keeper>>]>,
     /// What upstreams are told.
     pub forward: forward::Settings,
     /// Plans of callers.
@@ -113,6 +116,8 @@ pub struct Shared {
     pub known: Known,
     /// Revocations that the store has not got yet.
     pub pending: Pending,
+    /// The keepers of published keys.
+    pub keepers: Keepers,
     /// The response cache.
     pub cache: &'static Cache,
 }
