@@ -12,12 +12,13 @@ use parking_lot::Mutex;
 use prometheus::{Registry, TextEncoder};
 
 pub use handles::{
-    Counters, ExchangeMetrics, Grid, Held, JwksMetrics, PolicyMetrics, RouteMetrics, StoreMetrics, UpstreamMetrics,
+    Counters, ExchangeMetrics, Grid, Held, JwksMetrics, PolicyMetrics, RouteMetrics, StoreMetrics,
+    UpstreamMetrics,
 };
 pub use instrument::Described;
 pub use labels::{
-    CacheOutcome, ExchangePath, JwksFetch, Label, LimitOutcome, LimitSource, MethodClass, RefundResult, RevocationKind,
-    StatusClass, StoreFailure, StoreState, UpstreamFailure,
+    CacheOutcome, ExchangePath, JwksFetch, Label, LimitOutcome, LimitSource, MethodClass, RefundResult,
+    RevocationKind, StatusClass, StoreFailure, StoreState, UpstreamFailure,
 };
 pub use process::ProcessReading;
 
@@ -80,6 +81,8 @@ families! {
         revocations: IntCounterVec = "tollgate_revocations_total" ["kind"],
         /// Revocations this instance remembers and enforces without the store.
         revocations_known: IntGauge = "tollgate_revocations_known" [],
+        /// Tokens remembered as verified; their signatures are not checked again.
+        tokens_remembered: IntGauge = "tollgate_tokens_remembered" [],
         /// Reads of the keys that an issuer publishes, by what came of them.
         jwks_fetches: IntCounterVec = "tollgate_jwks_fetches_total" ["issuer", "result"],
         /// Published keys of an issuer that verify tokens now.

@@ -271,8 +271,8 @@ impl Verifier {
         (!settled).then_some(Unheard { issuer, kid: parsed.signed.kid })
     }
 
-    /// Lets go of one remembered token: a revoked one, say. Nothing happens when it is not remembered.
-    pub fn forget(&self, token: &str) {
+    /// Lets go of one remembered token.
+    fn forget(&self, token: &str) {
         if let Some(cache) = &self.cache {
             cache.remove(token);
         }

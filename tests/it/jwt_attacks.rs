@@ -673,6 +673,36 @@ fn a_credential_that_can_be_read_in_two_ways_is_none() {
     assert_eq!(stage.origin.hits(), before);
 }
 
+#[test]
+fn what_was_revoked_or_has_expired_is_not_remembered_as_verified() {
+    let origin = Origin::start();
+    let routes = "[[routes]]\nname = \"logout\"\npath = \"/logout\"\nauth = \"required\"\nlogout = \"gateway\"\n\
+                  [[routes]]\nname = \"all\"\npath = \"/**\"\nauth = \"required\"\nupstream = \"app\"\n";
+    let gateway = setup::gateway(&setup::config(&origin, "", routes), "");
+    let remembered = || gateway.metric("tollgate_tokens_remembered", &[]);
+    let ask = |token: &str| gateway.client().get("/x").bearer(token).send().code();
+    let tokens: Vec<Token> = ["ada", "bob", "eve", "dan"].into_iter().map(Token::of).collect();
+    // The leeway is 30 s, so this token has some seconds left.
+    let brief = Token::of("eli").expires_in(-25).sign();
+    assert!(tokens.iter().map(Token::sign).chain([brief.clone()]).all(|token| ask(&token) == 200));
+    for token in
+        ["x", "a.b.c", &Token::of("mallory").sign_with(b"mine"), &Token::of("gil").expires_in(-60).sign()]
+    {
+        assert_eq!(ask(token), 401);
+    }
+    assert_eq!(remembered(), Some(5.0));
+    assert_eventually!(ask(&brief) == 401, "its end");
+    assert_eq!(remembered(), Some(4.0));
+    assert_eq!(gateway.client().get("/logout").bearer(&tokens[0].sign()).send().code(), 200);
+    assert_eventually!(remembered() == Some(3.0), "the token that was logged out is let go of");
+    revoke(&gateway, &json!({"jti": tokens[1].jti()}));
+    revoke(&gateway, &json!({"subject": "eve"}));
+    assert_eventually!(remembered() == Some(1.0), "those that an operator revoked, too");
+    for (token, code) in tokens.iter().zip([401, 401, 401, 200]) {
+        assert_eq!(ask(&token.sign()), code);
+    }
+}
+
 /// The same token in every spelling that somebody without the key can give it.
 fn twins(algorithm: Algorithm, token: &str) -> Vec<(&'static str, String)> {
     const ALPHABET: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
