@@ -692,3 +692,5 @@ fn keys_exchanged_under_load_never_let_an_old_token_stay() {
         assert!(verifier.verify(&token, NOW).is_ok());
     }
 }
+
+mod hostile;
