@@ -8,14 +8,13 @@ use http::HeaderName;
 use crate::cache::tag::TagTemplate;
 use crate::cache::{self, RouteCache};
 use crate::client_addr;
-use crate::clock::millis;
+use crate::clock::{Clock, SystemClock, millis};
 use crate::config::{HostPort, Spec, Template, spec};
 use crate::header_names::{X_USER_ID, X_USER_PERMISSIONS, X_USER_PLAN};
 use crate::identity::{
     self, Access, Algorithm, Algorithms, Issuer, Key, KeySet, Requirement, Ring, Source, Sources, Verifier,
 };
-use crate::identity::jwk::read_set;
-use crate::jwks;
+use crate::jwks::{self, Keeper, Keepers};
 use crate::limits::check::MAX_CHECKS;
 use crate::limits::policy::PolicyError;
 use crate::limits::{self, Plan, Plans, Policy, Window};
@@ -61,7 +60,9 @@ struct Parts {
 /// # Errors
 /// Every setting that cannot be used.
 pub fn check(spec: &Spec, metrics: &Metrics) -> Result<(), Vec<Unusable>> {
-    parts(spec, metrics, &mut offline_ring).map(drop)
+    let (keepers, clock) = (Keepers::default(), Arc::new(SystemClock) as Arc<dyn Clock>);
+    parts(spec, metrics, &mut |issuer| Ok(ring(keeper(issuer, &keepers, &clock, metrics)?.as_ref())))
+        .map(drop)
 }
 
 /// The gateway that `spec` describes, over what survives a reload.
@@ -70,18 +71,11 @@ pub fn check(spec: &Spec, metrics: &Metrics) -> Result<(), Vec<Unusable>> {
 /// Every setting that cannot be used.
 pub fn gateway(spec: &Spec, shared: Arc<Shared>) -> Result<Gateway, Vec<Unusable>> {
     let mut keepers = Vec::with_capacity(spec.issuers.len());
-    let mut ring = |issuer: &spec::Issuer| {
-        let keeper = jwks_settings(issuer)
-            .map(|settings| {
-                let initial = published_content(issuer);
-                shared.keepers.keeper(&settings, initial, &shared.clock, &shared.metrics)
-            })
-            .transpose()?;
-        let ring = keeper.as_ref().map(|keeper| Arc::clone(keeper.ring()));
-        keepers.push(keeper);
-        Ok(ring)
+    let mut ring_of = |issuer: &spec::Issuer| {
+        keepers.push(keeper(issuer, &shared.keepers, &shared.clock, &shared.metrics)?);
+        Ok(self::ring(keepers.last().and_then(Option::as_ref)))
     };
-    let parts = parts(spec, &shared.metrics, &mut ring)?;
+    let parts = parts(spec, &shared.metrics, &mut ring_of)?;
     let quota_reads = quota::Reads::new().map_err(|error| vec![unusable("limits.quota_path", error)])?;
     Ok(Gateway {
         head_limits: HeadLimits {
@@ -149,7 +143,7 @@ fn parts(spec: &Spec, metrics: &Metrics, ring: RingOf<'_>) -> Result<Parts, Vec<
         problems.extend(ambiguities.into_iter().map(|found| unusable(place(&found, spec), found)));
     });
     let client_addr = client_addr(spec).map_err(|problem| problems.push(problem));
-    let verifier = verifier_with(spec, ring).map_err(|problem| problems.push(problem));
+    let verifier = verifier(spec, ring).map_err(|problem| problems.push(problem));
     let forward = forward_settings(spec).map_err(|problem| problems.push(problem));
     let plans = plans(spec).map_err(|problem| problems.push(problem));
     match (table, client_addr, verifier, forward, plans) {
@@ -365,25 +359,23 @@ fn sources(spec: &Spec) -> Sources {
     }
 }
 
-/// The verifier of the configuration's issuers; also what `token inspect` asks.
-///
-/// # Errors
-/// The first key or issuer that cannot be used.
-pub fn verifier(spec: &Spec) -> Result<Verifier, Unusable> {
-    verifier_with(spec, &mut offline_ring)
+/// The published keys of an issuer, where it has such, or why there can be none.
+pub(super) type RingOf<'a> = &'a mut dyn FnMut(&spec::Issuer) -> Result<Option<Arc<Ring>>, String>;
+
+/// Who keeps the published keys of an issuer that has such.
+pub(super) fn keeper(
+    issuer: &spec::Issuer,
+    keepers: &Keepers,
+    clock: &Arc<dyn Clock>,
+    metrics: &Metrics,
+) -> Result<Option<Arc<Keeper>>, String> {
+    let settings = jwks_settings(issuer);
+    settings.map(|settings| keepers.keeper(&settings, published_content(issuer), clock, metrics)).transpose()
 }
 
-/// The published keys of an issuer, where it has such, or why there can be none.
-type RingOf<'a> = &'a mut dyn FnMut(&spec::Issuer) -> Result<Option<Arc<Ring>>, String>;
-
-/// What can be known of published keys without asking anybody: a file's.
-fn offline_ring(issuer: &spec::Issuer) -> Result<Option<Arc<Ring>>, String> {
-    let Some(settings) = jwks_settings(issuer) else { return Ok(None) };
-    let keys = match published_content(issuer) {
-        Some(content) => read_set(content, settings.algorithms).map_err(|problem| problem.to_string())?.keys,
-        None => KeySet::default(),
-    };
-    Ok(Some(Arc::new(Ring::new(keys))))
+/// The ring of a keeper, where there is one.
+pub(super) fn ring(keeper: Option<&Arc<Keeper>>) -> Option<Arc<Ring>> {
+    keeper.map(|keeper| Arc::clone(keeper.ring()))
 }
 
 /// The key set that was read along with the configuration.
@@ -412,7 +404,11 @@ fn jwks_settings(issuer: &spec::Issuer) -> Option<jwks::Settings> {
     })
 }
 
-fn verifier_with(spec: &Spec, ring: RingOf<'_>) -> Result<Verifier, Unusable> {
+/// The verifier of the configuration's issuers, over these published keys.
+///
+/// # Errors
+/// The first key or issuer that cannot be used.
+pub(super) fn verifier(spec: &Spec, ring: RingOf<'_>) -> Result<Verifier, Unusable> {
     let issuers =
         spec.issuers.iter().map(|issuer| self::issuer(issuer, spec, ring)).collect::<Result<Vec<_>, _>>()?;
     let mut settings = identity::Settings::new(issuers).map_err(|problem| unusable("issuers", problem))?;

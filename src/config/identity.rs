@@ -9,7 +9,9 @@ use http::{HeaderName, Uri, header};
 use jsonwebtoken::DecodingKey;
 
 use super::reader::Reader;
-use super::spec::{Algorithm, ClaimNames, Identity, Issuer, IssuerKey, Jwks, JwksPlace, KeyMaterial, TokenSource};
+use super::spec::{
+    Algorithm, ClaimNames, Identity, Issuer, IssuerKey, Jwks, JwksPlace, KeyMaterial, TokenSource,
+};
 use super::tree::{self, Table};
 use super::value::{Kind, Leaf, Raw, Refused, Secret, Size};
 use crate::header_names;
@@ -149,8 +151,7 @@ fn issuer(name: Box<str>, reader: &Reader<'_>) -> Issuer {
         );
     }
     let section = reader.opt_section("jwks");
-    let keys =
-        if section.is_some() { no_keys(reader) } else { keys(reader, &algorithms, kinds.len() == 1) };
+    let keys = if section.is_some() { no_keys(reader) } else { keys(reader, &algorithms, kinds.len() == 1) };
     let jwks = section.and_then(|section| jwks(&section, &algorithms));
     let max_lifetime = reader.opt::<Duration>("max_lifetime");
     if max_lifetime
@@ -320,7 +321,9 @@ fn key(reader: &Reader<'_>, algorithms: &[Algorithm], one_kind: bool) -> Option<
     let secret = reader.opt::<Secret>("secret");
     let inline = reader.opt::<String>("public_key").map(|pem| ("public_key", pem.into_bytes()));
     let file = reader.opt::<String>("public_key_file");
-    let file = file.and_then(|name| Some(("public_key_file", read_key(reader, "public_key_file", &name, MAX_KEY_FILE)?)));
+    let file = file.and_then(|name| {
+        Some(("public_key_file", read_key(reader, "public_key_file", &name, MAX_KEY_FILE)?))
+    });
     if ["secret", "public_key", "public_key_file"].into_iter().any(|key| reader.reported(key)) || !one_kind {
         return None;
     }

@@ -127,7 +127,7 @@ pub static KEYS: &[Key] = &[
     unset("issuers.<name>.jwks.file", "path", "The same in a file that may be replaced while the gateway runs; relative to this file."),
     is("issuers.<name>.jwks.refresh", "duration, 1s to 24h", r#""5m""#, "Pause between two reads in the background. While reading fails, the keys read last go on."),
     is("issuers.<name>.jwks.cooldown", "duration, 100ms to 1h", r#""5s""#, "Shortest time between two reads, however many tokens name a `kid` that nobody has heard of; how long such a `kid` that was not found counts as unknown."),
-    is("issuers.<name>.jwks.timeout", "duration, 100ms to 1m", r#""5s""#, "Longest time of one read. A token with an unheard `kid` waits at most for this and, before it, for the longer of this and the cooldown."),
+    is("issuers.<name>.jwks.timeout", "duration, 100ms to 1m", r#""5s""#, "Longest time of one read. A token with an unheard `kid` waits at most for this and, before it, for the longer of this and the cooldown, never longer than 10 s; then it is answered with 503."),
     is("issuers.<name>.jwks.max_size", "size, 1 KiB to 4 MiB", r#""256KiB""#, "Largest set that is read."),
     unset("issuers.<name>.jwks.ca_file", "path", "PEM certificates trusted for the URL beside the public ones; relative to this file."),
     is("issuers.<name>.jwks.allow_http", "boolean", "false", "Whether the URL may be `http`: whoever is on the way could then replace the keys."),

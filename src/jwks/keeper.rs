@@ -26,6 +26,8 @@ use crate::metrics::{JwksFetch, JwksMetrics, Metrics};
 const MAX_WAITING: usize = 1_024;
 /// Most key identifiers remembered as looked up in vain.
 const MAX_ABSENT: usize = 4_096;
+/// Longest time a request waits for keys, whatever the settings.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// After failures the pause doubles from the cooldown up to this, or to the refresh where that is shorter.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
@@ -47,6 +49,8 @@ struct Rounds {
     ended: u64,
     /// Whether the last one to end succeeded.
     succeeded: bool,
+    /// When the next one may begin; `None`: now.
+    next: Option<Instant>,
 }
 
 /// The keys of one issuer. [`Keeper::keep`] does the work; any thread may [`Keeper::ask`].
@@ -92,7 +96,10 @@ impl Keeper {
         };
         let keeper = Self::new(settings, source, clock, metrics);
         if let Some(initial) = initial {
-            keeper.adopt(read_set(initial, keeper.settings.algorithms).map_err(|error| error.to_string())?);
+            let set = read_set(initial, keeper.settings.algorithms).map_err(|error| error.to_string())?;
+            keeper.metrics.note(set.keys.keys().len(), keeper.clock.now());
+            keeper.standing.lock().print = Some(set.print);
+            keeper.ring.replace(set.keys);
         }
         Ok(keeper)
     }
@@ -131,8 +138,8 @@ impl Keeper {
     }
 
     /// How long an asker waits at most: a read may be under way, the next one may have to wait for the cooldown.
-    pub fn patience(&self) -> Duration {
-        self.settings.cooldown.max(self.settings.timeout) + self.settings.timeout
+    fn patience(&self) -> Duration {
+        (self.settings.cooldown.max(self.settings.timeout) + self.settings.timeout).min(LONGEST_WAIT)
     }
 
     /// Whether the issuer publishes a key of this identifier. Waits for a read that begins after the question, so that
@@ -154,9 +161,13 @@ impl Keeper {
         // Without a kid the first read of all decides; it is made without being asked for.
         let mut needed = 1;
         if kid.is_some() {
-            needed = rounds.borrow_and_update().begun + 1;
+            let Rounds { begun, next, .. } = *rounds.borrow_and_update();
+            needed = begun + 1;
             self.wanted.fetch_max(needed, Ordering::AcqRel);
             self.wake.notify_one();
+            if next.is_some_and(|next| next > Instant::now() + LONGEST_WAIT) {
+                return Answer::Unavailable;
+            }
         }
         let settled = rounds.wait_for(|rounds| rounds.ended >= needed || self.has(kid)).await;
         let succeeded = settled.is_ok_and(|rounds| rounds.succeeded);
@@ -183,23 +194,24 @@ impl Keeper {
     pub async fn keep(self: Arc<Self>) {
         let mut failures = 0_u32;
         loop {
-            let begun = Instant::now();
-            let number = self.begin();
-            let succeeded = self.read().await;
+            let allowed = Instant::now() + self.settings.cooldown;
+            let number = self.begin(allowed);
+            let succeeded = self.read().await.is_ok();
             self.rounds.send_modify(|rounds| {
                 rounds.ended = number;
                 rounds.succeeded = succeeded;
             });
             failures = if succeeded { 0 } else { failures.saturating_add(1) };
             let due = Instant::now() + self.pause(failures);
-            self.sleep(number, begun + self.settings.cooldown, due).await;
+            self.sleep(number, allowed, due).await;
         }
     }
 
-    fn begin(&self) -> u64 {
+    fn begin(&self, next: Instant) -> u64 {
         let mut number = 0;
         self.rounds.send_modify(|rounds| {
             rounds.begun += 1;
+            rounds.next = Some(next);
             number = rounds.begun;
         });
         number
@@ -225,25 +237,22 @@ impl Keeper {
         sleep_until(allowed.min(due)).await;
     }
 
-    async fn read(&self) -> bool {
+    /// Reads once. What [`Keeper::keep`] does again and again; of use by itself where nothing is kept.
+    ///
+    /// # Errors
+    /// Why the keys stay what they were.
+    pub async fn read(&self) -> Result<(), Trouble> {
         let read = timeout(self.settings.timeout, self.source.read()).await;
         let read = read.unwrap_or_else(|_| {
             let limit = humantime::format_duration(self.settings.timeout);
             Err(Trouble::Unreachable(format!("no complete answer within {limit}").into()))
         });
         let published = read.and_then(|bytes: Bytes| Ok(read_set(&bytes, self.settings.algorithms)?));
-        match published {
-            Ok(published) => {
-                self.note_success();
-                let changed = self.adopt(published);
-                self.metrics.fetches.count(if changed { JwksFetch::Changed } else { JwksFetch::Unchanged });
-                true
-            }
-            Err(trouble) => {
-                self.note_failure(&trouble);
-                false
-            }
-        }
+        let published = published.inspect_err(|trouble| self.note_failure(trouble))?;
+        self.note_success();
+        let changed = self.adopt(published);
+        self.metrics.fetches.count(if changed { JwksFetch::Changed } else { JwksFetch::Unchanged });
+        Ok(())
     }
 
     /// Takes what was published; keys that are the same void nothing that was verified by them.
@@ -253,7 +262,11 @@ impl Keeper {
         let changed = standing.print.replace(print) != Some(print);
         if faults != standing.faults {
             for fault in faults.iter().filter(|fault| !standing.faults.contains(fault)) {
-                tracing::warn!(issuer = &*self.settings.issuer, from = self.source.place(), "not used: {fault}");
+                tracing::warn!(
+                    issuer = &*self.settings.issuer,
+                    from = self.source.place(),
+                    "not used: {fault}"
+                );
             }
             standing.faults = faults;
         }
@@ -269,7 +282,11 @@ impl Keeper {
     fn note_success(&self) {
         let failed = std::mem::take(&mut self.standing.lock().failing);
         if failed {
-            tracing::info!(issuer = &*self.settings.issuer, from = self.source.place(), "keys can be read again");
+            tracing::info!(
+                issuer = &*self.settings.issuer,
+                from = self.source.place(),
+                "keys can be read again"
+            );
         }
     }
 
@@ -287,7 +304,11 @@ impl Keeper {
         if self.has(None) {
             tracing::warn!(issuer, from, "the source of keys {trouble}; those read before go on");
         } else {
-            tracing::warn!(issuer, from, "the source of keys {trouble}; tokens cannot be judged until there are keys");
+            tracing::warn!(
+                issuer,
+                from,
+                "the source of keys {trouble}; tokens cannot be judged until there are keys"
+            );
         }
     }
 }

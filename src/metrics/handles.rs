@@ -7,8 +7,8 @@ use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::Metrics;
 use super::labels::{
-    CacheOutcome, ExchangePath, JwksFetch, Label, LimitOutcome, LimitSource, MethodClass, RefundResult, RevocationKind,
-    StatusClass, StoreFailure, StoreState, UpstreamFailure,
+    CacheOutcome, ExchangePath, JwksFetch, Label, LimitOutcome, LimitSource, MethodClass, RefundResult,
+    RevocationKind, StatusClass, StoreFailure, StoreState, UpstreamFailure,
 };
 use crate::clock::UnixMillis;
 

@@ -24,9 +24,7 @@ struct Script {
 
 impl Script {
     fn publish(&self, kids: &[&str]) {
-        let key = |kid: &&str| {
-            json!({"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"})
-        };
+        let key = |kid: &&str| json!({"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"});
         *self.set.lock() = json!({"keys": kids.iter().map(key).collect::<Vec<_>>()});
     }
 
@@ -77,7 +75,11 @@ impl Stage {
     }
 
     fn of(script: Arc<Script>) -> Self {
-        let settings = Settings {
+        Self::with(script, |_| {})
+    }
+
+    fn with(script: Arc<Script>, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = Settings {
             issuer: "main".into(),
             algorithms: [Algorithm::EdDsa].into(),
             place: Place::File("unused".into()),
@@ -86,11 +88,11 @@ impl Stage {
             timeout: TIMEOUT,
             max_bytes: 1024,
         };
+        change(&mut settings);
         let clock = Arc::new(ManualClock::at(UnixMillis::from_secs(1_700_000_000)));
         let metrics = Metrics::new().unwrap();
         let source = Box::new(Scripted(Arc::clone(&script)));
-        let keeper =
-            Arc::new(Keeper::new(settings, source, Arc::clone(&clock) as Arc<dyn Clock>, &metrics));
+        let keeper = Arc::new(Keeper::new(settings, source, Arc::clone(&clock) as Arc<dyn Clock>, &metrics));
         tokio::spawn(Arc::clone(&keeper).keep());
         Self { script, keeper, clock, metrics }
     }
@@ -265,12 +267,32 @@ async fn keys_come_without_being_asked_for_once_the_source_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_read_that_is_far_away() {
+    let script = Arc::new(Script::default());
+    script.publish(&["a"]);
+    let hour = Duration::from_secs(3_600);
+    let stage = Stage::with(script, |settings| (settings.cooldown, settings.refresh) = (hour, hour * 10));
+    assert_eq!(stage.ask("a").await.0, Answer::Known);
+    stage.script.publish(&["a", "b"]);
+    assert_eq!(stage.ask("b").await, (Answer::Unavailable, Duration::ZERO));
+    pass(hour.saturating_sub(LONGEST_WAIT)).await;
+    assert_eq!(stage.script.reads(), 1);
+    // It was asked for, though, and comes when it may.
+    pass(LONGEST_WAIT + TIMEOUT).await;
+    assert_eq!((stage.ask("b").await, stage.script.reads()), ((Answer::Known, Duration::ZERO), 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failure_takes_no_key_away() {
     let stage = Stage::start(&["a"]);
     stage.ask("a").await;
     let generation = stage.keeper.ring().generation();
-    let junk =
-        [json!({"keys": []}), json!([]), json!("x"), json!({"keys": [{"kty": "oct", "k": "AAAA", "kid": "a"}]})];
+    let junk = [
+        json!({"keys": []}),
+        json!([]),
+        json!("x"),
+        json!({"keys": [{"kty": "oct", "k": "AAAA", "kid": "a"}]}),
+    ];
     for set in junk {
         *stage.script.set.lock() = set.clone();
         assert_eq!(stage.ask("b").await.0, Answer::Unavailable, "{set}");
