@@ -54,9 +54,19 @@ fn token() -> String {
     mint(&MintRequest::new("user-42"), &key, NOW).unwrap()
 }
 
-fn verifier(entries: usize) -> Verifier {
-    let keys = KeySet::new(vec![Key::secret(SECRET).unwrap()]).unwrap();
-    let issuer = Issuer::new("main", Vec::new(), [Algorithm::HS256], keys).unwrap();
+/// Keys of RSA-2048: to sign with and to verify by.
+fn rsa_keys() -> (MintKey, Key) {
+    let pem = |half: &str| {
+        let file = format!("{}/tests/fixtures/keys/rsa-2048-{half}.pem", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read_to_string(file).unwrap()
+    };
+    let signing = MintKey::private_pem(Algorithm::RS256, &pem("private")).unwrap();
+    (signing, Key::public_pem(&pem("public")).unwrap())
+}
+
+fn verifier(algorithm: Algorithm, key: Key, entries: usize) -> Verifier {
+    let keys = KeySet::new(vec![key]).unwrap();
+    let issuer = Issuer::new("main", Vec::new(), [algorithm], keys).unwrap();
     let mut settings = VerifierSettings::new(vec![issuer]).unwrap();
     settings.cache_entries = entries;
     Verifier::new(settings)
@@ -137,14 +147,25 @@ fn identity(criterion: &mut Criterion) {
     criterion.bench_function("token: extract", |b| {
         b.iter(|| credentials::extract(&sources, black_box(&headers), None).unwrap().is_some());
     });
-    let remembering = verifier(10_000);
-    criterion.bench_function("token: verified before", |b| {
-        b.iter(|| remembering.verify(black_box(&token), NOW).unwrap());
-    });
-    let forgetful = verifier(0);
-    criterion.bench_function("token: HS256 verified anew", |b| {
-        b.iter(|| forgetful.verify(black_box(&token), NOW).unwrap());
-    });
+    let hmac = (MintKey::secret(Algorithm::HS256, SECRET).unwrap(), Key::secret(SECRET).unwrap());
+    for (name, algorithm, (signing, key)) in
+        [("hs256", Algorithm::HS256, hmac), ("rs256", Algorithm::RS256, rsa_keys())]
+    {
+        let token = |user: usize| mint(&MintRequest::new(format!("user-{user}")), &signing, NOW).unwrap();
+        let remembering = verifier(algorithm, key.clone(), 10_000);
+        // Among others, as in service.
+        for user in 0..500 {
+            remembering.verify(&token(user), NOW).unwrap();
+        }
+        let forgetful = verifier(algorithm, key, 0);
+        let token = token(42);
+        criterion.bench_function(&format!("verify/{name}/cached"), |b| {
+            b.iter(|| remembering.verify(black_box(&token), NOW).unwrap());
+        });
+        criterion.bench_function(&format!("verify/{name}/new"), |b| {
+            b.iter(|| forgetful.verify(black_box(&token), NOW).unwrap());
+        });
+    }
 }
 
 fn limits(criterion: &mut Criterion) {

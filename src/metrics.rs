@@ -91,6 +91,8 @@ families! {
         revocations_pending: IntGauge = "tollgate_revocations_pending" [],
         /// Revocations given up before their end for want of room: they hold only where the store is asked, or nowhere.
         revocations_dropped: IntCounter = "tollgate_revocations_dropped_total" [],
+        /// Tokens remembered as verified; their signatures are not checked again.
+        tokens_remembered: IntGauge = "tollgate_tokens_remembered" [],
         /// Reads of the keys that an issuer publishes, by what came of them.
         jwks_fetches: IntCounterVec = "tollgate_jwks_fetches_total" ["issuer", "result"],
         /// Published keys of an issuer that verify tokens now.

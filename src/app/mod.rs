@@ -1,6 +1,7 @@
 //! The composition root: from a checked configuration to a running gateway.
 
 mod build;
+mod forget;
 mod observer;
 mod operations;
 mod published;
@@ -51,8 +52,6 @@ use self::shutdown::Signals;
 
 /// Names are looked up again after this long.
 const RESOLVE_EVERY: Duration = Duration::from_secs(30);
-/// Ended revocations are let go after at most this long.
-const FORGET_EVERY: Duration = Duration::from_secs(60);
 
 /// Everything about a configuration that only shows when it is put together, each with its place in the file.
 ///
@@ -133,7 +132,7 @@ impl App {
             server.add_service(h2c);
         }
         let operations = GatewayOperations {
-            current,
+            current: Arc::clone(&current),
             lifecycle: Arc::clone(&lifecycle),
             config: config_status(spec, extras.file, started_at.as_secs()),
             started_at,
@@ -148,6 +147,7 @@ impl App {
 
         let background =
             background(spec, &shared, upstreams, &lifecycle, Arc::clone(&logging), extras.banner)?;
+        background.spawn(forget::forget(current));
         let in_flight = shared.metrics.families().requests_in_flight.clone();
         Ok(Self { server, lifecycle, background, in_flight, _logging: logging })
     }
@@ -327,7 +327,6 @@ fn background(
         runtime.spawn(heartbeat::beat(Arc::clone(shared)));
         runtime.spawn(reconcile::reconcile(Arc::clone(shared)));
     }
-    runtime.spawn(forget_ended_revocations(Arc::clone(shared)));
     runtime.spawn(sweep_sessions(Arc::clone(shared), spec.sessions.sweep));
     for keeper in shared.keepers.all() {
         runtime.spawn(keeper.keep());
@@ -355,14 +354,6 @@ fn background(
         exit,
     ));
     Ok(runtime)
-}
-
-/// Lets go of revocations that have ended.
-async fn forget_ended_revocations(shared: Arc<Shared>) {
-    loop {
-        tokio::time::sleep(FORGET_EVERY).await;
-        shared.known.expire(shared.clock.now());
-    }
 }
 
 async fn resolve_forever(upstreams: Vec<Arc<Upstream>>) {

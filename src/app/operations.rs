@@ -209,6 +209,7 @@ impl Operations for GatewayOperations {
         let tiers = shared.cache.tiers();
         families.cache_bytes.set(i64::try_from(tiers.memory_bytes()).unwrap_or(i64::MAX));
         families.cache_entries.set(i64::try_from(tiers.memory_entries()).unwrap_or(i64::MAX));
+        families.tokens_remembered.set(i64::try_from(gateway.verifier.cached()).unwrap_or(i64::MAX));
         families.revocations_known.set(i64::try_from(shared.known.len()).unwrap_or(i64::MAX));
         families.revocations_pending.set(i64::try_from(shared.pending.len()).unwrap_or(i64::MAX));
         shared.metrics.render()

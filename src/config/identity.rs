@@ -18,8 +18,6 @@ use crate::header_names;
 use crate::identity::jwk::read_set;
 use crate::{identity, jwks};
 
-/// RFC 7518 section 3.2: a key as long as the hash of HS256.
-const MIN_SECRET: usize = 32;
 const MAX_KEY_FILE: u64 = 64 << 10;
 
 impl Leaf for TokenSource {
@@ -337,7 +335,7 @@ fn key(reader: &Reader<'_>, algorithms: &[Algorithm], one_kind: bool) -> Option<
             None
         }
         (Some(secret), None, true) => {
-            check_secret(reader, &secret);
+            check_secret(reader, &secret, algorithms);
             Some(IssuerKey { kid, material: KeyMaterial::Secret(secret) })
         }
         (Some(_), None, false) => {
@@ -370,18 +368,19 @@ fn key(reader: &Reader<'_>, algorithms: &[Algorithm], one_kind: bool) -> Option<
     }
 }
 
-fn check_secret(reader: &Reader<'_>, secret: &Secret) {
+fn check_secret(reader: &Reader<'_>, secret: &Secret, algorithms: &[Algorithm]) {
     let length = secret.expose().len();
-    if length >= MIN_SECRET {
+    let least = algorithms.iter().map(|algorithm| algorithm.min_secret()).max().unwrap_or_default();
+    if length >= least {
         return;
     }
     if reader.context().development {
-        reader.warn("secret", format!("has {length} bytes; production refuses fewer than {MIN_SECRET}"));
+        reader.warn("secret", format!("has {length} bytes; production refuses fewer than {least}"));
     } else {
         reader.refuse(
             "secret",
             format!(
-                "is too short; accepted: {MIN_SECRET} bytes or more (fewer only with environment = \"development\")"
+                "is too short; accepted: {least} bytes or more (fewer only with environment = \"development\")"
             ),
         );
     }

@@ -113,7 +113,7 @@ pub static KEYS: &[Key] = &[
 
     required("issuers.<name>.algorithms", "list of HS256, HS384, HS512, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA",
         "Accepted signatures: secrets (HS*) or public keys, never both in one issuer."),
-    unset("issuers.<name>.secret", "secret, 32 bytes or more (any length in development)", "Shared secret for HS*."),
+    unset("issuers.<name>.secret", "secret, 32 bytes or more (48 for HS384, 64 for HS512; any length in development)", "Shared secret for HS*."),
     unset("issuers.<name>.public_key", "PEM", "Public key, inline."),
     unset("issuers.<name>.public_key_file", "path", "Public key in a PEM file; relative to this file."),
     unset("issuers.<name>.kid", "string", "The `kid` that the key above answers to; without one, tokens need none."),

@@ -273,7 +273,7 @@ pub struct IssuerKey {
 /// A verification key.
 #[derive(Clone, Debug)]
 pub enum KeyMaterial {
-    /// Shared secret for HS*; 32 bytes or more in production.
+    /// Shared secret for HS*; in production 32 bytes or more, 48 for HS384, 64 for HS512.
     Secret(Secret),
     /// PEM of a public key or certificate, parsed once to see that it suits the algorithms.
     PublicPem(Vec<u8>),

@@ -211,4 +211,14 @@ impl Algorithm {
     pub const fn is_symmetric(self) -> bool {
         matches!(self, Self::Hs256 | Self::Hs384 | Self::Hs512)
     }
+
+    /// Shortest secret for it, in bytes (RFC 7518 section 3.2); zero where the key is a public one.
+    pub const fn min_secret(self) -> usize {
+        match self {
+            Self::Hs256 => 32,
+            Self::Hs384 => 48,
+            Self::Hs512 => 64,
+            _ => 0,
+        }
+    }
 }

@@ -64,6 +64,22 @@ impl Algorithm {
         }
     }
 
+    /// Shortest secret it may be used with, in bytes: the size of its hash (RFC 7518 section 3.2). Zero for those
+    /// of public keys.
+    pub const fn min_secret_bytes(self) -> usize {
+        match self {
+            Self::HS256 => 32,
+            Self::HS384 => 48,
+            Self::HS512 => 64,
+            _ => 0,
+        }
+    }
+
+    /// Whether it uses a shared secret.
+    pub const fn is_symmetric(self) -> bool {
+        self.min_secret_bytes() > 0
+    }
+
     /// Whether somebody without the key can turn one valid signature into another: `(r, n - s)` for ECDSA,
     /// and randomised padding for PSS. Such a token must not be recognised by its signature.
     pub(super) const fn has_several_signatures(self) -> bool {

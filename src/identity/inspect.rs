@@ -117,7 +117,7 @@ impl Inspection {
         };
         self.note("issuer", Ok(()));
         self.issuer = Some(trusted.issuer.name().to_owned());
-        self.note("algorithm, key and signature", trusted.check_signature(&parsed));
+        self.note("algorithm, key and signature", trusted.check_signature(&parsed.signed));
 
         let rules = &trusted.issuer.rules;
         let times = match Times::read(&parsed.claims) {

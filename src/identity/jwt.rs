@@ -17,37 +17,47 @@ pub const MAX_KID_BYTES: usize = 256;
 /// and a token that carries one hopes for a careless verifier (RFC 8725 sections 3.5 and 3.10).
 const NEVER_HONOURED: [&str; 9] = ["crit", "b64", "jwk", "jku", "x5u", "x5c", "enc", "zip", "epk"];
 
-/// A well-formed token, its claims not to be believed yet.
+/// What a signature is checked by, read from a compact token of any payload.
 #[derive(Debug)]
-pub struct Parsed<'t> {
+pub struct Signed<'t> {
     /// The algorithm the header names.
     pub algorithm: Algorithm,
     /// The key identifier the header names.
     pub kid: Option<Box<str>>,
-    /// The claims.
-    pub claims: Map<String, Value>,
     /// The bytes the signature is over: `header.payload`.
     pub signing_input: &'t str,
     /// The signature in canonical base64url.
     pub signature: &'t str,
 }
 
-impl<'t> Parsed<'t> {
-    /// Reads `token`, which may be at most `max_bytes` long.
-    pub fn read(token: &'t str, max_bytes: usize) -> Result<Self, Refused> {
+impl<'t> Signed<'t> {
+    /// Reads `token`, which may be at most `max_bytes` long, and gives its payload beside.
+    pub(super) fn read(token: &'t str, max_bytes: usize) -> Result<(Self, Vec<u8>), Refused> {
         let parts = Parts::split(token, max_bytes)?;
         let header = Header::read(&parse_object(&decode(parts.header)?)?)?;
-        let claims = parse_object(&decode(parts.payload)?)?;
+        let payload = decode(parts.payload)?;
         if decode(parts.signature)?.is_empty() {
             return Err(Refused::Malformed);
         }
-        Ok(Self {
-            algorithm: header.algorithm,
-            kid: header.kid,
-            claims,
-            signing_input: parts.signing_input,
-            signature: parts.signature,
-        })
+        let Header { algorithm, kid } = header;
+        Ok((Self { algorithm, kid, signing_input: parts.signing_input, signature: parts.signature }, payload))
+    }
+}
+
+/// A well-formed token, its claims not to be believed yet.
+#[derive(Debug)]
+pub struct Parsed<'t> {
+    /// Header and signature.
+    pub signed: Signed<'t>,
+    /// The claims.
+    pub claims: Map<String, Value>,
+}
+
+impl<'t> Parsed<'t> {
+    /// Reads `token`, which may be at most `max_bytes` long.
+    pub fn read(token: &'t str, max_bytes: usize) -> Result<Self, Refused> {
+        let (signed, payload) = Signed::read(token, max_bytes)?;
+        Ok(Self { signed, claims: parse_object(&payload)? })
     }
 }
 
@@ -124,7 +134,7 @@ mod tests {
 
     fn read(header: &str, claims: &str) -> Result<Algorithm, Refused> {
         let token = format!("{}.{}.c2ln", b64(header), b64(claims));
-        Parsed::read(&token, 8192).map(|parsed| parsed.algorithm)
+        Parsed::read(&token, 8192).map(|parsed| parsed.signed.algorithm)
     }
 
     #[test]

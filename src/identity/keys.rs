@@ -51,9 +51,15 @@ pub enum KeyProblem {
     /// The RSA exponent is even, too small or too large.
     #[error("RSA public exponent must be odd and at least {MIN_RSA_EXPONENT}")]
     RsaExponent,
+    /// The RSA modulus was made by a generator whose keys can be factored (CVE-2017-15361).
+    #[error("RSA key of a faulty generator (ROCA, CVE-2017-15361): it can be factored")]
+    Roca,
     /// The secret is shorter than [`MIN_SECRET_BYTES`].
     #[error("secret of {0} bytes; at least {MIN_SECRET_BYTES} are needed (`openssl rand -base64 48`)")]
     ShortSecret(usize),
+    /// The secret is shorter than the hash of the algorithm.
+    #[error("secret of {0} bytes; {1} needs at least {needed}", needed = .1.min_secret_bytes())]
+    ShortForAlgorithm(usize, Algorithm),
     /// The secret repeats a few bytes or is a published example.
     #[error("secret is easily guessed; make one with `openssl rand -base64 48`")]
     GuessableSecret,
@@ -125,10 +131,11 @@ pub struct Key {
 }
 
 impl Key {
-    /// An HMAC secret that passes [`check_secret`].
+    /// An HMAC secret that passes [`check_secret`], for the algorithms it is long enough for.
     pub fn secret(secret: &[u8]) -> Result<Self, KeyProblem> {
         check_secret(secret)?;
-        Ok(Self::hmac(secret))
+        let long_enough = |algorithm: &Algorithm| secret.len() >= algorithm.min_secret_bytes();
+        Ok(Self::hmac(secret).only(Algorithm::ALL.into_iter().filter(long_enough).collect::<Algorithms>()))
     }
 
     /// An HMAC secret that may be weak, for development only. Empty ones and PEM texts are still refused.
@@ -167,6 +174,9 @@ impl Key {
         let e = exponent.iter().fold(0_u64, |e, byte| e << 8 | u64::from(*byte));
         if e % 2 == 0 || !(MIN_RSA_EXPONENT..=MAX_RSA_EXPONENT).contains(&e) {
             return Err(KeyProblem::RsaExponent);
+        }
+        if has_roca_fingerprint(modulus) {
+            return Err(KeyProblem::Roca);
         }
         let material = DecodingKey::from_rsa_raw_components(modulus, exponent);
         Ok(Self { modulus: modulus.into(), ..Self::of(KeyKind::Rsa, material) })
@@ -407,6 +417,20 @@ fn pss_algorithms(mut parameters: Reader<'_>) -> Option<Algorithms> {
     SHA2.into_iter().find(|(oid, _)| *oid == hash).map(|(_, algorithm)| [algorithm].into())
 }
 
+/// Whether the modulus is a power of 65537 modulo every small prime, as those of the faulty generator are
+/// (Nemec et al., "The Return of Coppersmith's Attack", 2017). One of 240 million others is, too.
+fn has_roca_fingerprint(modulus: &[u8]) -> bool {
+    const PRIMES: [u32; 38] = [
+        3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101,
+        103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167,
+    ];
+    PRIMES.into_iter().all(|prime| {
+        let rest = modulus.iter().fold(0, |rest, byte| (rest << 8 | u32::from(*byte)) % prime);
+        let powers = std::iter::successors(Some(1), |power| Some(power * 65_537 % prime));
+        powers.take(prime as usize).any(|power| power == rest)
+    })
+}
+
 fn without_zeros(bytes: &[u8]) -> &[u8] {
     let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
     bytes.get(zeros..).unwrap_or_default()
@@ -468,6 +492,7 @@ mod tests {
             ("rsa-512-public", KeyProblem::RsaSize(512)),
             ("rsa-1024-public", KeyProblem::RsaSize(1024)),
             ("rsa-2048-e3-public", KeyProblem::RsaExponent),
+            ("rsa-roca-public", KeyProblem::Roca),
             ("ec-p521-public", KeyProblem::Unsupported),
             ("ec-k256-public", KeyProblem::Unsupported),
             ("ed448-public", KeyProblem::Unsupported),
@@ -520,8 +545,25 @@ mod tests {
         assert_eq!(check_secret(b"a-string-secret-at-least-256-bits-long"), Err(KeyProblem::GuessableSecret));
         assert_eq!(check_secret(fixture("rsa-2048-public").as_bytes()), Err(KeyProblem::PemAsSecret));
         assert!(Key::weak_secret(b"dev").is_ok());
+        assert_eq!(Key::weak_secret(b"dev").unwrap().algorithms(), KeyKind::Hmac.algorithms());
         assert!(Key::weak_secret(b"").is_err());
         assert!(Key::weak_secret(fixture("rsa-2048-public").as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_secret_is_as_long_as_the_hash_it_is_used_with() {
+        use Algorithm::{HS256, HS384, HS512};
+        let secret = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-";
+        for (length, algorithms) in [
+            (32, &[HS256][..]),
+            (47, &[HS256]),
+            (48, &[HS256, HS384]),
+            (63, &[HS256, HS384]),
+            (64, &[HS256, HS384, HS512]),
+        ] {
+            let key = Key::secret(&secret[..length]).unwrap();
+            assert_eq!(key.algorithms().iter().collect::<Vec<_>>(), algorithms, "{length}");
+        }
     }
 
     #[test]

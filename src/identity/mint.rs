@@ -60,6 +60,9 @@ impl MintKey {
     /// An HMAC secret for one of `HS*`; weak ones are refused.
     pub fn secret(algorithm: Algorithm, secret: &[u8]) -> Result<Self, MintProblem> {
         check_secret(secret)?;
+        if secret.len() < algorithm.min_secret_bytes() {
+            return Err(KeyProblem::ShortForAlgorithm(secret.len(), algorithm).into());
+        }
         Self::weak_secret(algorithm, secret)
     }
 
@@ -239,6 +242,10 @@ mod tests {
             Err(MintProblem::Key(KeyProblem::ShortSecret(5)))
         ));
         assert!(MintKey::weak_secret(HS256, b"short").is_ok());
+        assert_eq!(
+            MintKey::secret(Algorithm::HS512, b"0123456789abcdefghijklmnopqrstuv").err(),
+            Some(MintProblem::Key(KeyProblem::ShortForAlgorithm(32, Algorithm::HS512)))
+        );
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub mod refused;
 pub mod resolve;
 pub mod revocation;
 pub mod ring;
+#[cfg(test)]
+mod vectors;
 pub mod verifier;
 
 pub use algorithm::{Algorithm, Algorithms};

@@ -148,6 +148,7 @@ pub struct Known {
     seeds: (RandomState, RandomState),
     per_shard: usize,
     held: AtomicUsize,
+    learned: AtomicU64,
     dropped: AtomicU64,
 }
 
@@ -161,6 +162,7 @@ impl Known {
             seeds: (RandomState::new(), RandomState::new()),
             per_shard: capacity.div_ceil(shards).max(1),
             held: AtomicUsize::new(0),
+            learned: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
         }
     }
@@ -203,6 +205,9 @@ impl Known {
         let learned = shard.learn(hash, revocation, self.per_shard, now);
         self.count(before, shard.entries.len());
         drop(shard);
+        if matches!(learned, Learned::Held | Learned::AtTheCostOfAnother) {
+            self.learned.fetch_add(1, Ordering::Release);
+        }
         if matches!(learned, Learned::AtTheCostOfAnother | Learned::NotHeld) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -230,6 +235,11 @@ impl Known {
     /// Whether none is held.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// How often a revocation was learned that was not held before: whoever sees the number grow has news.
+    pub fn learned(&self) -> u64 {
+        self.learned.load(Ordering::Acquire)
     }
 
     /// Revocations given up before their end since the start, for want of room. Alert on any.

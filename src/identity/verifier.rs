@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::algorithm::{Algorithm, Algorithms};
 use super::claims::{Claims, Rules, Times};
 use super::identity::{Identity, TokenId, within};
-use super::jwt::Parsed;
+use super::jwt::{Parsed, Signed};
 use super::keys::KeySet;
 use super::mapping::Mapping;
 use super::refused::Refused;
@@ -38,6 +38,9 @@ pub enum SettingsProblem {
     /// An issuer has a key that none of its algorithms uses.
     #[error("issuer `{0}` has a {1} key that none of its algorithms uses")]
     KeyWithoutAlgorithm(Box<str>, &'static str),
+    /// An issuer allows shared secrets and public keys at once.
+    #[error("issuer `{0}` mixes HS* with algorithms of public keys")]
+    MixedKinds(Box<str>),
     /// Two issuers have the same name.
     #[error("two issuers are named `{0}`")]
     DuplicateName(Box<str>),
@@ -76,6 +79,9 @@ impl Issuer {
         let (name, algorithms) = (name.into(), algorithms.into());
         if algorithms.is_empty() {
             return Err(SettingsProblem::NoAlgorithm(name));
+        }
+        if algorithms.iter().any(Algorithm::is_symmetric) && !algorithms.iter().all(Algorithm::is_symmetric) {
+            return Err(SettingsProblem::MixedKinds(name));
         }
         if !keys.keys().is_empty() {
             if let Some(orphan) = algorithms
@@ -178,6 +184,12 @@ struct Verified {
     generation: u64,
 }
 
+impl Verified {
+    fn is_current(&self) -> bool {
+        self.generation == self.ring.generation()
+    }
+}
+
 /// A token whose key has not been heard of: its issuer may have published it meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unheard {
@@ -224,10 +236,13 @@ impl Verifier {
     /// that `Expired` is never said of a forgery.
     pub fn verify(&self, token: &str, now: UnixMillis) -> Result<Arc<Identity>, Refused> {
         if let Some(known) = self.cache.as_ref().and_then(|cache| cache.get(token))
-            && known.generation == known.ring.generation()
+            && known.is_current()
         {
-            known.times.check(known.leeway, now)?;
-            return Ok(Arc::clone(&known.identity));
+            let verdict = known.times.check(known.leeway, now);
+            if verdict == Err(Refused::Expired) {
+                self.forget(token);
+            }
+            return verdict.map(|()| Arc::clone(&known.identity));
         }
         let verified = self.verify_anew(token)?;
         let identity = Arc::clone(&verified.identity);
@@ -245,16 +260,34 @@ impl Verifier {
     pub fn unheard(&self, token: &str) -> Option<Unheard> {
         let parsed = Parsed::read(token, self.max_token_bytes).ok()?;
         let trusted = self.trusted(&parsed.claims).ok()?;
-        if !trusted.is_kept || !trusted.issuer.algorithms.contains(parsed.algorithm) {
+        if !trusted.is_kept || !trusted.issuer.algorithms.contains(parsed.signed.algorithm) {
             return None;
         }
         let keys = trusted.ring.keys();
-        let settled = match &parsed.kid {
+        let settled = match &parsed.signed.kid {
             Some(kid) => keys.has(kid),
             None => !keys.keys().is_empty(),
         };
         let issuer = self.issuers.iter().position(|other| std::ptr::eq(other, trusted))?;
-        (!settled).then_some(Unheard { issuer, kid: parsed.kid })
+        (!settled).then_some(Unheard { issuer, kid: parsed.signed.kid })
+    }
+
+    /// Lets go of one remembered token.
+    fn forget(&self, token: &str) {
+        if let Some(cache) = &self.cache {
+            cache.remove(token);
+        }
+    }
+
+    /// Lets go of remembered tokens that have expired, of whose identity `is_revoked`, or whose issuer has other keys
+    /// now. Looks at all of them, part by part, so that it belongs into the background.
+    pub fn forget_unusable(&self, now: UnixMillis, is_revoked: impl Fn(&Identity) -> bool) {
+        if let Some(cache) = &self.cache {
+            cache.retain(|_, known| {
+                let expired = known.times.check(known.leeway, now) == Err(Refused::Expired);
+                known.is_current() && !expired && !is_revoked(&known.identity)
+            });
+        }
     }
 
     /// What a subject or a `jti` is known by among all issuers: itself, or `<issuer>~<name>` where there are
@@ -316,7 +349,7 @@ impl Verifier {
         let parsed = Parsed::read(token, self.max_token_bytes)?;
         let trusted = self.trusted(&parsed.claims)?;
         let generation = trusted.ring.generation();
-        trusted.check_signature(&parsed)?;
+        trusted.check_signature(&parsed.signed)?;
         let rules = &trusted.issuer.rules;
         let times = Times::read(&parsed.claims)?;
         rules.check_content(&parsed.claims, &times)?;
@@ -326,14 +359,14 @@ impl Verifier {
 }
 
 impl Trusted {
-    pub(super) fn check_signature(&self, parsed: &Parsed<'_>) -> Result<(), Refused> {
-        if !self.issuer.algorithms.contains(parsed.algorithm) {
+    pub(super) fn check_signature(&self, signed: &Signed<'_>) -> Result<(), Refused> {
+        if !self.issuer.algorithms.contains(signed.algorithm) {
             return Err(Refused::AlgorithmNotAllowed);
         }
         let keys = self.ring.keys();
         let mut verdict = Err(Refused::UnknownKey);
-        for key in keys.candidates(parsed.algorithm, parsed.kid.as_deref()) {
-            if key.verifies(parsed.algorithm, parsed.signing_input.as_bytes(), parsed.signature) {
+        for key in keys.candidates(signed.algorithm, signed.kid.as_deref()) {
+            if key.verifies(signed.algorithm, signed.signing_input.as_bytes(), signed.signature) {
                 return Ok(());
             }
             verdict = Err(Refused::BadSignature);
@@ -347,7 +380,8 @@ fn token_id(token: &str, parsed: &Parsed<'_>) -> Result<TokenId, Refused> {
     match parsed.claims.get("jti") {
         Some(Value::String(jti)) if !jti.is_empty() => Ok(TokenId::Jti(jti.as_str().into())),
         None | Some(Value::String(_) | Value::Null) => {
-            let text = if parsed.algorithm.has_several_signatures() { parsed.signing_input } else { token };
+            let signed = &parsed.signed;
+            let text = if signed.algorithm.has_several_signatures() { signed.signing_input } else { token };
             Ok(TokenId::Sha256(sha256_hex(text.as_bytes()).into()))
         }
         Some(_) => Err(Refused::Malformed),

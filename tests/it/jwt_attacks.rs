@@ -4,10 +4,14 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE, URL_SAFE_NO_PAD};
-use serde_json::json;
+use jsonwebtoken::{Algorithm, EncodingKey};
+use serde_json::{Value, json};
 
-use crate::support::client::{raw, raw_status};
+use crate::setup::{self, PATIENT, pair, revoke};
+use crate::support::client::{Response, raw, raw_status};
 use crate::support::gateway::Gateway;
+use crate::support::origin::Origin;
+use crate::support::redis::Redis;
 use crate::support::strict_origin::StrictOrigin;
 use crate::support::token::{SECRET, Token, hmac_sha256, signed, unix_seconds};
 
@@ -19,7 +23,41 @@ struct Stage {
     gateway: Gateway,
 }
 
-/// HS256 tokens without `iss`, RS256 ones of `rsa` and ES256 ones of `ec`.
+/// HS256 tokens without `iss`, RS256 ones of `rsa` and so on.
+fn issuers() -> String {
+    let public = [
+        ("rsa", "RS256", "rsa-2048"),
+        ("pss", "PS256", "rsa-2048-other"),
+        ("ec", "ES256", "ec-p256"),
+        ("ed", "EdDSA", "ed25519"),
+    ];
+    let public = public.map(|(iss, algorithm, key)| {
+        format!(
+            "[issuers.{iss}]\nalgorithms = [\"{algorithm}\"]\nissuer = \"{iss}\"\npublic_key_file = \"{KEYS}/{key}-public.pem\"\n"
+        )
+    });
+    format!(
+        "[issuers.own]\nalgorithms = [\"HS256\"]\nsecret = \"${{JWT_SECRET}}\"\n\
+         [issuers.shop]\nalgorithms = [\"HS256\"]\nissuer = \"https://shop/\"\naudience = [\"cart\", \"till\"]\n\
+         secret = \"${{JWT_SECRET}}\"\n{}",
+        public.concat()
+    )
+}
+
+/// A token under a private key of the fixtures.
+fn by_key(key: &str, algorithm: Algorithm, claims: &Value) -> String {
+    let pem = std::fs::read(format!("{KEYS}/{key}-private.pem")).unwrap();
+    let key = match algorithm {
+        Algorithm::ES256 => EncodingKey::from_ec_pem(&pem),
+        Algorithm::EdDSA => EncodingKey::from_ed_pem(&pem),
+        _ => EncodingKey::from_rsa_pem(&pem),
+    };
+    let header = json!({"alg": format!("{algorithm:?}"), "typ": "JWT"}).to_string();
+    let input = format!("{}.{}", encode(header), encode(claims.to_string()));
+    let signature = jsonwebtoken::crypto::sign(input.as_bytes(), &key.unwrap(), algorithm).unwrap();
+    format!("{input}.{signature}")
+}
+
 fn start() -> Stage {
     let origin = StrictOrigin::start();
     let config = format!(
@@ -29,21 +67,7 @@ fn start() -> Stage {
         max_header_size = "512KiB"
         [identity]
         max_token_size = "64KiB"
-        [issuers.own]
-        algorithms = ["HS256"]
-        secret = "${{JWT_SECRET}}"
-        [issuers.rsa]
-        algorithms = ["RS256"]
-        issuer = "rsa"
-        public_key_file = "{KEYS}/rsa-2048-public.pem"
-        [issuers.ec]
-        algorithms = ["ES256"]
-        issuer = "ec"
-        public_key_file = "{KEYS}/ec-p256-public.pem"
-        [issuers.ed]
-        algorithms = ["EdDSA"]
-        issuer = "ed"
-        public_key_file = "{KEYS}/ed25519-public.pem"
+        {}
         [upstreams.app]
         members = "{}"
         [[routes]]
@@ -52,6 +76,7 @@ fn start() -> Stage {
         auth = "required"
         upstream = "app"
         "#,
+        issuers(),
         origin.addr()
     );
     Stage { gateway: Gateway::builder().config(&config).start(), origin }
@@ -155,6 +180,18 @@ fn a_public_key_is_no_secret() {
         ];
         if iss == "ed" {
             secrets.push(der[der.len() - 32..].to_vec());
+        }
+        if iss == "rsa" {
+            // A SubjectPublicKeyInfo of RSA-2048 ends in the modulus and the exponent 65537.
+            let modulus = &der[der.len() - 5 - 256..der.len() - 5];
+            let n = encode(modulus);
+            secrets.extend([
+                modulus.to_vec(),
+                n.clone().into_bytes(),
+                format!(r#"{{"e":"AQAB","kty":"RSA","n":"{n}"}}"#).into_bytes(),
+                format!(r#"{{"kty":"RSA","n":"{n}","e":"AQAB"}}"#).into_bytes(),
+                format!(r#"{{"keys":[{{"kty":"RSA","n":"{n}","e":"AQAB"}}]}}"#).into_bytes(),
+            ]);
         }
         for secret in secrets {
             for alg in ["HS256", "HS384", "HS512"] {
@@ -466,15 +503,348 @@ fn what_was_verified_once_is_judged_anew_by_the_clock() {
     let token = Token::of("ada").expires_in(-25).sign();
     assert_eq!(stage.status(&token), Some(200));
     assert_eventually!(stage.status(&token) == Some(401), "an end that comes between two requests");
-    let stage = start();
-    let weak = ["rsa-512-public.pem", "rsa-1024-public.pem", "ed448-public.pem", "ec-k256-public.pem"];
-    for key in weak {
+}
+
+#[test]
+fn keys_that_anybody_can_forge_for_are_refused_at_the_start() {
+    let origin = StrictOrigin::start();
+    let start = |issuer: &str| {
         let text = format!(
-            "[issuers.weak]\nalgorithms = [\"RS256\"]\npublic_key_file = \"{KEYS}/{key}\"\n[upstreams.app]\nmembers = \"{}\"\n\
+            "[issuers.main]\n{issuer}\n[upstreams.app]\nmembers = \"{}\"\n\
              [[routes]]\nname = \"all\"\npath = \"/**\"\nupstream = \"app\"\n",
-            stage.origin.addr()
+            origin.addr()
         );
-        let ended = Gateway::builder().config(&text).try_start();
-        assert!(ended.is_err(), "{key} is accepted");
+        Gateway::builder().config(&text).try_start().map(drop)
+    };
+    let key = |algorithm: &str, file: &str| {
+        format!("algorithms = [\"{algorithm}\"]\npublic_key_file = \"{KEYS}/{file}.pem\"")
+    };
+    let secret =
+        |algorithms: &str, secret: &str| format!("algorithms = [{algorithms}]\nsecret = \"{secret}\"");
+    let mut accepted = Vec::new();
+    for (what, issuer) in [
+        ("RSA of 512 bits", key("RS256", "rsa-512-public")),
+        ("RSA of 1024 bits", key("RS256", "rsa-1024-public")),
+        ("RSA of exponent 3", key("RS256", "rsa-2048-e3-public")),
+        ("RSA of exponent 3 for PSS", key("PS256", "rsa-2048-e3-public")),
+        ("RSA of the ROCA generator", key("RS256", "rsa-roca-public")),
+        ("a key of PSS alone for PKCS #1", key("RS256", "rsa-pss-public")),
+        ("a curve not known", key("ES256", "ec-k256-public")),
+        ("a curve not supported", key("ES256", "ec-p521-public")),
+        ("another curve", key("ES256", "ec-p384-public")),
+        ("Ed448", key("EdDSA", "ed448-public")),
+        ("a private key", key("RS256", "rsa-2048-private")),
+        ("an RSA key for HMAC", key("HS256", "rsa-2048-public")),
+        ("a secret of 31 bytes", secret("\"HS256\"", "0123456789abcdefghijklmnopqrstu")),
+        ("a secret of 63 bytes for HS512", secret("\"HS512\"", &"0123456789abcdefghijk".repeat(3))),
+        ("a secret of one letter", secret("\"HS256\"", &"a".repeat(64))),
+        (
+            "a published secret",
+            secret("\"HS256\"", "your-super-secret-jwt-token-with-at-least-32-characters-long"),
+        ),
+        ("a PEM as a secret", secret("\"HS256\"", "-----BEGIN PUBLIC KEY-----0123456789abcdef")),
+        ("an empty secret", secret("\"HS256\"", "")),
+        ("none", secret("\"none\"", "0123456789abcdefghijklmnopqrstuv")),
+        ("both kinds", secret("\"HS256\", \"RS256\"", "0123456789abcdefghijklmnopqrstuv")),
+    ] {
+        if start(&issuer).is_ok() {
+            accepted.push(what);
+        }
+    }
+    assert!(accepted.is_empty(), "{accepted:#?}");
+    assert!(start(&secret("\"HS512\"", &"0123456789abcdef-".repeat(4))).is_ok());
+}
+
+#[test]
+fn an_issuer_vouches_for_its_own_tokens_only() {
+    let stage = start();
+    let claims = |iss: &str| json!({"sub": "ada", "iss": iss, "exp": unix_seconds() + 600});
+    let shop = || Token::of("ada").claim("iss", "https://shop/");
+    for good in [json!("cart"), json!("till"), json!(["cart"]), json!(["other", "till"])] {
+        assert_eq!(stage.status(&shop().claim("aud", good.clone()).sign()), Some(200), "{good}");
+    }
+    for (iss, key, algorithm) in [
+        ("rsa", "rsa-2048", Algorithm::RS256),
+        ("pss", "rsa-2048-other", Algorithm::PS256),
+        ("ec", "ec-p256", Algorithm::ES256),
+        ("ed", "ed25519", Algorithm::EdDSA),
+    ] {
+        assert_eq!(stage.status(&by_key(key, algorithm, &claims(iss))), Some(200), "{iss}");
+    }
+    let before = stage.origin.hits();
+    let mut tokens = vec![
+        ("no aud", shop().sign()),
+        ("another's key", by_key("rsa-2048-other", Algorithm::RS256, &claims("rsa"))),
+        ("another's key and name", by_key("rsa-2048", Algorithm::RS256, &claims("pss"))),
+        ("RS512 of the key of RS256", by_key("rsa-2048", Algorithm::RS512, &claims("rsa"))),
+        ("PS256 of the key of RS256", by_key("rsa-2048", Algorithm::PS256, &claims("rsa"))),
+        ("RS256 of the key of PS256", by_key("rsa-2048-other", Algorithm::RS256, &claims("pss"))),
+        ("a secret for an issuer of keys", Token::of("ada").claim("iss", "rsa").sign()),
+        ("a key for an issuer of secrets", by_key("rsa-2048", Algorithm::RS256, &claims("https://shop/"))),
+        (
+            "a key without iss",
+            by_key("rsa-2048", Algorithm::RS256, &json!({"sub": "ada", "exp": unix_seconds() + 600})),
+        ),
+    ];
+    for aud in [
+        json!("other"),
+        json!(""),
+        json!("CART"),
+        json!("cart "),
+        json!(["other"]),
+        json!([]),
+        json!([["cart"]]),
+        json!({"cart": true}),
+        json!(["cart", 1]),
+        json!(1),
+        json!(true),
+        json!(null),
+        json!("cart till"),
+        json!("*"),
+    ] {
+        tokens.push(("a wrong aud", shop().claim("aud", aud).sign()));
+    }
+    for iss in [json!(["https://shop/"]), json!({"https://shop/": 1}), json!(1), json!(null)] {
+        tokens
+            .push(("an iss that is no text", Token::of("ada").claim("aud", "cart").claim("iss", iss).sign()));
+    }
+    let mut through = Vec::new();
+    for (what, token) in &tokens {
+        if stage.status(token) != Some(401) {
+            through.push(what);
+        }
+    }
+    assert!(through.is_empty(), "not refused: {through:#?}");
+    assert_eq!(stage.origin.hits(), before);
+}
+
+#[test]
+fn a_credential_that_can_be_read_in_two_ways_is_none() {
+    let stage = start();
+    let token = Token::of("ada").sign();
+    let other = Token::of("eve").sign();
+    let ask = |lines: &str| {
+        let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{lines}Connection: close\r\n\r\n");
+        raw_status(&raw(stage.gateway.addr(), request))
+    };
+    for (what, lines) in [
+        ("as usual", format!("Authorization: Bearer {token}\r\n")),
+        ("in small letters", format!("authorization: bearer {token}\r\n")),
+        ("in capitals", format!("AUTHORIZATION: BEARER {token}\r\n")),
+        ("after several blanks", format!("Authorization:   Bearer   {token}  \r\n")),
+    ] {
+        assert_eq!(ask(&lines), Some(200), "{what}");
+    }
+    let before = stage.origin.hits();
+    let mut through = Vec::new();
+    for (what, lines) in [
+        ("Bearer twice", format!("Authorization: Bearer {token}\r\nAuthorization: Bearer {token}\r\n")),
+        ("two of them", format!("Authorization: Bearer {token}\r\nAuthorization: Bearer {other}\r\n")),
+        ("an empty one before", format!("Authorization: \r\nAuthorization: Bearer {token}\r\n")),
+        ("Basic beside", format!("Authorization: Basic YTpi\r\nAuthorization: Bearer {token}\r\n")),
+        ("two tokens", format!("Authorization: Bearer {token} {other}\r\n")),
+        ("two tokens and a comma", format!("Authorization: Bearer {token},{other}\r\n")),
+        ("a list", format!("Authorization: Bearer {token}, Bearer {other}\r\n")),
+        ("Bearer in Bearer", format!("Authorization: Bearer Bearer {token}\r\n")),
+        ("a tab", format!("Authorization: Bearer\t{token}\r\n")),
+        ("a tab after it", format!("Authorization: Bearer {token}\tx\r\n")),
+        ("no blank", format!("Authorization: Bearer{token}\r\n")),
+        ("a colon", format!("Authorization: Bearer: {token}\r\n")),
+        ("an equals sign", format!("Authorization: Bearer={token}\r\n")),
+        ("quotes", format!("Authorization: Bearer \"{token}\"\r\n")),
+        ("the token alone", format!("Authorization: {token}\r\n")),
+        ("another scheme", format!("Authorization: Token {token}\r\n")),
+        ("Basic", "Authorization: Basic YTpi\r\n".to_owned()),
+        ("Basic with the token", format!("Authorization: Basic {token}\r\n")),
+        ("nothing", "Authorization: \r\n".to_owned()),
+        ("Bearer of nothing", "Authorization: Bearer\r\n".to_owned()),
+        ("an underscore", format!("Author_ization: Bearer {token}\r\n")),
+        ("a proxy's", format!("Proxy-Authorization: Bearer {token}\r\n")),
+        ("a cookie nobody declared", format!("Cookie: token={token}; access_token={token}\r\n")),
+        ("a header nobody declared", format!("X-Token: {token}\r\n")),
+        ("a line break folded in", format!("Authorization: Bearer\r\n {token}\r\n")),
+    ] {
+        let status = ask(&lines);
+        if !matches!(status, Some(401 | 400)) {
+            through.push(format!("{what}: {status:?}"));
+        }
+    }
+    assert!(through.is_empty(), "not refused: {through:#?}");
+    assert_eq!(stage.origin.hits(), before);
+}
+
+#[test]
+fn what_was_revoked_or_has_expired_is_not_remembered_as_verified() {
+    let origin = Origin::start();
+    let routes = "[[routes]]\nname = \"logout\"\npath = \"/logout\"\nauth = \"required\"\nlogout = \"gateway\"\n\
+                  [[routes]]\nname = \"all\"\npath = \"/**\"\nauth = \"required\"\nupstream = \"app\"\n";
+    let gateway = setup::gateway(&setup::config(&origin, "", routes), "");
+    let remembered = || gateway.metric("tollgate_tokens_remembered", &[]);
+    let ask = |token: &str| gateway.client().get("/x").bearer(token).send().code();
+    let tokens: Vec<Token> = ["ada", "bob", "eve", "dan"].into_iter().map(Token::of).collect();
+    // The leeway is 30 s, so this token has some seconds left.
+    let brief = Token::of("eli").expires_in(-25).sign();
+    assert!(tokens.iter().map(Token::sign).chain([brief.clone()]).all(|token| ask(&token) == 200));
+    for token in
+        ["x", "a.b.c", &Token::of("mallory").sign_with(b"mine"), &Token::of("gil").expires_in(-60).sign()]
+    {
+        assert_eq!(ask(token), 401);
+    }
+    assert_eq!(remembered(), Some(5.0));
+    assert_eventually!(ask(&brief) == 401, "its end");
+    assert_eq!(remembered(), Some(4.0));
+    assert_eq!(gateway.client().get("/logout").bearer(&tokens[0].sign()).send().code(), 200);
+    assert_eventually!(remembered() == Some(3.0), "the token that was logged out is let go of");
+    revoke(&gateway, &json!({"jti": tokens[1].jti()}));
+    revoke(&gateway, &json!({"subject": "eve"}));
+    assert_eventually!(remembered() == Some(1.0), "those that an operator revoked, too");
+    for (token, code) in tokens.iter().zip([401, 401, 401, 200]) {
+        assert_eq!(ask(&token.sign()), code);
+    }
+}
+
+/// The same token in every spelling that somebody without the key can give it.
+fn twins(algorithm: Algorithm, token: &str) -> Vec<(&'static str, String)> {
+    const ALPHABET: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let parts = parts(token);
+    let with = |at: usize, part: &str| {
+        let mut parts = parts.clone();
+        part.clone_into(&mut parts[at]);
+        parts.join(".")
+    };
+    let mut twins = Vec::new();
+    for (at, part) in parts.iter().enumerate() {
+        if !part.len().is_multiple_of(4) {
+            let (stem, last) = part.split_at(part.len() - 1);
+            let sibling = ALPHABET.chars().nth(ALPHABET.find(last).unwrap() ^ 1).unwrap();
+            twins.push(("other unused bits", with(at, &format!("{stem}{sibling}"))));
+            twins.push(("padding", with(at, &format!("{part}{}", "=".repeat(4 - part.len() % 4)))));
+        }
+        twins.push(("padding too much", with(at, &format!("{part}="))));
+        let (front, back) = part.split_at(3);
+        twins.push(("a blank inside", with(at, &format!("{front} {back}"))));
+        let standard = part.replace('-', "+").replace('_', "/");
+        if standard != *part {
+            twins.push(("the alphabet of base64", with(at, &standard)));
+        }
+    }
+    let signature = URL_SAFE_NO_PAD.decode(&parts[2]).unwrap();
+    // Least byte first, so that sums and differences go one way.
+    let reversed = |hex: &str| -> Vec<u8> {
+        let bytes = (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap());
+        bytes.rev().collect()
+    };
+    match algorithm {
+        Algorithm::ES256 => {
+            let order = reversed("ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551");
+            let mut twin = signature.clone();
+            let mut borrow = 0;
+            for (byte, order) in twin[32..].iter_mut().rev().zip(order) {
+                let difference = i16::from(order) - i16::from(*byte) - borrow;
+                borrow = i16::from(difference < 0);
+                *byte = u8::try_from(difference.rem_euclid(256)).unwrap();
+            }
+            twins.push(("n - s", with(2, &encode(twin))));
+        }
+        Algorithm::EdDSA => {
+            let order = reversed("1000000000000000000000000000000014def9dea2f79cd65812631a5cf5d3ed");
+            let mut twin = signature.clone();
+            let mut carry = 0;
+            for (byte, order) in twin[32..].iter_mut().zip(order) {
+                let sum = u16::from(*byte) + u16::from(order) + carry;
+                *byte = u8::try_from(sum & 0xff).unwrap();
+                carry = sum >> 8;
+            }
+            twins.push(("S + L", with(2, &encode(twin))));
+        }
+        _ => {}
+    }
+    let longer = [vec![0], signature.clone()].concat();
+    twins.push(("a zero before the signature", with(2, &encode(longer))));
+    twins.push(("a zero after the signature", with(2, &encode([signature, vec![0]].concat()))));
+    twins
+}
+
+#[test]
+fn a_token_that_was_logged_out_comes_back_in_no_spelling_and_on_no_instance() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let routes = format!(
+        "[identity]\ntoken_from = [\"bearer\", \"cookie:token\", \"query:token\"]\n{}\n\
+         [[routes]]\nname = \"logout\"\npath = \"/logout\"\nauth = \"required\"\nlogout = \"gateway\"\n\
+         [[routes]]\nname = \"all\"\npath = \"/**\"\nauth = \"required\"\nupstream = \"app\"\n",
+        issuers()
+    );
+    let instances = pair(&setup::config(&origin, PATIENT, &routes), &redis);
+    let ask = |gateway: &Gateway, token: &str| gateway.client().get("/x").bearer(token).send();
+    let is_revoked = |got: &Response| got.code() == 401 && got.detail() == "Token revoked";
+    let kinds = [
+        (Algorithm::HS256, "own", ""),
+        (Algorithm::RS256, "rsa", "rsa-2048"),
+        (Algorithm::PS256, "pss", "rsa-2048-other"),
+        (Algorithm::ES256, "ec", "ec-p256"),
+        (Algorithm::EdDSA, "ed", "ed25519"),
+    ];
+    for (algorithm, iss, key) in kinds {
+        for jti in [None, Some(format!("id-of-{iss}"))] {
+            let now = unix_seconds();
+            let mut claims = json!({"sub": "ada", "iat": now, "exp": now + 600, "iss": iss});
+            if let Some(jti) = &jti {
+                claims["jti"] = jti.as_str().into();
+            }
+            let sign = || match algorithm {
+                Algorithm::HS256 => hs(r#"{"alg":"HS256"}"#, &claims.to_string()),
+                _ => by_key(key, algorithm, &claims),
+            };
+            let (token, again) = (sign(), sign());
+            let [first, second] = &instances;
+            for gateway in &instances {
+                assert_eq!(
+                    (ask(gateway, &token).code(), ask(gateway, &again).code()),
+                    (200, 200),
+                    "{algorithm:?}"
+                );
+            }
+            let hits = origin.hits();
+            assert_eq!(first.client().get("/logout").bearer(&token).send().code(), 200);
+            for gateway in [first, second] {
+                for (what, token) in [("itself", &token), ("signed again", &again)] {
+                    assert!(is_revoked(&ask(gateway, token)), "{algorithm:?}, {jti:?}: {what}");
+                }
+                let cookie = gateway.client().get("/x").header("cookie", &format!("token={token}")).send();
+                let query = gateway.client().get(&format!("/x?token={token}")).send();
+                let spaced =
+                    gateway.client().get("/x").header("authorization", &format!("bEARER   {token}")).send();
+                assert!(
+                    [&cookie, &query, &spaced].into_iter().all(is_revoked),
+                    "{algorithm:?}, {jti:?}: another place"
+                );
+                for (what, twin) in twins(algorithm, &token) {
+                    assert_ne!(twin, token, "{what}");
+                    let got = ask(gateway, &twin);
+                    // The one spelling that verifies is known by what it says.
+                    let detail = if what == "n - s" { "Token revoked" } else { "Invalid token" };
+                    assert_eq!(
+                        (got.code(), got.detail().as_str()),
+                        (401, detail),
+                        "{algorithm:?}, {jti:?}: {what}"
+                    );
+                }
+                let twice = gateway.client().get("/logout").bearer(&token).send();
+                assert!(is_revoked(&twice), "{algorithm:?}, {jti:?}: a second logout");
+            }
+            assert_eq!(origin.hits(), hits, "{algorithm:?}");
+        }
+    }
+    let [first, second] = &instances;
+    let expired = Token::of("ada").expires_in(-60).sign();
+    let got = first.client().get("/logout").bearer(&expired).send();
+    assert_eq!((got.code(), got.detail().as_str()), (401, "Token expired"));
+    let (early, late) = (Token::of("eve"), Token::of("eve").claim("iat", unix_seconds() + 10));
+    assert_eq!(ask(second, &early.sign()).code(), 200);
+    // With several issuers, an account is the issuer's.
+    assert!(revoke(first, &json!({"subject": "own~eve"})));
+    for gateway in &instances {
+        assert!(is_revoked(&ask(gateway, &early.sign())), "issued before the cut-off");
+        assert_eq!(ask(gateway, &late.sign()).code(), 200, "issued after it");
     }
 }

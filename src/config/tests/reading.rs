@@ -104,8 +104,9 @@ fn jwt_secret_makes_an_issuer_only_when_none_is_declared() {
     let issuers = spec(&text, &[("JWT_SECRET", SECRET)]).issuers;
     assert_eq!((&*issuers[0].name, &*issuers[0].algorithms), ("default", &[Algorithm::Hs256][..]));
     assert!(issuers[0].require_exp);
-    let declared =
-        with("[issuers.mine]\nalgorithms = [\"HS512\"]\nsecret = \"another secret of 32 bytes or more\"\n");
+    let declared = with(
+        "[issuers.mine]\nalgorithms = [\"HS384\"]\nsecret = \"another secret, of 48 bytes or more because of HS384\"\n",
+    );
     let issuers = spec(&declared, &[("JWT_SECRET", SECRET)]).issuers;
     assert_eq!((issuers.len(), &*issuers[0].name), (1, "mine"));
     for pairs in [&[][..], &[("JWT_SECRET", "")]] {
