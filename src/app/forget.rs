@@ -18,20 +18,21 @@ const REST: u32 = 50;
 
 /// Runs until the process ends.
 pub(super) async fn forget(current: Arc<ArcSwap<Gateway>>) {
-    let (mut learned, mut looked_at) = (0, Instant::now());
+    let (mut learned, mut expired_at) = (0, Instant::now());
     let mut rest = SOON;
     loop {
         tokio::time::sleep(rest).await;
         let gateway = current.load_full();
         let (known, now) = (&gateway.shared.known, gateway.shared.clock.now());
-        let is_due = looked_at.elapsed() >= EVERY;
+        let is_due = expired_at.elapsed() >= EVERY;
         if is_due {
             known.expire(now);
+            expired_at = Instant::now();
         }
         // Read first: what is learned during the look is looked for again.
         let learned_by_now = known.learned();
         if is_due || learned_by_now != learned {
-            looked_at = Instant::now();
+            let looked_at = Instant::now();
             gateway.verifier.forget_unusable(now, |identity| known.is_revoked(identity, now));
             learned = learned_by_now;
             rest = SOON.max(looked_at.elapsed() * REST);
