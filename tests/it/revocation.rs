@@ -324,6 +324,31 @@ fn a_logout_everywhere_ends_all_tokens_of_the_user_and_what_is_cached_for_it() {
 }
 
 #[test]
+fn whoever_is_not_logged_in_logs_nobody_out() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let [first, second] = pair(&config(&origin, PATIENT, ROUTES), &redis);
+    let (token, expired, foreign) = (Token::of("ada"), Token::of("bob").expires_in(-120), Token::of("dan"));
+    let forged = foreign.sign_with(b"another secret, which is long enough for the algorithm");
+    let try_to = |path: &str, token: &str| {
+        let reply = first.client().post(path).bearer(token).send();
+        (reply.code(), reply.detail())
+    };
+    log_out(&second, "/logout", &token);
+    for path in ["/logout", "/logout-everywhere", "/leave"] {
+        assert_eq!(try_to(path, &token.sign()), (401, "Token revoked".to_owned()), "{path}: twice");
+        assert_eq!(try_to(path, &expired.sign()), (401, "Token expired".to_owned()), "{path}");
+        assert_eq!(try_to(path, &forged), (401, "Invalid token".to_owned()), "{path}");
+        assert_eq!(first.client().post(path).send().code(), 401, "{path}");
+    }
+    for subject in ["ada", "bob", "dan"] {
+        let issued_before = Token::of(subject).claim("iat", unix_seconds() - 60);
+        assert!(!is_revoked(&second, &issued_before), "{subject}");
+    }
+    assert!(!redis.keys().iter().any(|key| key.starts_with("revoked_before:")));
+    assert_eq!(redis.keys().iter().filter(|key| key.starts_with("blacklist:")).count(), 1);
+}
+
+#[test]
 fn a_forwarded_logout_everywhere_is_one_only_when_the_upstream_says_so() {
     let (redis, origin) = (Redis::start(), Origin::start());
     let [first, second] = pair(&config(&origin, PATIENT, ROUTES), &redis);

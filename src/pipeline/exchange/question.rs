@@ -392,3 +392,47 @@ pub(super) fn tell_all(questions: Vec<Question>, parts: Vec<Part>) -> Vec<Owed> 
     }
     lost
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::policy::CoolDown;
+
+    fn counter(key: &[u8], algorithm: Algorithm, penalise: bool, shadow: bool) -> Counter<'_> {
+        let rule = Rule { algorithm, limit: 5, period_ms: 60_000, cost: 1 };
+        Counter { key, rule, penalise, shadow, known_end: 0 }
+    }
+
+    #[test]
+    fn what_is_undone_is_all_that_the_request_was_counted_in() {
+        let cool_down = Algorithm::CoolDown(CoolDown { interval_ms: 1_000, quiet_ms: 1_000 });
+        let counters = vec![
+            counter(b"plain", Algorithm::FixedWindow, false, false),
+            counter(b"full shadow", Algorithm::FixedWindow, false, true),
+            counter(b"penalising", Algorithm::FixedWindow, true, false),
+            counter(b"cool-down", cool_down, true, false),
+            counter(b"tripped shadow", cool_down, true, true),
+            counter(b"lost", Algorithm::FixedWindow, true, false),
+        ];
+        let item = Item { counters, count: 3, ..Item::default() };
+        let counted = |fits| Some(Counted { state: State { anchor: 9, used: 3, before: 0 }, fits });
+        let counters = vec![counted(3), counted(1), counted(3), counted(3), counted(1), None];
+        let undone_of = |granted, position| {
+            let judged = Judged { barred: None, guarded: false, granted, counters: counters.clone() };
+            let told = judged.tell(&item, position, None, None);
+            assert!(!told.guarded);
+            let undone = undone(&item, &told).into_iter();
+            let mut keys: Vec<_> =
+                undone.map(|owed| (String::from_utf8(owed.key.into()).unwrap(), owed.count)).collect();
+            keys.sort_unstable();
+            keys
+        };
+        let named = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), 1)).collect::<Vec<_>>();
+        assert_eq!(
+            undone_of(3, 0),
+            named(&["cool-down", "full shadow", "penalising", "plain", "tripped shadow"])
+        );
+        assert_eq!(undone_of(3, 2), named(&["cool-down", "penalising", "plain"]), "no room was left there");
+        assert_eq!(undone_of(1, 2), named(&["cool-down", "penalising"]), "refused by another");
+    }
+}
