@@ -176,7 +176,11 @@ fn inspect_token(arguments: &cli::Inspect) -> anyhow::Result<ExitCode> {
         }
         KeySource { config: Some(path), .. } => {
             let Some(loaded) = load(path) else { return Ok(ExitCode::FAILURE) };
-            app::verifier(&loaded.spec)?
+            let (verifier, troubles) = app::verifier_now(&loaded.spec)?;
+            for trouble in troubles {
+                eprintln!("tollgate: {trouble}");
+            }
+            verifier
         }
         KeySource { .. } => bail!("name a configuration (--config) or a variable (--secret-env)"),
     };

@@ -13,6 +13,7 @@ pub mod header_names;
 pub mod identifiers;
 pub mod identity;
 pub mod json;
+pub mod jwks;
 pub mod limits;
 pub mod logging;
 pub mod metrics;

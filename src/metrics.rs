@@ -12,12 +12,13 @@ use parking_lot::Mutex;
 use prometheus::{Registry, TextEncoder};
 
 pub use handles::{
-    Counters, ExchangeMetrics, Grid, Held, PolicyMetrics, RouteMetrics, StoreMetrics, UpstreamMetrics,
+    Counters, ExchangeMetrics, Grid, Held, JwksMetrics, PolicyMetrics, RouteMetrics, StoreMetrics,
+    UpstreamMetrics,
 };
 pub use instrument::Described;
 pub use labels::{
-    CacheOutcome, ExchangePath, Label, LimitOutcome, LimitSource, MethodClass, RefundResult, RevocationKind,
-    SessionEvent, StatusClass, StoreFailure, StoreState, UpstreamFailure,
+    CacheOutcome, ExchangePath, JwksFetch, Label, LimitOutcome, LimitSource, MethodClass, RefundResult,
+    RevocationKind, SessionEvent, StatusClass, StoreFailure, StoreState, UpstreamFailure,
 };
 pub use process::ProcessReading;
 
@@ -90,6 +91,12 @@ families! {
         revocations_pending: IntGauge = "tollgate_revocations_pending" [],
         /// Revocations given up before their end for want of room: they hold only where the store is asked, or nowhere.
         revocations_dropped: IntCounter = "tollgate_revocations_dropped_total" [],
+        /// Reads of the keys that an issuer publishes, by what came of them.
+        jwks_fetches: IntCounterVec = "tollgate_jwks_fetches_total" ["issuer", "result"],
+        /// Published keys of an issuer that verify tokens now.
+        jwks_keys: IntGaugeVec = "tollgate_jwks_keys" ["issuer"],
+        /// When the keys of an issuer were last read with success, in seconds since the Unix epoch; 0: never.
+        jwks_last_success: IntGaugeVec = "tollgate_jwks_last_success_timestamp_seconds" ["issuer"],
         /// Log lines dropped because the log could not be written fast enough.
         log_dropped: IntCounter = "tollgate_log_lines_dropped_total" [],
         /// Always 1; the labels say what is running.
@@ -213,13 +220,14 @@ pub fn documentation(sets: &[(&str, Vec<&str>)]) -> String {
     values::<StoreFailure>(&mut text, "`kind` of `tollgate_store_errors_total`");
     values::<StoreState>(&mut text, "`to`");
     values::<ExchangePath>(&mut text, "`path`");
-    values::<RefundResult>(&mut text, "`result`");
+    values::<RefundResult>(&mut text, "`result` of `tollgate_limit_refunds_total`");
+    values::<JwksFetch>(&mut text, "`result` of `tollgate_jwks_fetches_total`");
     values::<RevocationKind>(&mut text, "`kind` of `tollgate_revocations_total`");
     values::<SessionEvent>(&mut text, "`event`");
     for (label, values) in sets {
         row(&mut text, label, values);
     }
-    text.push_str("| `route`, `upstream`, `policy` | names in the configuration |\n");
+    text.push_str("| `route`, `upstream`, `policy`, `issuer` | names in the configuration |\n");
     text
 }
 

@@ -8,12 +8,13 @@ use http::HeaderName;
 use crate::cache::tag::TagTemplate;
 use crate::cache::{self, RouteCache};
 use crate::client_addr;
-use crate::clock::millis;
+use crate::clock::{Clock, SystemClock, millis};
 use crate::config::{HostPort, Spec, Template, spec};
 use crate::header_names::{X_USER_ID, X_USER_PERMISSIONS, X_USER_PLAN};
 use crate::identity::{
-    self, Access, Algorithm, Algorithms, Issuer, Key, KeySet, Requirement, Source, Sources, Verifier,
+    self, Access, Algorithm, Algorithms, Issuer, Key, KeySet, Requirement, Ring, Source, Sources, Verifier,
 };
+use crate::jwks::{self, Keeper, Keepers};
 use crate::limits::check::MAX_CHECKS;
 use crate::limits::policy::PolicyError;
 use crate::limits::{self, Plan, Plans, Policy, Window};
@@ -59,7 +60,9 @@ struct Parts {
 /// # Errors
 /// Every setting that cannot be used.
 pub fn check(spec: &Spec, metrics: &Metrics) -> Result<(), Vec<Unusable>> {
-    parts(spec, metrics).map(drop)
+    let (keepers, clock) = (Keepers::default(), Arc::new(SystemClock) as Arc<dyn Clock>);
+    parts(spec, metrics, &mut |issuer| Ok(ring(keeper(issuer, &keepers, &clock, metrics)?.as_ref())))
+        .map(drop)
 }
 
 /// The gateway that `spec` describes, over what survives a reload.
@@ -67,7 +70,12 @@ pub fn check(spec: &Spec, metrics: &Metrics) -> Result<(), Vec<Unusable>> {
 /// # Errors
 /// Every setting that cannot be used.
 pub fn gateway(spec: &Spec, shared: Arc<Shared>) -> Result<Gateway, Vec<Unusable>> {
-    let parts = parts(spec, &shared.metrics)?;
+    let mut keepers = Vec::with_capacity(spec.issuers.len());
+    let mut ring_of = |issuer: &spec::Issuer| {
+        keepers.push(keeper(issuer, &shared.keepers, &shared.clock, &shared.metrics)?);
+        Ok(self::ring(keepers.last().and_then(Option::as_ref)))
+    };
+    let parts = parts(spec, &shared.metrics, &mut ring_of)?;
     let quota_reads = quota::Reads::new().map_err(|error| vec![unusable("limits.quota_path", error)])?;
     Ok(Gateway {
         head_limits: HeadLimits {
@@ -83,6 +91,7 @@ pub fn gateway(spec: &Spec, shared: Arc<Shared>) -> Result<Gateway, Vec<Unusable
         client_addr: parts.client_addr,
         sources: sources(spec),
         verifier: parts.verifier,
+        keepers: keepers.into(),
         forward: parts.forward,
         plans: parts.plans,
         policy_metrics: parts.policies.iter().map(|policy| shared.metrics.policy(policy.name())).collect(),
@@ -113,7 +122,7 @@ pub fn gateway(spec: &Spec, shared: Arc<Shared>) -> Result<Gateway, Vec<Unusable
     })
 }
 
-fn parts(spec: &Spec, metrics: &Metrics) -> Result<Parts, Vec<Unusable>> {
+fn parts(spec: &Spec, metrics: &Metrics, ring: RingOf<'_>) -> Result<Parts, Vec<Unusable>> {
     let mut problems = Vec::new();
     let upstreams: Vec<Arc<Upstream>> =
         spec.upstreams.iter().map(|upstream| self::upstream(upstream, metrics)).collect();
@@ -135,7 +144,7 @@ fn parts(spec: &Spec, metrics: &Metrics) -> Result<Parts, Vec<Unusable>> {
         problems.extend(ambiguities.into_iter().map(|found| unusable(place(&found, spec), found)));
     });
     let client_addr = client_addr(spec).map_err(|problem| problems.push(problem));
-    let verifier = verifier(spec).map_err(|problem| problems.push(problem));
+    let verifier = verifier(spec, ring).map_err(|problem| problems.push(problem));
     let forward = forward_settings(spec).map_err(|problem| problems.push(problem));
     let plans = plans(spec).map_err(|problem| problems.push(problem));
     match (table, client_addr, verifier, forward, plans) {
@@ -363,13 +372,58 @@ fn sources(spec: &Spec) -> Sources {
     }
 }
 
-/// The verifier of the configuration's issuers; also what `token inspect` asks.
+/// The published keys of an issuer, where it has such, or why there can be none.
+pub(super) type RingOf<'a> = &'a mut dyn FnMut(&spec::Issuer) -> Result<Option<Arc<Ring>>, String>;
+
+/// Who keeps the published keys of an issuer that has such.
+pub(super) fn keeper(
+    issuer: &spec::Issuer,
+    keepers: &Keepers,
+    clock: &Arc<dyn Clock>,
+    metrics: &Metrics,
+) -> Result<Option<Arc<Keeper>>, String> {
+    let settings = jwks_settings(issuer);
+    settings.map(|settings| keepers.keeper(&settings, published_content(issuer), clock, metrics)).transpose()
+}
+
+/// The ring of a keeper, where there is one.
+pub(super) fn ring(keeper: Option<&Arc<Keeper>>) -> Option<Arc<Ring>> {
+    keeper.map(|keeper| Arc::clone(keeper.ring()))
+}
+
+/// The key set that was read along with the configuration.
+fn published_content(issuer: &spec::Issuer) -> Option<&[u8]> {
+    match &issuer.jwks.as_ref()?.place {
+        spec::JwksPlace::File { content, .. } => Some(content),
+        spec::JwksPlace::Url { .. } => None,
+    }
+}
+
+fn jwks_settings(issuer: &spec::Issuer) -> Option<jwks::Settings> {
+    let jwks = issuer.jwks.as_ref()?;
+    Some(jwks::Settings {
+        issuer: issuer.name.clone(),
+        algorithms: issuer.algorithms.iter().map(|algorithm| self::algorithm(*algorithm)).collect(),
+        place: match &jwks.place {
+            spec::JwksPlace::Url { url, roots } => {
+                jwks::Place::Url { url: url.clone(), roots: roots.clone() }
+            }
+            spec::JwksPlace::File { path, .. } => jwks::Place::File(path.clone()),
+        },
+        refresh: jwks.refresh,
+        cooldown: jwks.cooldown,
+        timeout: jwks.timeout,
+        max_bytes: usize::try_from(jwks.max_size).unwrap_or(usize::MAX),
+    })
+}
+
+/// The verifier of the configuration's issuers, over these published keys.
 ///
 /// # Errors
 /// The first key or issuer that cannot be used.
-pub fn verifier(spec: &Spec) -> Result<Verifier, Unusable> {
+pub(super) fn verifier(spec: &Spec, ring: RingOf<'_>) -> Result<Verifier, Unusable> {
     let issuers =
-        spec.issuers.iter().map(|issuer| self::issuer(issuer, spec)).collect::<Result<Vec<_>, _>>()?;
+        spec.issuers.iter().map(|issuer| self::issuer(issuer, spec, ring)).collect::<Result<Vec<_>, _>>()?;
     let mut settings = identity::Settings::new(issuers).map_err(|problem| unusable("issuers", problem))?;
     settings.max_token_bytes = usize::try_from(spec.identity.max_token_size).unwrap_or(usize::MAX);
     settings.cache_entries = usize::try_from(spec.identity.verified_cache).unwrap_or(usize::MAX);
@@ -378,7 +432,7 @@ pub fn verifier(spec: &Spec) -> Result<Verifier, Unusable> {
     Ok(Verifier::new(settings))
 }
 
-fn issuer(issuer: &spec::Issuer, spec: &Spec) -> Result<Issuer, Unusable> {
+fn issuer(issuer: &spec::Issuer, spec: &Spec, ring: RingOf<'_>) -> Result<Issuer, Unusable> {
     let at = |field: &str| format!("issuers.{}.{field}", issuer.name);
     let weak_allowed = spec.environment == spec::Environment::Development;
     let algorithms: Algorithms =
@@ -405,6 +459,9 @@ fn issuer(issuer: &spec::Issuer, spec: &Spec) -> Result<Issuer, Unusable> {
     let iss = issuer.issuer.iter().cloned().collect();
     let mut made = Issuer::new(issuer.name.clone(), iss, algorithms, keys)
         .map_err(|problem| unusable(at("algorithms"), problem))?;
+    if let Some(ring) = ring(issuer).map_err(|problem| unusable(at("jwks"), problem))? {
+        made = made.keyed_by(ring);
+    }
     made.rules.leeway = issuer.leeway;
     made.rules.require_exp = issuer.require_exp;
     made.rules.required.clone_from(&issuer.required_claims);

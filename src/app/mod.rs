@@ -3,6 +3,7 @@
 mod build;
 mod observer;
 mod operations;
+mod published;
 mod reached;
 mod remote;
 mod shutdown;
@@ -25,6 +26,7 @@ use crate::cache::{self, Cache};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Errors, Loaded, Spec, spec};
 use crate::identity::revocation::{DEFAULT_KNOWN, DEFAULT_PENDING, Known, Pending};
+use crate::jwks::Keepers;
 use crate::limits::{self, InFlight, KeySpace, Local, UserLimits};
 use crate::logging::{self, AccessLog, Logging};
 use crate::metrics::Metrics;
@@ -39,9 +41,10 @@ use crate::sessions::Rules;
 use crate::sessions::local::DEFAULT_ACCOUNTS;
 use crate::upstream::Upstream;
 
-pub use self::build::{algorithm, verifier};
+pub use self::build::algorithm;
 use self::observer::Counting;
 use self::operations::{GatewayOperations, Lifecycle};
+pub use self::published::verifier_now;
 use self::reached::Reached;
 use self::remote::RedisTier;
 use self::shutdown::Signals;
@@ -245,6 +248,7 @@ fn shared(
         known: Known::new(DEFAULT_KNOWN),
         pending: Pending::new(DEFAULT_PENDING),
         sessions,
+        keepers: Keepers::default(),
         cache,
     }))
 }
@@ -325,6 +329,9 @@ fn background(
     }
     runtime.spawn(forget_ended_revocations(Arc::clone(shared)));
     runtime.spawn(sweep_sessions(Arc::clone(shared), spec.sessions.sweep));
+    for keeper in shared.keepers.all() {
+        runtime.spawn(keeper.keep());
+    }
     let named: Vec<_> = upstreams.into_iter().filter(|upstream| upstream.needs_resolving()).collect();
     if !named.is_empty() {
         runtime.spawn(resolve_forever(named));

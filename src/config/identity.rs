@@ -5,14 +5,18 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use http::{HeaderName, header};
+use http::{HeaderName, Uri, header};
 use jsonwebtoken::DecodingKey;
 
 use super::reader::Reader;
-use super::spec::{Algorithm, ClaimNames, Identity, Issuer, IssuerKey, KeyMaterial, TokenSource};
+use super::spec::{
+    Algorithm, ClaimNames, Identity, Issuer, IssuerKey, Jwks, JwksPlace, KeyMaterial, TokenSource,
+};
 use super::tree::{self, Table};
 use super::value::{Kind, Leaf, Raw, Refused, Secret, Size};
 use crate::header_names;
+use crate::identity::jwk::read_set;
+use crate::{identity, jwks};
 
 /// RFC 7518 section 3.2: a key as long as the hash of HS256.
 const MIN_SECRET: usize = 32;
@@ -149,7 +153,9 @@ fn issuer(name: Box<str>, reader: &Reader<'_>) -> Issuer {
             "mixes shared secrets (HS*) with public keys; accepted: one kind, the other in an issuer of its own",
         );
     }
-    let keys = keys(reader, &algorithms, kinds.len() == 1);
+    let section = reader.opt_section("jwks");
+    let keys = if section.is_some() { no_keys(reader) } else { keys(reader, &algorithms, kinds.len() == 1) };
+    let jwks = section.and_then(|section| jwks(&section, &algorithms));
     let max_lifetime = reader.opt::<Duration>("max_lifetime");
     if max_lifetime
         .is_some_and(|life| life < Duration::from_secs(1) || life > Duration::from_secs(315_576_000))
@@ -159,6 +165,7 @@ fn issuer(name: Box<str>, reader: &Reader<'_>) -> Issuer {
     Issuer {
         name,
         keys,
+        jwks,
         algorithms,
         issuer: reader.opt::<String>("issuer").map(Into::into),
         audience: texts(reader, "audience"),
@@ -213,12 +220,113 @@ fn keys(reader: &Reader<'_>, algorithms: &[Algorithm], one_kind: bool) -> Vec<Is
     keys
 }
 
+/// Where keys are published there are no others: two sources could not be told apart.
+fn no_keys(reader: &Reader<'_>) -> Vec<IssuerKey> {
+    for key in ["secret", "public_key", "public_key_file", "kid", "keys"] {
+        if reader.has(key) {
+            reader.refuse(key, "stands beside jwks; accepted: keys in this file or published ones");
+        }
+    }
+    Vec::new()
+}
+
+fn jwks(reader: &Reader<'_>, algorithms: &[Algorithm]) -> Option<Jwks> {
+    let refresh = reader.duration("refresh", Duration::from_secs(1)..=Duration::from_secs(86_400));
+    let cooldown = reader.duration("cooldown", Duration::from_millis(100)..=Duration::from_secs(3_600));
+    let timeout = reader.duration("timeout", Duration::from_millis(100)..=Duration::from_secs(60));
+    if refresh < cooldown && !reader.reported("refresh") && !reader.reported("cooldown") {
+        reader.refuse("refresh", "is shorter than the cooldown; accepted: at least that");
+    }
+    let Size(max_size) = reader.get("max_size");
+    if !reader.reported("max_size") && !(1 << 10..=4 << 20).contains(&max_size) {
+        reader.refuse("max_size", "is out of range; accepted: 1 KiB to 4 MiB");
+    }
+    let allow_http = reader.get("allow_http");
+    let url = reader.opt::<String>("url");
+    let file = reader.opt::<String>("file");
+    let ca_file = reader.opt::<String>("ca_file");
+    if algorithms.iter().any(|algorithm| algorithm.is_symmetric()) {
+        reader.refuse("", "holds public keys, of no use to HS* algorithms; accepted: RS*, PS*, ES*, EdDSA");
+        return None;
+    }
+    let place = match (url, file) {
+        (Some(url), None) => {
+            let roots = ca_file.map(|name| roots(reader, &name));
+            let url = jwks_url(reader, &url, allow_http)?;
+            JwksPlace::Url { url, roots: roots.flatten() }
+        }
+        (None, Some(name)) => {
+            for key in ["ca_file", "allow_http"].into_iter().filter(|key| reader.has(key)) {
+                reader.refuse(key, "is of no use to a file; accepted: with url");
+            }
+            key_set(reader, &name, max_size, algorithms)?
+        }
+        (Some(_), Some(_)) => {
+            reader.refuse("file", "stands beside a url; accepted: one of them");
+            return None;
+        }
+        (None, None) => {
+            if !reader.reported("url") && !reader.reported("file") {
+                reader.refuse("", "says not where the keys are; accepted: url or file");
+            }
+            return None;
+        }
+    };
+    Some(Jwks { place, refresh, cooldown, timeout, max_size })
+}
+
+fn jwks_url(reader: &Reader<'_>, text: &str, allow_http: bool) -> Option<Uri> {
+    let url: Option<Uri> = text.parse().ok();
+    let url = url.filter(|url| {
+        let host = url.host().is_some_and(|host| !host.is_empty());
+        host && url.authority().is_some_and(|authority| !authority.as_str().contains('@'))
+    });
+    match url.as_ref().and_then(Uri::scheme_str) {
+        Some("https") => url,
+        Some("http") if allow_http => {
+            reader.warn("url", "is http: whoever is on the way can replace the keys of this issuer");
+            url
+        }
+        Some("http") => {
+            reader.refuse("url", "is http; accepted: https, or http with allow_http = true");
+            None
+        }
+        _ => {
+            reader.refuse("url", "is not accepted; accepted: an absolute https URL without credentials");
+            None
+        }
+    }
+}
+
+fn roots(reader: &Reader<'_>, name: &str) -> Option<Vec<u8>> {
+    let pem = read_key(reader, "ca_file", name, MAX_KEY_FILE)?;
+    match jwks::check_roots(&pem) {
+        Ok(()) => Some(pem),
+        Err(problem) => {
+            reader.refuse("ca_file", format!("is not accepted: {problem}; accepted: PEM certificates"));
+            None
+        }
+    }
+}
+
+fn key_set(reader: &Reader<'_>, name: &str, max_size: u64, algorithms: &[Algorithm]) -> Option<JwksPlace> {
+    let content = read_key(reader, "file", name, max_size)?;
+    let known = algorithms.iter().filter_map(|algorithm| identity::Algorithm::from_name(algorithm.as_str()));
+    if let Err(problem) = read_set(&content, known.collect()) {
+        reader.refuse("file", format!("is not accepted: {problem}"));
+        return None;
+    }
+    Some(JwksPlace::File { path: reader.context().directory.join(name), content })
+}
+
 fn key(reader: &Reader<'_>, algorithms: &[Algorithm], one_kind: bool) -> Option<IssuerKey> {
     let kid = reader.opt::<String>("kid").map(Into::into);
     let secret = reader.opt::<Secret>("secret");
     let inline = reader.opt::<String>("public_key").map(|pem| ("public_key", pem.into_bytes()));
     let file = reader.opt::<String>("public_key_file");
-    let file = file.and_then(|name| Some(("public_key_file", read_key(reader, &name)?)));
+    let file = file.and_then(|name| {
+        Some(("public_key_file", read_key(reader, "public_key_file", &name, MAX_KEY_FILE)?))
+    });
     if ["secret", "public_key", "public_key_file"].into_iter().any(|key| reader.reported(key)) || !one_kind {
         return None;
     }
@@ -279,19 +387,20 @@ fn check_secret(reader: &Reader<'_>, secret: &Secret) {
     }
 }
 
-fn read_key(reader: &Reader<'_>, name: &str) -> Option<Vec<u8>> {
+fn read_key(reader: &Reader<'_>, key: &str, name: &str, most: u64) -> Option<Vec<u8>> {
     let path = reader.context().directory.join(name);
     let outcome = std::fs::metadata(&path).and_then(|meta| {
-        if meta.is_file() && meta.len() <= MAX_KEY_FILE { std::fs::read(&path).map(Some) } else { Ok(None) }
+        if meta.is_file() && meta.len() <= most { std::fs::read(&path).map(Some) } else { Ok(None) }
     });
     match outcome {
         Ok(Some(bytes)) => Some(bytes),
         Ok(None) => {
-            reader.refuse("public_key_file", "is not a PEM file; accepted: a regular file of at most 64 KiB");
+            let most = bytesize::ByteSize(most);
+            reader.refuse(key, format!("is not accepted; accepted: a regular file of at most {most}"));
             None
         }
         Err(error) => {
-            reader.refuse("public_key_file", format!("cannot be read: {}", error.kind()));
+            reader.refuse(key, format!("cannot be read: {}", error.kind()));
             None
         }
     }

@@ -2,6 +2,7 @@
 //! TOML, no environment and no behaviour.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::{HeaderName, Method};
@@ -206,8 +207,10 @@ pub struct Issuer {
     pub name: Box<str>,
     /// Accepted algorithms: all symmetric or all asymmetric, never empty.
     pub algorithms: Vec<Algorithm>,
-    /// Its keys, never empty, of the kind that `algorithms` needs.
+    /// Its keys, of the kind that `algorithms` needs; empty where it publishes them.
     pub keys: Vec<IssuerKey>,
+    /// Where it publishes its keys.
+    pub jwks: Option<Jwks>,
     /// Required `iss`.
     pub issuer: Option<Box<str>>,
     /// One of these must be in `aud`; empty: `aud` is not looked at.
@@ -222,6 +225,40 @@ pub struct Issuer {
     pub max_lifetime: Option<Duration>,
     /// Which claims mean what.
     pub claims: ClaimNames,
+}
+
+/// `[issuers.<name>.jwks]`.
+#[derive(Clone, Debug)]
+pub struct Jwks {
+    /// Where the keys are.
+    pub place: JwksPlace,
+    /// Pause between two reads in the background; at least the cooldown.
+    pub refresh: Duration,
+    /// Shortest time between two reads.
+    pub cooldown: Duration,
+    /// Longest time of one read.
+    pub timeout: Duration,
+    /// Largest set, in bytes.
+    pub max_size: u64,
+}
+
+/// Where an issuer publishes its keys.
+#[derive(Clone, Debug)]
+pub enum JwksPlace {
+    /// An absolute URL, `http` only where that is allowed.
+    Url {
+        /// The URL, without credentials.
+        url: http::Uri,
+        /// PEM of certificates trusted beside the public ones, read once to see that they can be.
+        roots: Option<Vec<u8>>,
+    },
+    /// A file with a usable set.
+    File {
+        /// Where it is.
+        path: PathBuf,
+        /// What it held.
+        content: Vec<u8>,
+    },
 }
 
 /// One key of an issuer.

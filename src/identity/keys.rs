@@ -340,8 +340,18 @@ impl KeySet {
                 return Err(KeyProblem::DuplicateKid);
             }
         }
+        Ok(Self::published(keys))
+    }
+
+    /// A set as its issuer published it: what shares a `kid` is tried one after the other.
+    pub(super) fn published(keys: Vec<Key>) -> Self {
         let has_kids = keys.iter().any(|key| key.kid.is_some());
-        Ok(Self { keys, has_kids })
+        Self { keys, has_kids }
+    }
+
+    /// Whether a key answers to `kid`.
+    pub fn has(&self, kid: &str) -> bool {
+        self.keys.iter().any(|key| key.kid.as_deref() == Some(kid))
     }
 
     /// The keys.

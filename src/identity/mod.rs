@@ -11,6 +11,7 @@ mod der;
 #[allow(clippy::module_inception, reason = "the type the whole module is about")]
 mod identity;
 pub mod inspect;
+pub mod jwk;
 pub mod jwt;
 pub mod keys;
 pub mod mapping;
@@ -18,6 +19,7 @@ pub mod mint;
 pub mod refused;
 pub mod resolve;
 pub mod revocation;
+pub mod ring;
 pub mod verifier;
 
 pub use algorithm::{Algorithm, Algorithms};
@@ -28,4 +30,5 @@ pub use mapping::{Carriers, Mapping, Person};
 pub use refused::Refused;
 pub use resolve::{Access, IdentityRefusal, Requirement};
 pub use revocation::Revocation;
-pub use verifier::{Issuer, Settings, Verifier};
+pub use ring::Ring;
+pub use verifier::{Issuer, Settings, Unheard, Verifier};

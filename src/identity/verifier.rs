@@ -4,10 +4,8 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use serde_json::Value;
@@ -19,6 +17,7 @@ use super::jwt::Parsed;
 use super::keys::KeySet;
 use super::mapping::Mapping;
 use super::refused::Refused;
+use super::ring::Ring;
 use crate::clock::UnixMillis;
 use crate::identifiers::sha256_hex;
 
@@ -57,6 +56,7 @@ pub struct Issuer {
     iss: Vec<Box<str>>,
     algorithms: Algorithms,
     keys: KeySet,
+    ring: Option<Arc<Ring>>,
     /// What its tokens must say.
     pub rules: Rules,
     /// How its claims are read.
@@ -66,7 +66,7 @@ pub struct Issuer {
 impl Issuer {
     /// An issuer with default rules and mapping. `name` is the configuration's; `iss` lists the accepted
     /// values of that claim, and where empty the issuer takes any token no other issuer claims. `keys` may be
-    /// empty when they come later, see [`Verifier::replace_keys`].
+    /// empty when they come later, see [`Issuer::keyed_by`].
     pub fn new(
         name: impl Into<Box<str>>,
         iss: Vec<Box<str>>,
@@ -90,7 +90,15 @@ impl Issuer {
                 return Err(SettingsProblem::KeyWithoutAlgorithm(name, key.kind().as_str()));
             }
         }
-        Ok(Self { name, iss, algorithms, keys, rules: Rules::default(), mapping: Mapping::default() })
+        let (rules, mapping) = (Rules::default(), Mapping::default());
+        Ok(Self { name, iss, algorithms, keys, ring: None, rules, mapping })
+    }
+
+    /// This issuer with keys that somebody else keeps up to date, instead of its own.
+    #[must_use]
+    pub fn keyed_by(mut self, ring: Arc<Ring>) -> Self {
+        self.ring = Some(ring);
+        self
     }
 
     /// The configuration's name for it.
@@ -151,21 +159,32 @@ pub struct Verifier {
     key_prefix: Box<str>,
     hash_tags: bool,
     cache: Option<Cache<Box<str>, Arc<Verified>, ByLength>>,
-    /// Raised whenever keys change; what was verified before counts no more.
-    generation: AtomicU64,
 }
 
 /// An issuer with keys that may be exchanged.
 pub(super) struct Trusted {
     pub(super) issuer: Issuer,
-    keys: ArcSwap<KeySet>,
+    ring: Arc<Ring>,
+    /// Whether somebody else keeps the ring up to date.
+    is_kept: bool,
 }
 
 struct Verified {
     identity: Arc<Identity>,
     times: Times,
     leeway: Duration,
+    ring: Arc<Ring>,
+    /// That of the ring; what was verified before the keys changed counts no more.
     generation: u64,
+}
+
+/// A token whose key has not been heard of: its issuer may have published it meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unheard {
+    /// The issuer, by its place in [`Settings`].
+    pub issuer: usize,
+    /// The key identifier; `None`: the token names no key, and the issuer's keys have never been read.
+    pub kid: Option<Box<str>>,
 }
 
 /// Bounds the cache's memory: a token's weight is its started KiB.
@@ -183,8 +202,10 @@ impl Verifier {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         let trusted = |mut issuer: Issuer| {
-            let keys = ArcSwap::from_pointee(std::mem::take(&mut issuer.keys));
-            Trusted { issuer, keys }
+            let kept = issuer.ring.take();
+            let is_kept = kept.is_some();
+            let ring = kept.unwrap_or_else(|| Arc::new(Ring::new(std::mem::take(&mut issuer.keys))));
+            Trusted { issuer, ring, is_kept }
         };
         let entries = settings.cache_entries;
         Self {
@@ -193,7 +214,6 @@ impl Verifier {
             key_prefix: settings.key_prefix,
             hash_tags: settings.hash_tags,
             cache: (entries > 0).then(|| Cache::with_weighter(entries, entries as u64, ByLength)),
-            generation: AtomicU64::new(0),
         }
     }
 
@@ -203,15 +223,13 @@ impl Verifier {
     /// The first reason against the token; times are judged only once the signature is known to be good, so
     /// that `Expired` is never said of a forgery.
     pub fn verify(&self, token: &str, now: UnixMillis) -> Result<Arc<Identity>, Refused> {
-        // Read before the keys: a result by old keys then carries the old number.
-        let generation = self.generation.load(Ordering::Acquire);
         if let Some(known) = self.cache.as_ref().and_then(|cache| cache.get(token))
-            && known.generation == generation
+            && known.generation == known.ring.generation()
         {
             known.times.check(known.leeway, now)?;
             return Ok(Arc::clone(&known.identity));
         }
-        let verified = self.verify_anew(token, generation)?;
+        let verified = self.verify_anew(token)?;
         let identity = Arc::clone(&verified.identity);
         let verdict = verified.times.check(verified.leeway, now);
         if verdict.is_ok()
@@ -222,18 +240,21 @@ impl Verifier {
         verdict.map(|()| identity)
     }
 
-    /// Exchanges the keys of the issuer of this configuration name; false when there is none. Everything
-    /// verified so far is verified anew.
-    pub fn replace_keys(&self, name: &str, keys: KeySet) -> bool {
-        let Some(trusted) = self.issuers.iter().find(|trusted| *trusted.issuer.name == *name) else {
-            return false;
-        };
-        trusted.keys.store(Arc::new(keys));
-        self.generation.fetch_add(1, Ordering::AcqRel);
-        if let Some(cache) = &self.cache {
-            cache.clear();
+    /// What would have to be asked before `token`, just refused for want of a fitting key, is refused for good;
+    /// `None` where that is settled. A token without `kid` has nothing to ask for once there are keys.
+    pub fn unheard(&self, token: &str) -> Option<Unheard> {
+        let parsed = Parsed::read(token, self.max_token_bytes).ok()?;
+        let trusted = self.trusted(&parsed.claims).ok()?;
+        if !trusted.is_kept || !trusted.issuer.algorithms.contains(parsed.algorithm) {
+            return None;
         }
-        true
+        let keys = trusted.ring.keys();
+        let settled = match &parsed.kid {
+            Some(kid) => keys.has(kid),
+            None => !keys.keys().is_empty(),
+        };
+        let issuer = self.issuers.iter().position(|other| std::ptr::eq(other, trusted))?;
+        (!settled).then_some(Unheard { issuer, kid: parsed.kid })
     }
 
     /// What a subject or a `jti` is known by among all issuers: itself, or `<issuer>~<name>` where there are
@@ -291,15 +312,16 @@ impl Verifier {
         Ok(Identity::new(person, id, times, leeway, &self.key_prefix, self.hash_tags, realm))
     }
 
-    fn verify_anew(&self, token: &str, generation: u64) -> Result<Verified, Refused> {
+    fn verify_anew(&self, token: &str) -> Result<Verified, Refused> {
         let parsed = Parsed::read(token, self.max_token_bytes)?;
         let trusted = self.trusted(&parsed.claims)?;
+        let generation = trusted.ring.generation();
         trusted.check_signature(&parsed)?;
         let rules = &trusted.issuer.rules;
         let times = Times::read(&parsed.claims)?;
         rules.check_content(&parsed.claims, &times)?;
         let identity = Arc::new(self.identify(token, &parsed, trusted, &times)?);
-        Ok(Verified { identity, times, leeway: rules.leeway, generation })
+        Ok(Verified { identity, times, leeway: rules.leeway, ring: Arc::clone(&trusted.ring), generation })
     }
 }
 
@@ -308,7 +330,7 @@ impl Trusted {
         if !self.issuer.algorithms.contains(parsed.algorithm) {
             return Err(Refused::AlgorithmNotAllowed);
         }
-        let keys = self.keys.load();
+        let keys = self.ring.keys();
         let mut verdict = Err(Refused::UnknownKey);
         for key in keys.candidates(parsed.algorithm, parsed.kid.as_deref()) {
             if key.verifies(parsed.algorithm, parsed.signing_input.as_bytes(), parsed.signature) {

@@ -7,9 +7,10 @@ use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::Metrics;
 use super::labels::{
-    CacheOutcome, ExchangePath, Label, LimitOutcome, LimitSource, MethodClass, RefundResult, RevocationKind,
-    SessionEvent, StatusClass, StoreFailure, StoreState, UpstreamFailure,
+    CacheOutcome, ExchangePath, JwksFetch, Label, LimitOutcome, LimitSource, MethodClass, RefundResult,
+    RevocationKind, SessionEvent, StatusClass, StoreFailure, StoreState, UpstreamFailure,
 };
+use crate::clock::UnixMillis;
 
 /// One counter per value of a closed set.
 #[derive(Clone, Debug)]
@@ -141,6 +142,23 @@ impl ExchangeMetrics {
     }
 }
 
+/// What is counted about the published keys of one issuer.
+#[derive(Clone, Debug)]
+pub struct JwksMetrics {
+    /// Reads by what came of them.
+    pub fetches: Counters<JwksFetch>,
+    keys: IntGauge,
+    last_success: IntGauge,
+}
+
+impl JwksMetrics {
+    /// Notes that so many usable keys were read.
+    pub fn note(&self, keys: usize, now: UnixMillis) {
+        self.keys.set(i64::try_from(keys).unwrap_or(i64::MAX));
+        self.last_success.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+    }
+}
+
 /// Holds a gauge one higher for as long as it lives: a connection, a request in flight.
 #[derive(Debug)]
 pub struct Held(IntGauge);
@@ -213,6 +231,16 @@ impl Metrics {
             leases: families.leases.clone(),
             lease_spent: families.lease_spent.clone(),
             refunds: [refunds(RefundResult::Done), refunds(RefundResult::Lost)],
+        }
+    }
+
+    /// What is counted for the issuer called `name` in the configuration.
+    pub fn jwks(&self, name: &str) -> JwksMetrics {
+        let families = self.families();
+        JwksMetrics {
+            fetches: leading(&families.jwks_fetches, name),
+            keys: families.jwks_keys.with_label_values(&[name]),
+            last_success: families.jwks_last_success.with_label_values(&[name]),
         }
     }
 

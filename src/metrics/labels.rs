@@ -65,6 +65,22 @@ label! {
 }
 
 label! {
+    /// What came of reading the keys that an issuer publishes.
+    pub enum JwksFetch {
+        /// Keys that differ from those before.
+        Changed = "changed",
+        /// The same keys as before.
+        Unchanged = "unchanged",
+        /// No answer, or none in time.
+        Unreachable = "unreachable",
+        /// An answer that is no set of acceptable size.
+        Refused = "refused",
+        /// A set without usable keys, or none at all.
+        Invalid = "invalid",
+    }
+}
+
+label! {
     /// What a method does to the resource (RFC 9110 section 9.2): three values instead of whatever a client sends.
     pub enum MethodClass {
         /// GET and HEAD.

@@ -15,6 +15,7 @@ use crate::client_addr;
 use crate::clock::{Clock, UnixMillis};
 use crate::identity::revocation::{Known, Pending};
 use crate::identity::{Sources, Verifier};
+use crate::jwks::{Keeper, Keepers};
 use crate::limits::local::Outage;
 use crate::limits::{self, Checks, Decision, InFlight, KeySpace, Local, Plans, Policy, UserLimits};
 use crate::logging::AccessLog;
@@ -49,6 +50,8 @@ pub struct Gateway {
     pub sources: Sources,
     /// Decides on tokens.
     pub verifier: Verifier,
+    /// Who keeps the published keys of issuers, by the verifier's index of issuers.
+    pub keepers: Box<[Option<Arc<Keeper>>]>,
     /// What upstreams are told.
     pub forward: forward::Settings,
     /// Plans of callers.
@@ -118,6 +121,8 @@ pub struct Shared {
     pub pending: Pending,
     /// Sessions of logged-in users.
     pub sessions: Sessions,
+    /// The keepers of published keys.
+    pub keepers: Keepers,
     /// The response cache.
     pub cache: &'static Cache,
 }

@@ -3,22 +3,38 @@
 
 use super::gateway::Gateway;
 use super::refusal::Refusal;
-use crate::identity::Refused;
+use crate::identity::{IdentityRefusal, Refused, Unheard};
+use crate::jwks::Answer;
 
 /// Something to be looked up.
 #[derive(Debug)]
-pub(super) enum Lookup {}
+pub(super) enum Lookup {
+    /// A key that an issuer may publish.
+    Key(Unheard),
+}
 
 /// What to look up so that `token`, which was refused, might be accepted after all.
-pub(super) fn of(_gateway: &Gateway, _token: &str, _refused: Refused) -> Option<Lookup> {
-    None
+pub(super) fn of(gateway: &Gateway, token: &str, refused: Refused) -> Option<Lookup> {
+    match refused {
+        Refused::UnknownKey | Refused::BadSignature => gateway.verifier.unheard(token).map(Lookup::Key),
+        _ => None,
+    }
 }
 
 /// Looks it up. Whether anything was learned shows when the request is judged anew.
 ///
 /// # Errors
 /// The refusal, where it is certain already or where nothing can be known at the moment.
-#[allow(clippy::unused_async, reason = "what is looked up is far away")]
-pub(super) async fn resolve(_gateway: &Gateway, lookup: Lookup) -> Result<(), Refusal> {
-    match lookup {}
+pub(super) async fn resolve(gateway: &Gateway, lookup: Lookup) -> Result<(), Refusal> {
+    match lookup {
+        Lookup::Key(Unheard { issuer, kid }) => {
+            let keeper = gateway.keepers.get(issuer).and_then(Option::as_ref);
+            let Some(keeper) = keeper else { return Err(IdentityRefusal::Undecided.into()) };
+            match keeper.ask(kid.as_deref()).await {
+                Answer::Known => Ok(()),
+                Answer::Absent => Err(IdentityRefusal::Token(Refused::UnknownKey).into()),
+                Answer::Unavailable => Err(IdentityRefusal::Undecided.into()),
+            }
+        }
+    }
 }

@@ -11,13 +11,13 @@ use crate::support::gateway::Gateway;
 use crate::support::origin::Origin;
 use crate::support::token::{SECRET, Token};
 
-struct Said {
-    code: Option<i32>,
-    out: String,
-    err: String,
+pub struct Said {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
 }
 
-fn tollgate(arguments: &[&str], environment: &[(&str, &str)], input: &str) -> Said {
+pub fn tollgate(arguments: &[&str], environment: &[(&str, &str)], input: &str) -> Said {
     let mut child = Command::new(env!("CARGO_BIN_EXE_tollgate"))
         .args(arguments)
         .env_clear()

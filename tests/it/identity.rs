@@ -74,7 +74,7 @@ fn assert_refused(got: &Response, detail: &str) {
 }
 
 /// A token signed with a private key of the fixtures.
-fn signed(key: &str, algorithm: Algorithm, header: &Value, claims: &Value) -> String {
+pub fn signed(key: &str, algorithm: Algorithm, header: &Value, claims: &Value) -> String {
     let pem = std::fs::read(format!("{KEYS}/{key}-private.pem")).unwrap();
     let key = match algorithm {
         Algorithm::ES256 | Algorithm::ES384 => EncodingKey::from_ec_pem(&pem),

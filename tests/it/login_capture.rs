@@ -11,6 +11,7 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 use http::Method;
 use serde_json::{Value, json};
 
+use crate::jwks::{Publisher, jwk, token_of};
 use crate::setup::{PATIENT, config, gateway, pair, revoke};
 use crate::support::client::{Client, RawConnection, Response, SendError, raw};
 use crate::support::gateway::Gateway;
@@ -647,4 +648,50 @@ fn sessions_are_opened_without_a_store_too() {
         assert_eq!(client.post("/logout").bearer(&token).send().code(), 200);
         assert_eq!(notes(&client, &token).0, 401, "{kind}");
     }
+}
+
+#[test]
+fn a_token_of_a_key_that_is_not_known_yet_opens_a_session_once_it_is() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let publisher = Publisher::start(&[jwk(0, "first")]);
+    let issuer = format!(
+        "[issuers.main]\nalgorithms = [\"EdDSA\"]\n[issuers.main.jwks]\nurl = \"{}\"\nallow_http = true\ncooldown = \"1s\"\n",
+        publisher.url()
+    );
+    // `/<kind>/<kid>/<subject>`: the same pair under many names.
+    origin.answer(|request| {
+        let parts: Vec<&str> = request.path.split('/').collect();
+        let [_, kind, name, subject] = parts[..] else { return Reply::text(404, "") };
+        let token = token_of(0, &json!({"kid": name}), &json!({"sub": subject}));
+        match kind {
+            "header" => Reply::text(200, "").header("x-token", &token),
+            "cookie" => Reply::text(200, "").header("set-cookie", &format!("token={token}")),
+            _ => Reply::new(200, body(&token)).header("content-type", "application/json"),
+        }
+    });
+    let text = config(&origin, PATIENT, &(logins(&origin, "http1") + &issuer));
+    let gateway = gateway(&text, &redis.url());
+    let client = gateway.client();
+    for (kind, kids) in [
+        ("json", &["first", "second"][..]),
+        ("header", &["first", "second", "third"]),
+        ("cookie", &["first", "second", "third", "fourth"]),
+    ] {
+        publisher.publish(&kids.iter().map(|kid| jwk(0, kid)).collect::<Vec<_>>());
+        let kid = kids[kids.len() - 1];
+        let subject = format!("{kind}-{kid}");
+        assert_eq!(client.post(&format!("/{kind}/{kid}/{subject}")).send().code(), 200);
+        assert_eventually!(has_session(&redis, &subject), subject);
+    }
+    for (kind, reason) in [("json", "refused"), ("header", "keys_unavailable")] {
+        if reason == "keys_unavailable" {
+            publisher.reply(|| Reply::text(503, "later"));
+        }
+        assert_eq!(client.post(&format!("/{kind}/never-{kind}/nobody")).send().code(), 200);
+        assert_eventually!(
+            gateway.metric(NOT_OPENED, &[("route", kind), ("reason", reason)]) == Some(1.0),
+            reason
+        );
+    }
+    assert!(!has_session(&redis, "nobody"));
 }

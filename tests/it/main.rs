@@ -40,6 +40,7 @@ mod demo;
 mod forwarding;
 mod framing;
 mod identity;
+mod jwks;
 mod jwt_attacks;
 mod kit;
 mod limit_agreement;

@@ -69,7 +69,7 @@ fn shown(value: &Value) -> String {
 fn example_loads_as_it_stands_and_with_every_key() {
     assert_eq!(loaded(&example(false)).warnings, []);
     let all = loaded(&example(true));
-    assert_eq!(all.spec.issuers.len(), 4);
+    assert_eq!(all.spec.issuers.len(), 6);
     assert_eq!(all.warnings, []);
 }
 

@@ -394,17 +394,68 @@ fn a_remembered_token_is_the_same_identity_but_is_judged_by_the_clock() {
     assert_eq!(verifier.cached(), 1, "failures are not remembered");
 }
 
+/// A verifier whose one issuer has keys kept from outside.
+fn kept(keys: KeySet) -> (Verifier, Arc<Ring>) {
+    let ring = Arc::new(Ring::new(keys));
+    let issuer = issuer([Algorithm::HS256], Vec::new()).keyed_by(Arc::clone(&ring));
+    (verifier(vec![issuer]), ring)
+}
+
+#[test]
+fn only_a_kid_that_a_kept_ring_has_not_is_unheard() {
+    let named = |kid: &str| Key::secret(SECRET).unwrap().named(kid);
+    let token = |header: &str| forge(header, &Value::Object(good_claims()).to_string(), SECRET);
+    let unheard = |kid: Option<&str>| Some(Unheard { issuer: 0, kid: kid.map(Into::into) });
+    let (with, without) = (token(r#"{"alg":"HS256","kid":"a"}"#), token(r#"{"alg":"HS256"}"#));
+    let (verifier, ring) = kept(KeySet::default());
+    assert_eq!(verifier.verify(&with, NOW).err(), Some(Refused::UnknownKey));
+    assert_eq!((verifier.unheard(&with), verifier.unheard(&without)), (unheard(Some("a")), unheard(None)));
+    ring.replace(KeySet::new(vec![named("b")]).unwrap());
+    assert_eq!(verifier.verify(&with, NOW).err(), Some(Refused::UnknownKey));
+    assert_eq!((verifier.unheard(&with), verifier.unheard(&without)), (unheard(Some("a")), None));
+    ring.replace(KeySet::new(vec![named("a")]).unwrap());
+    assert!(verifier.verify(&with, NOW).is_ok());
+    assert_eq!((verifier.unheard(&with), verifier.unheard(&without)), (None, None));
+    for foreign in
+        [r#"{"alg":"RS256","kid":"c"}"#, r#"{"alg":"HS256","kid":1}"#, r#"{"alg":"none","kid":"c"}"#]
+    {
+        assert_eq!(verifier.unheard(&token(foreign)), None, "{foreign}");
+    }
+    // Keys of the configuration are all there are.
+    let fixed = self::verifier(vec![issuer([Algorithm::HS256], vec![named("b")])]);
+    assert_eq!(fixed.verify(&with, NOW).err(), Some(Refused::UnknownKey));
+    assert_eq!(fixed.unheard(&with), None);
+}
+
+#[test]
+fn keys_of_one_issuer_do_not_void_what_another_verified() {
+    let secret = || KeySet::new(vec![Key::secret(SECRET).unwrap()]).unwrap();
+    let ring = Arc::new(Ring::new(secret()));
+    let named = |name: &str, keys| Issuer::new(name, vec![name.into()], [Algorithm::HS256], keys).unwrap();
+    let verifier =
+        verifier(vec![named("a", secret()), named("b", KeySet::default()).keyed_by(Arc::clone(&ring))]);
+    let token = |iss: &str| {
+        let mut claims = good_claims();
+        claims.insert("iss".into(), iss.into());
+        hs256().sign_claims(&claims).unwrap()
+    };
+    let (of_a, of_b) = (token("a"), token("b"));
+    let (first, second) = (verifier.verify(&of_a, NOW).unwrap(), verifier.verify(&of_b, NOW).unwrap());
+    ring.replace(secret());
+    assert!(Arc::ptr_eq(&first, &verifier.verify(&of_a, NOW).unwrap()));
+    assert!(!Arc::ptr_eq(&second, &verifier.verify(&of_b, NOW).unwrap()));
+}
+
 #[test]
 fn exchanged_keys_void_what_was_verified_by_the_old_ones() {
-    let verifier = verifier(vec![hs_issuer()]);
+    let (verifier, ring) = kept(KeySet::new(vec![Key::secret(SECRET).unwrap()]).unwrap());
     let token = hs256().sign_claims(&good_claims()).unwrap();
     assert!(verifier.verify(&token, NOW).is_ok());
     let fresh =
         KeySet::new(vec![Key::secret(b"another-secret-of-sufficient-length-98765").unwrap()]).unwrap();
-    assert!(!verifier.replace_keys("nobody", fresh.clone()));
-    assert!(verifier.replace_keys("main", fresh));
+    ring.replace(fresh);
     assert_eq!(verifier.verify(&token, NOW).err(), Some(Refused::BadSignature));
-    assert!(verifier.replace_keys("main", KeySet::default()));
+    ring.replace(KeySet::default());
     assert_eq!(verifier.verify(&token, NOW).err(), Some(Refused::UnknownKey));
 }
 
@@ -581,7 +632,7 @@ fn what_threads_share_may_be_shared() {
 
 #[test]
 fn keys_exchanged_under_load_never_let_an_old_token_stay() {
-    let verifier = verifier(vec![hs_issuer()]);
+    let (verifier, ring) = kept(KeySet::new(vec![Key::secret(SECRET).unwrap()]).unwrap());
     let token = hs256().sign_claims(&good_claims()).unwrap();
     let other = Key::secret(b"another-secret-of-sufficient-length-98765").unwrap();
     let other = KeySet::new(vec![other]).unwrap();
@@ -591,10 +642,10 @@ fn keys_exchanged_under_load_never_let_an_old_token_stay() {
             for _ in 0..3 {
                 scope.spawn(|| (0..20).for_each(|_| drop(verifier.verify(&token, NOW))));
             }
-            scope.spawn(|| verifier.replace_keys("main", other.clone()));
+            scope.spawn(|| ring.replace(other.clone()));
         });
         assert_eq!(verifier.verify(&token, NOW).err(), Some(Refused::BadSignature));
-        verifier.replace_keys("main", own.clone());
+        ring.replace(own.clone());
         assert!(verifier.verify(&token, NOW).is_ok());
     }
 }

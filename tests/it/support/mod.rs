@@ -35,6 +35,7 @@ pub mod reply;
 pub mod resp;
 pub mod sentinel;
 pub mod strict_origin;
+pub mod tls_front;
 pub mod token;
 
 use std::future::Future;

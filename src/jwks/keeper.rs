@@ -1,0 +1,333 @@
+//! Keeps the keys of one issuer up to date: at intervals, and sooner when a token names a key nobody has heard of.
+//!
+//! All reads are made by one task, so there is never more than one under way. What was read last holds until
+//! something better was read: a failure takes no key away.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use quick_cache::sync::Cache;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::file::KeyFile;
+use super::http::KeyUrl;
+use super::settings::{Place, Settings};
+use super::source::{Source, Trouble};
+use crate::clock::Clock;
+use crate::identity::Ring;
+use crate::identity::jwk::{Published, Skipped, read_set};
+use crate::metrics::{JwksFetch, JwksMetrics, Metrics};
+
+/// Most requests that may wait for one issuer's keys at once.
+const MAX_WAITING: usize = 1_024;
+/// Most key identifiers remembered as looked up in vain.
+const MAX_ABSENT: usize = 4_096;
+/// Longest time a request waits for keys, whatever the settings.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// After failures the pause doubles from the cooldown up to this, or to the refresh where that is shorter.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
+/// What is known of a key after asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The issuer publishes it: the token can be judged.
+    Known,
+    /// The issuer did not publish it when it was asked for.
+    Absent,
+    /// Nobody can say: keys cannot be read, or too many wait for them.
+    Unavailable,
+}
+
+/// Which reads there have been.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rounds {
+    begun: u64,
+    ended: u64,
+    /// Whether the last one to end succeeded.
+    succeeded: bool,
+    /// When the next one may begin; `None`: now.
+    next: Option<Instant>,
+}
+
+/// The keys of one issuer. [`Keeper::keep`] does the work; any thread may [`Keeper::ask`].
+pub struct Keeper {
+    settings: Settings,
+    source: Box<dyn Source>,
+    ring: Arc<Ring>,
+    rounds: watch::Sender<Rounds>,
+    /// The read that somebody waits for.
+    wanted: AtomicU64,
+    wake: Notify,
+    waiting: AtomicUsize,
+    /// Identifiers looked up in vain, and until when that is taken for an answer.
+    absent: Cache<Box<str>, Instant>,
+    standing: Mutex<Standing>,
+    clock: Arc<dyn Clock>,
+    metrics: JwksMetrics,
+}
+
+/// What the operator was told last.
+#[derive(Default)]
+struct Standing {
+    print: Option<[u8; 32]>,
+    faults: Vec<Skipped>,
+    failing: bool,
+}
+
+impl Keeper {
+    /// A keeper of what its settings name, which begins with the keys of `initial`, a set read already.
+    ///
+    /// # Errors
+    /// What about the place or the set cannot be used.
+    pub fn of(
+        settings: Settings,
+        initial: Option<&[u8]>,
+        clock: Arc<dyn Clock>,
+        metrics: &Metrics,
+    ) -> Result<Self, String> {
+        let Settings { timeout, max_bytes, .. } = settings;
+        let source: Box<dyn Source> = match &settings.place {
+            Place::Url { url, roots } => Box::new(KeyUrl::new(url, roots.as_deref(), timeout, max_bytes)?),
+            Place::File(path) => Box::new(KeyFile::new(path.clone(), max_bytes)),
+        };
+        let keeper = Self::new(settings, source, clock, metrics);
+        if let Some(initial) = initial {
+            let set = read_set(initial, keeper.settings.algorithms).map_err(|error| error.to_string())?;
+            keeper.metrics.note(set.keys.keys().len(), keeper.clock.now());
+            keeper.standing.lock().print = Some(set.print);
+            keeper.ring.replace(set.keys);
+        }
+        Ok(keeper)
+    }
+
+    /// A keeper that reads from `source`.
+    pub fn new(
+        settings: Settings,
+        source: Box<dyn Source>,
+        clock: Arc<dyn Clock>,
+        metrics: &Metrics,
+    ) -> Self {
+        let metrics = metrics.jwks(&settings.issuer);
+        Self {
+            settings,
+            source,
+            ring: Arc::default(),
+            rounds: watch::Sender::default(),
+            wanted: AtomicU64::new(0),
+            wake: Notify::new(),
+            waiting: AtomicUsize::new(0),
+            absent: Cache::new(MAX_ABSENT),
+            standing: Mutex::default(),
+            clock,
+            metrics,
+        }
+    }
+
+    /// What it was made from.
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The keys, for verifiers to hold.
+    pub const fn ring(&self) -> &Arc<Ring> {
+        &self.ring
+    }
+
+    /// How long an asker waits at most: a read may be under way, the next one may have to wait for the cooldown.
+    fn patience(&self) -> Duration {
+        (self.settings.cooldown.max(self.settings.timeout) + self.settings.timeout).min(LONGEST_WAIT)
+    }
+
+    /// Whether the issuer publishes a key of this identifier. Waits for a read that begins after the question, so that
+    /// a key published before the token was signed is never said to be absent. `None` asks for any keys at all, and
+    /// causes no read.
+    pub async fn ask(&self, kid: Option<&str>) -> Answer {
+        if self.has(kid) {
+            return Answer::Known;
+        }
+        if kid.is_some_and(|kid| self.is_known_absent(kid)) {
+            return Answer::Absent;
+        }
+        let Some(_waiting) = Waiting::enter(&self.waiting) else { return Answer::Unavailable };
+        timeout(self.patience(), self.await_read(kid)).await.unwrap_or(Answer::Unavailable)
+    }
+
+    async fn await_read(&self, kid: Option<&str>) -> Answer {
+        let mut rounds = self.rounds.subscribe();
+        // Without a kid the first read of all decides; it is made without being asked for.
+        let mut needed = 1;
+        if kid.is_some() {
+            let Rounds { begun, next, .. } = *rounds.borrow_and_update();
+            needed = begun + 1;
+            self.wanted.fetch_max(needed, Ordering::AcqRel);
+            self.wake.notify_one();
+            if next.is_some_and(|next| next > Instant::now() + LONGEST_WAIT) {
+                return Answer::Unavailable;
+            }
+        }
+        let settled = rounds.wait_for(|rounds| rounds.ended >= needed || self.has(kid)).await;
+        let succeeded = settled.is_ok_and(|rounds| rounds.succeeded);
+        match kid {
+            _ if self.has(kid) => Answer::Known,
+            Some(kid) if succeeded => {
+                self.absent.insert(kid.into(), Instant::now() + self.settings.cooldown);
+                Answer::Absent
+            }
+            _ => Answer::Unavailable,
+        }
+    }
+
+    fn has(&self, kid: Option<&str>) -> bool {
+        let keys = self.ring.keys();
+        kid.map_or_else(|| !keys.keys().is_empty(), |kid| keys.has(kid))
+    }
+
+    fn is_known_absent(&self, kid: &str) -> bool {
+        self.absent.get(kid).is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Reads now, and from then on whenever it is time. Never returns.
+    pub async fn keep(self: Arc<Self>) {
+        let mut failures = 0_u32;
+        loop {
+            let allowed = Instant::now() + self.settings.cooldown;
+            let number = self.begin(allowed);
+            let succeeded = self.read().await.is_ok();
+            self.rounds.send_modify(|rounds| {
+                rounds.ended = number;
+                rounds.succeeded = succeeded;
+            });
+            failures = if succeeded { 0 } else { failures.saturating_add(1) };
+            let due = Instant::now() + self.pause(failures);
+            self.sleep(number, allowed, due).await;
+        }
+    }
+
+    fn begin(&self, next: Instant) -> u64 {
+        let mut number = 0;
+        self.rounds.send_modify(|rounds| {
+            rounds.begun += 1;
+            rounds.next = Some(next);
+            number = rounds.begun;
+        });
+        number
+    }
+
+    /// Until the next read in the background; a tenth less or none, so that instances do not ask in step.
+    fn pause(&self, failures: u32) -> Duration {
+        let Settings { refresh, cooldown, .. } = self.settings;
+        let Some(doublings) = failures.checked_sub(1) else {
+            return refresh.mul_f64(fastrand::f64().mul_add(-0.1, 1.0)).max(cooldown);
+        };
+        cooldown.saturating_mul(1 << doublings.min(16)).min(refresh.min(LONGEST_RETRY)).max(cooldown)
+    }
+
+    /// Sleeps until `due`, or only until `allowed` when somebody waits for a read after the last.
+    async fn sleep(&self, last: u64, allowed: Instant, due: Instant) {
+        while self.wanted.load(Ordering::Acquire) <= last {
+            tokio::select! {
+                () = sleep_until(due) => return,
+                () = self.wake.notified() => {}
+            }
+        }
+        sleep_until(allowed.min(due)).await;
+    }
+
+    /// Reads once. What [`Keeper::keep`] does again and again; of use by itself where nothing is kept.
+    ///
+    /// # Errors
+    /// Why the keys stay what they were.
+    pub async fn read(&self) -> Result<(), Trouble> {
+        let read = timeout(self.settings.timeout, self.source.read()).await;
+        let read = read.unwrap_or_else(|_| {
+            let limit = humantime::format_duration(self.settings.timeout);
+            Err(Trouble::Unreachable(format!("no complete answer within {limit}").into()))
+        });
+        let published = read.and_then(|bytes: Bytes| Ok(read_set(&bytes, self.settings.algorithms)?));
+        let published = published.inspect_err(|trouble| self.note_failure(trouble))?;
+        self.note_success();
+        let changed = self.adopt(published);
+        self.metrics.fetches.count(if changed { JwksFetch::Changed } else { JwksFetch::Unchanged });
+        Ok(())
+    }
+
+    /// Takes what was published; keys that are the same void nothing that was verified by them.
+    fn adopt(&self, published: Published) -> bool {
+        let Published { keys, faults, print } = published;
+        let mut standing = self.standing.lock();
+        let changed = standing.print.replace(print) != Some(print);
+        if faults != standing.faults {
+            for fault in faults.iter().filter(|fault| !standing.faults.contains(fault)) {
+                tracing::warn!(
+                    issuer = &*self.settings.issuer,
+                    from = self.source.place(),
+                    "not used: {fault}"
+                );
+            }
+            standing.faults = faults;
+        }
+        self.metrics.note(keys.keys().len(), self.clock.now());
+        if changed {
+            let kids: Vec<&str> = keys.keys().iter().filter_map(|key| key.kid()).collect();
+            tracing::info!(issuer = &*self.settings.issuer, keys = keys.keys().len(), kids = ?kids, "keys changed");
+            self.ring.replace(keys);
+        }
+        changed
+    }
+
+    fn note_success(&self) {
+        let failed = std::mem::take(&mut self.standing.lock().failing);
+        if failed {
+            tracing::info!(
+                issuer = &*self.settings.issuer,
+                from = self.source.place(),
+                "keys can be read again"
+            );
+        }
+    }
+
+    fn note_failure(&self, trouble: &Trouble) {
+        self.metrics.fetches.count(match trouble {
+            Trouble::Unreachable(_) => JwksFetch::Unreachable,
+            Trouble::Refused(_) => JwksFetch::Refused,
+            Trouble::Invalid(_) => JwksFetch::Invalid,
+        });
+        let again = std::mem::replace(&mut self.standing.lock().failing, true);
+        if again {
+            return;
+        }
+        let (issuer, from) = (&*self.settings.issuer, self.source.place());
+        if self.has(None) {
+            tracing::warn!(issuer, from, "the source of keys {trouble}; those read before go on");
+        } else {
+            tracing::warn!(
+                issuer,
+                from,
+                "the source of keys {trouble}; tokens cannot be judged until there are keys"
+            );
+        }
+    }
+}
+
+/// A place among those who wait.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn enter(count: &'a AtomicUsize) -> Option<Self> {
+        let place = Self(count);
+        (count.fetch_add(1, Ordering::AcqRel) < MAX_WAITING).then_some(place)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,332 @@
+use std::collections::VecDeque;
+use std::sync::atomic::AtomicBool;
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::clock::{ManualClock, UnixMillis};
+use crate::identity::Algorithm;
+
+const COOLDOWN: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(2);
+const REFRESH: Duration = Duration::from_secs(300);
+
+/// A source that tests script. Reads are counted when they begin.
+#[derive(Default)]
+struct Script {
+    set: Mutex<Value>,
+    /// How long each of the next reads takes.
+    delays: Mutex<VecDeque<Duration>>,
+    down: AtomicBool,
+    reads: Mutex<Vec<Instant>>,
+}
+
+impl Script {
+    fn publish(&self, kids: &[&str]) {
+        let key = |kid: &&str| json!({"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"});
+        *self.set.lock() = json!({"keys": kids.iter().map(key).collect::<Vec<_>>()});
+    }
+
+    fn reads(&self) -> usize {
+        self.reads.lock().len()
+    }
+
+    /// The shortest time from the start of one read to the start of the next.
+    fn shortest_pause(&self) -> Duration {
+        self.reads.lock().windows(2).map(|pair| pair[1] - pair[0]).min().unwrap_or(Duration::MAX)
+    }
+}
+
+struct Scripted(Arc<Script>);
+
+#[async_trait]
+impl Source for Scripted {
+    async fn read(&self) -> Result<Bytes, Trouble> {
+        self.0.reads.lock().push(Instant::now());
+        // What is published when the read begins is what it brings, however long it takes.
+        let set = self.0.set.lock().to_string();
+        let delay = self.0.delays.lock().pop_front();
+        tokio::time::sleep(delay.unwrap_or(Duration::from_millis(10))).await;
+        if self.0.down.load(Ordering::SeqCst) {
+            return Err(Trouble::Unreachable("down".into()));
+        }
+        Ok(set.into())
+    }
+
+    fn place(&self) -> &'static str {
+        "script"
+    }
+}
+
+struct Stage {
+    script: Arc<Script>,
+    keeper: Arc<Keeper>,
+    clock: Arc<ManualClock>,
+    metrics: Metrics,
+}
+
+impl Stage {
+    /// A keeper at work, with these keys published.
+    fn start(kids: &[&str]) -> Self {
+        let script = Arc::new(Script::default());
+        script.publish(kids);
+        Self::of(script)
+    }
+
+    fn of(script: Arc<Script>) -> Self {
+        Self::with(script, |_| {})
+    }
+
+    fn with(script: Arc<Script>, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = Settings {
+            issuer: "main".into(),
+            algorithms: [Algorithm::EdDsa].into(),
+            place: Place::File("unused".into()),
+            refresh: REFRESH,
+            cooldown: COOLDOWN,
+            timeout: TIMEOUT,
+            max_bytes: 1024,
+        };
+        change(&mut settings);
+        let clock = Arc::new(ManualClock::at(UnixMillis::from_secs(1_700_000_000)));
+        let metrics = Metrics::new().unwrap();
+        let source = Box::new(Scripted(Arc::clone(&script)));
+        let keeper = Arc::new(Keeper::new(settings, source, Arc::clone(&clock) as Arc<dyn Clock>, &metrics));
+        tokio::spawn(Arc::clone(&keeper).keep());
+        Self { script, keeper, clock, metrics }
+    }
+
+    async fn ask(&self, kid: &str) -> (Answer, Duration) {
+        let began = Instant::now();
+        (self.keeper.ask(Some(kid)).await, began.elapsed())
+    }
+
+    /// Asks at once for all of these from tasks of their own.
+    async fn ask_all(&self, kids: impl Iterator<Item = String>) -> Vec<Answer> {
+        let ask = |kid: String| {
+            let keeper = Arc::clone(&self.keeper);
+            tokio::spawn(async move { keeper.ask(Some(&kid)).await })
+        };
+        let asked: Vec<_> = kids.map(ask).collect();
+        let mut answers = Vec::new();
+        for answer in asked {
+            answers.push(answer.await.unwrap());
+        }
+        answers
+    }
+
+    fn line(&self, line: &str) -> bool {
+        self.metrics.render().lines().any(|found| found == line)
+    }
+}
+
+async fn pass(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_are_read_at_once_and_again_at_intervals() {
+    let stage = Stage::start(&["a"]);
+    assert_eq!(stage.keeper.ask(None).await, Answer::Known);
+    assert_eq!((stage.ask("a").await, stage.script.reads()), ((Answer::Known, Duration::ZERO), 1));
+    pass(REFRESH * 4).await;
+    assert!((4..=6).contains(&stage.script.reads()), "{}", stage.script.reads());
+    assert!(stage.script.shortest_pause() >= REFRESH.mul_f64(0.9));
+    assert!(stage.script.shortest_pause() <= REFRESH + TIMEOUT);
+    assert!(stage.line("tollgate_jwks_fetches_total{issuer=\"main\",result=\"changed\"} 1"));
+    assert!(stage.line("tollgate_jwks_keys{issuer=\"main\"} 1"));
+    assert!(stage.line("tollgate_jwks_last_success_timestamp_seconds{issuer=\"main\"} 1700000000"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_keys_void_nothing_and_others_do() {
+    let stage = Stage::start(&["a", "b"]);
+    stage.ask("a").await;
+    let generation = stage.keeper.ring().generation();
+    stage.script.publish(&["b", "a"]);
+    stage.clock.advance(REFRESH);
+    pass(REFRESH + TIMEOUT).await;
+    assert!(stage.script.reads() >= 2);
+    assert_eq!(stage.keeper.ring().generation(), generation);
+    assert!(stage.line("tollgate_jwks_last_success_timestamp_seconds{issuer=\"main\"} 1700000300"));
+    stage.script.publish(&["b"]);
+    pass(REFRESH + TIMEOUT).await;
+    assert_eq!(stage.keeper.ring().generation(), generation + 1);
+    assert!(!stage.keeper.ring().keys().has("a"), "what is no longer published is no longer trusted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unheard_key_waits_for_the_next_read_that_is_allowed() {
+    let stage = Stage::start(&["a"]);
+    stage.ask("a").await;
+    stage.script.publish(&["a", "b"]);
+    let (answer, waited) = stage.ask("b").await;
+    assert_eq!(answer, Answer::Known);
+    assert!(waited <= COOLDOWN + TIMEOUT, "{waited:?}");
+    assert_eq!(stage.script.reads(), 2);
+    // Long after the last read nothing is waited for but the read itself.
+    pass(COOLDOWN * 2).await;
+    stage.script.publish(&["a", "b", "c"]);
+    let (answer, waited) = stage.ask("c").await;
+    assert_eq!(answer, Answer::Known);
+    assert!(waited < Duration::from_secs(1), "{waited:?}");
+    assert_eq!(stage.script.reads(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_that_began_before_the_question_proves_no_absence() {
+    let stage = Stage::start(&["a"]);
+    stage.ask("a").await;
+    pass(COOLDOWN).await;
+    stage.script.delays.lock().push_back(Duration::from_secs(1));
+    let keeper = Arc::clone(&stage.keeper);
+    let first = tokio::spawn(async move { keeper.ask(Some("nobody")).await });
+    while stage.script.reads() < 2 {
+        pass(Duration::from_millis(1)).await;
+    }
+    // Published, and asked for, while a read is under way that cannot know of it.
+    stage.script.publish(&["a", "b"]);
+    assert_eq!(stage.ask("b").await.0, Answer::Known);
+    assert_eq!(first.await.unwrap(), Answer::Absent);
+    assert_eq!(stage.script.reads(), 3);
+    assert!(stage.script.shortest_pause() >= COOLDOWN);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_absent_stays_so_for_the_cooldown_and_is_looked_up_again_after_it() {
+    let stage = Stage::start(&["a"]);
+    assert_eq!(stage.ask("b").await.0, Answer::Absent);
+    let reads = stage.script.reads();
+    stage.script.publish(&["a", "b"]);
+    assert_eq!((stage.ask("b").await, stage.script.reads()), ((Answer::Absent, Duration::ZERO), reads));
+    pass(COOLDOWN).await;
+    assert_eq!((stage.ask("b").await.0, stage.script.reads()), (Answer::Known, reads + 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn however_many_ask_there_is_one_read_per_cooldown() {
+    let stage = Stage::start(&["a"]);
+    stage.ask("a").await;
+    let began = Instant::now();
+    for round in 0..6 {
+        let answers = stage.ask_all((0..800).map(|n| format!("{round}/{n}"))).await;
+        assert!(answers.iter().all(|answer| *answer == Answer::Absent), "{round}");
+    }
+    let cooldowns = began.elapsed().as_secs() / COOLDOWN.as_secs();
+    assert!(stage.script.reads() as u64 <= cooldowns + 2, "{} in {cooldowns}", stage.script.reads());
+    assert!(stage.script.shortest_pause() >= COOLDOWN);
+    assert!(stage.keeper.absent.len() <= MAX_ABSENT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_wait_than_there_is_room_for() {
+    let stage = Stage::start(&["a"]);
+    stage.ask("a").await;
+    let answers = stage.ask_all((0..MAX_WAITING + 10).map(|n| n.to_string())).await;
+    let count = |wanted| answers.iter().filter(|answer| **answer == wanted).count();
+    assert_eq!((count(Answer::Absent), count(Answer::Unavailable)), (MAX_WAITING, 10));
+    assert_eq!(stage.keeper.waiting.load(Ordering::SeqCst), 0);
+    // One that stops waiting makes room.
+    let waiting = tokio::time::timeout(Duration::from_millis(1), stage.keeper.ask(Some("gone"))).await;
+    assert!(waiting.is_err());
+    assert_eq!(stage.keeper.waiting.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_any_keys_nothing_can_be_said() {
+    let script = Arc::new(Script::default());
+    script.publish(&["a"]);
+    script.down.store(true, Ordering::SeqCst);
+    let stage = Stage::of(script);
+    assert_eq!(stage.keeper.ask(None).await, Answer::Unavailable);
+    let reads = stage.script.reads();
+    assert_eq!(stage.keeper.ask(None).await, Answer::Unavailable);
+    assert_eq!(stage.script.reads(), reads, "a token without kid causes no read");
+    let (answer, waited) = stage.ask("a").await;
+    assert_eq!(answer, Answer::Unavailable);
+    assert!(waited <= COOLDOWN + TIMEOUT, "{waited:?}");
+    assert!(stage.script.reads() > reads);
+    stage.script.down.store(false, Ordering::SeqCst);
+    assert_eq!(stage.ask("a").await.0, Answer::Known);
+    assert_eq!(stage.keeper.ask(None).await, Answer::Known);
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_come_without_being_asked_for_once_the_source_is_back() {
+    let script = Arc::new(Script::default());
+    script.publish(&["a"]);
+    script.down.store(true, Ordering::SeqCst);
+    let stage = Stage::of(script);
+    pass(Duration::from_secs(600)).await;
+    let reads = stage.script.reads();
+    assert!((8..=20).contains(&reads), "the pause doubles up to a minute: {reads}");
+    stage.script.down.store(false, Ordering::SeqCst);
+    pass(LONGEST_RETRY + TIMEOUT).await;
+    assert_eq!(stage.ask("a").await, (Answer::Known, Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_read_that_is_far_away() {
+    let script = Arc::new(Script::default());
+    script.publish(&["a"]);
+    let hour = Duration::from_secs(3_600);
+    let stage = Stage::with(script, |settings| (settings.cooldown, settings.refresh) = (hour, hour * 10));
+    assert_eq!(stage.ask("a").await.0, Answer::Known);
+    stage.script.publish(&["a", "b"]);
+    assert_eq!(stage.ask("b").await, (Answer::Unavailable, Duration::ZERO));
+    pass(hour.saturating_sub(LONGEST_WAIT)).await;
+    assert_eq!(stage.script.reads(), 1);
+    // It was asked for, though, and comes when it may.
+    pass(LONGEST_WAIT + TIMEOUT).await;
+    assert_eq!((stage.ask("b").await, stage.script.reads()), ((Answer::Known, Duration::ZERO), 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_takes_no_key_away() {
+    let stage = Stage::start(&["a"]);
+    stage.ask("a").await;
+    let generation = stage.keeper.ring().generation();
+    let junk = [
+        json!({"keys": []}),
+        json!([]),
+        json!("x"),
+        json!({"keys": [{"kty": "oct", "k": "AAAA", "kid": "a"}]}),
+    ];
+    for set in junk {
+        *stage.script.set.lock() = set.clone();
+        assert_eq!(stage.ask("b").await.0, Answer::Unavailable, "{set}");
+    }
+    stage.script.down.store(true, Ordering::SeqCst);
+    assert_eq!(stage.ask("b").await.0, Answer::Unavailable);
+    // A read that takes too long is given up.
+    stage.script.down.store(false, Ordering::SeqCst);
+    stage.script.publish(&["a", "b"]);
+    stage.script.delays.lock().push_back(TIMEOUT * 10);
+    assert_eq!(stage.ask("b").await.0, Answer::Unavailable);
+    assert_eq!(stage.ask("a").await, (Answer::Known, Duration::ZERO));
+    assert_eq!(stage.keeper.ring().generation(), generation);
+    assert!(stage.line("tollgate_jwks_fetches_total{issuer=\"main\",result=\"invalid\"} 4"));
+    assert!(stage.line("tollgate_jwks_fetches_total{issuer=\"main\",result=\"unreachable\"} 2"));
+    assert!(stage.line("tollgate_jwks_keys{issuer=\"main\"} 1"));
+    assert_eq!(stage.ask("b").await.0, Answer::Known);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keeper_begins_with_what_was_read_already_and_is_kept_with_its_settings() {
+    let script = Script::default();
+    script.publish(&["a"]);
+    let set = script.set.lock().to_string();
+    let stage = Stage::start(&["z"]);
+    let settings = stage.keeper.settings().clone();
+    let clock: Arc<dyn Clock> = Arc::clone(&stage.clock) as _;
+    let keepers = crate::jwks::Keepers::default();
+    let get = |settings: &Settings, set: Option<&[u8]>| keepers.keeper(settings, set, &clock, &stage.metrics);
+    let first = get(&settings, Some(set.as_bytes())).unwrap();
+    assert_eq!(first.ask(Some("a")).await, Answer::Known);
+    assert!(Arc::ptr_eq(&first, &get(&settings, None).unwrap()));
+    let other = get(&Settings { cooldown: COOLDOWN * 2, ..settings.clone() }, Some(set.as_bytes())).unwrap();
+    assert!(!Arc::ptr_eq(&first, &other));
+    assert_eq!(keepers.all().len(), 1);
+    assert!(get(&Settings { issuer: "b".into(), ..settings }, Some(b"{}")).is_err());
+}
