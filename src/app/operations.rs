@@ -120,6 +120,7 @@ impl Operations for GatewayOperations {
                     .verifier
                     .verify(token, now)
                     .map_err(|_| OperationError::Invalid("the token is not accepted anyway"))?;
+                shared.end_session(&identity).await;
                 let mut revocation = identity.revocation(now, longest);
                 if let Some(ttl) = revoke.ttl {
                     revocation.until = now.plus(ttl);

@@ -14,7 +14,8 @@ impl Limiting<'_> {
     /// The keys to read with the exchange.
     pub(super) fn watched(&self) -> Watched<'_> {
         let mut watched = Watched::default();
-        let (Some(identity), true) = (self.identity, self.route.session) else { return watched };
+        let login = self.identity.filter(|identity| identity.api_token.is_none());
+        let (Some(identity), true) = (login, self.route.session) else { return watched };
         if let Some(session) = watched.get_mut(SESSION) {
             *session = Some(identity.keys.session.as_bytes());
         }

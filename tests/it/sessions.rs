@@ -452,7 +452,9 @@ fn it_needs_no_redis() {
     let gateway = gateway(&with_sessions(&origin, PATIENT, &sessions), "");
     let tokens = [Token::of("ada"), Token::of("ada"), Token::of("ada"), Token::of("bob")];
     assert!(!is_in(&gateway, &tokens[0]));
-    tokens.iter().for_each(|token| log_in(&gateway, token));
+    for token in &tokens {
+        log_in(&gateway, token);
+    }
     assert!(!is_in(&gateway, &tokens[0]), "the oldest had to go");
     assert!(tokens[1..].iter().all(|token| is_in(&gateway, token)));
     let listed = admin(&gateway, "list", &json!({"user": "ada"}));

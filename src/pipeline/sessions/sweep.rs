@@ -20,18 +20,21 @@ const LOCK: &str = "tollgate:session_sweep";
 const SCAN_COUNT: usize = 500;
 /// For what no request waits for.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Until the next attempt after one that said nothing.
-const RETRY_AFTER: Duration = Duration::from_secs(10);
+/// Before the first sweep, and between attempts while nothing can be said.
+const SOON: Duration = Duration::from_secs(10);
 
-/// Sweeps every `interval`. Runs until the process ends.
+/// Sweeps every `interval`, the first time soon. Runs until the process ends.
 pub async fn sweep_sessions(shared: Arc<Shared>, interval: Duration) {
+    let soon = interval.min(SOON);
+    let mut pause = soon;
     loop {
+        tokio::time::sleep(pause).await;
         let live = shared.sweep_once(interval).await;
         if let Some(live) = live {
             shared.metrics.families().sessions_live.set(i64::try_from(live).unwrap_or(i64::MAX));
         }
         // Without an answer the store is away, or somebody else is still at it.
-        tokio::time::sleep(if live.is_some() { interval } else { interval.min(RETRY_AFTER) }).await;
+        pause = if live.is_some() { interval } else { soon };
     }
 }
 
