@@ -50,7 +50,8 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     text
 }
 
-fn push_hex<'a>(text: &mut String, bytes: impl Iterator<Item = &'a u8>) {
+/// Appends `bytes` in lower-case hex digits.
+pub(crate) fn push_hex<'a>(text: &mut String, bytes: impl Iterator<Item = &'a u8>) {
     for byte in bytes {
         for nibble in [byte >> 4, byte & 0xf] {
             text.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0'));
