@@ -267,6 +267,7 @@ fn entries(
             .as_deref()
             .and_then(|name| upstreams.iter().find(|upstream| *upstream.settings().name == *name).cloned()),
         access,
+        session: false,
         policies: route.limits.iter().flat_map(|name| policy_indices(name, spec, declared)).collect(),
         cost: route.cost,
         cache: route

@@ -94,6 +94,8 @@ pub struct Identity {
     pub usable_until: Option<UnixMillis>,
     /// What tells this token from others.
     pub token_id: TokenId,
+    /// The id of the API token, where it is one that the gateway issued and not a JWT.
+    pub api_token: Option<Arc<str>>,
     /// Store keys, prefix included.
     pub keys: Keys,
     /// Header lines for the upstream: `X-User-Id`, `X-User-Plan`, `X-User-Permissions`, forwarded claims.
@@ -143,6 +145,7 @@ impl Identity {
             expires_at: times.expires_at.map(UnixMillis::as_secs),
             usable_until: times.expires_at.map(|at| at.plus(leeway)),
             token_id,
+            api_token: None,
         }
     }
 

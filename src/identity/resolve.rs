@@ -70,6 +70,12 @@ pub enum IdentityRefusal {
     /// The token is refused.
     #[error(transparent)]
     Token(#[from] Refused),
+    /// The token holds, but the route wants a live session and it has none.
+    #[error("no live session")]
+    NoSession,
+    /// Whether the credential holds cannot be said at the moment: what it takes to know is out of reach.
+    #[error("the credential cannot be judged at the moment")]
+    Undecided,
     /// The caller is known but lacks a permission.
     #[error("a permission is missing")]
     Forbidden,
@@ -82,6 +88,8 @@ impl IdentityRefusal {
             Self::NotAuthenticated => "not_authenticated",
             Self::Credential(problem) => problem.as_str(),
             Self::Token(refused) => refused.as_str(),
+            Self::NoSession => "no_session",
+            Self::Undecided => "undecided",
             Self::Forbidden => "forbidden",
         }
     }
@@ -92,6 +100,8 @@ impl IdentityRefusal {
             Self::NotAuthenticated => "Not authenticated",
             Self::Credential(_) => "Invalid token",
             Self::Token(refused) => refused.detail(),
+            Self::NoSession => "Session expired",
+            Self::Undecided => "The token cannot be verified at the moment",
             Self::Forbidden => "Not enough permissions",
         }
     }
@@ -101,10 +111,15 @@ impl IdentityRefusal {
         matches!(self, Self::Forbidden)
     }
 
+    /// Whether the same request may be accepted a moment later (503).
+    pub const fn is_undecided(self) -> bool {
+        matches!(self, Self::Undecided)
+    }
+
     /// The `WWW-Authenticate` challenge (RFC 6750 section 3).
     pub const fn www_authenticate(self) -> &'static str {
         match self {
-            Self::NotAuthenticated => r#"Bearer realm="tollgate""#,
+            Self::NotAuthenticated | Self::Undecided => r#"Bearer realm="tollgate""#,
             Self::Credential(_) => {
                 r#"Bearer realm="tollgate", error="invalid_request", error_description="Invalid token""#
             }
@@ -116,6 +131,9 @@ impl IdentityRefusal {
             }
             Self::Token(_) => {
                 r#"Bearer realm="tollgate", error="invalid_token", error_description="Invalid token""#
+            }
+            Self::NoSession => {
+                r#"Bearer realm="tollgate", error="invalid_token", error_description="Session expired""#
             }
             Self::Forbidden => r#"Bearer realm="tollgate", error="insufficient_scope""#,
         }

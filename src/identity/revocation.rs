@@ -172,7 +172,9 @@ impl Known {
             return false;
         }
         let issued_at = identity.issued_at.unwrap_or(0);
-        [&identity.keys.blacklist, &identity.keys.cutoff].into_iter().any(|key| {
+        // A cut-off ends what a subject's logins gave out; an API token is not of them.
+        let cutoff = Some(&identity.keys.cutoff).filter(|_| identity.api_token.is_none());
+        [Some(&identity.keys.blacklist), cutoff].into_iter().flatten().any(|key| {
             self.find(key).is_some_and(|entry| {
                 entry.until > now
                     && match entry.effect {

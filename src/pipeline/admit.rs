@@ -12,6 +12,7 @@ use super::context::{Admission, Admitted, Context, Target};
 use super::gateway::Gateway;
 use super::head::{self, Framing, Head, HeadInput, Upgrade};
 use super::limit::{Limiting, PendingCache};
+use super::lookup::{self, Lookup};
 use super::quota;
 use super::refusal::Refusal;
 use crate::cache::key::{Target as CacheTarget, Unstamped};
@@ -75,13 +76,20 @@ pub async fn admit(
     origin: Origin,
     context: &mut Context,
 ) -> Result<(), Refusal> {
-    let judged = judge(gateway, &request.head(), peer, context)?;
+    let mut judged = judge(gateway, &request.head(), peer, context)?;
+    if let Judgement::Unknown(lookup) = judged {
+        // Rare, and so not worth room in every request.
+        Box::pin(lookup::resolve(gateway, lookup)).await?;
+        judged = judge(gateway, &request.head(), peer, context)?;
+    }
     let Judged { route, params, identity, client, pending, overwrites, target } = match judged {
         Judgement::Routed(judged) => *judged,
         Judgement::Quota(asked) => {
             context.admission = Admission::Answered(quota::tell(gateway, &asked, context.received_at).await?);
             return Ok(());
         }
+        // Once is enough: what was looked up was forgotten at once.
+        Judgement::Unknown(_) => return Err(IdentityRefusal::Undecided.into()),
     };
     let now = context.received_at;
     let limiting = Limiting { gateway, route: &route, client, identity: identity.as_ref(), origin, now };
@@ -92,15 +100,17 @@ pub async fn admit(
 }
 
 /// Where a request goes.
-enum Judgement {
+pub(super) enum Judgement {
     /// To a route.
     Routed(Box<Judged>),
     /// Nowhere: it asks what is left of its own limits.
     Quota(quota::Asked),
+    /// Who asks cannot be said before this is looked up.
+    Unknown(Lookup),
 }
 
 /// What the head alone tells.
-struct Judged {
+pub(super) struct Judged {
     route: Arc<Route>,
     params: Params,
     identity: Option<Arc<Identity>>,
@@ -132,7 +142,7 @@ fn judge(
     // Which route?
     let path = normalise::normalise(head.path, gateway.path_options)?;
     if gateway.quota_path.as_deref().is_some_and(|quota| gateway.table.options().same(quota, &path)) {
-        return quota::ask(gateway, input, &head, client, context).map(Judgement::Quota);
+        return quota::ask(gateway, input, &head, client, context);
     }
     let (route, params) = match gateway.table.find(&head.host, input.method, &path) {
         Found::Route(found) => {
@@ -152,7 +162,11 @@ fn judge(
     }
 
     // Who is it?
-    let (identity, query) = identify(gateway, route.access.requirement(), &head, input.headers, now)?;
+    let identified = identify(gateway, route.access.requirement(), &head, input.headers, now)?;
+    let (identity, query) = match identified {
+        Identified::As(identity, query) => (identity, query),
+        Identified::Unknown(lookup) => return Ok(Judgement::Unknown(lookup)),
+    };
     context.identity.clone_from(&identity);
     refuse_known_revoked(gateway, identity.as_deref(), now)?;
     permit(&route.access, identity.as_deref())?;
@@ -246,17 +260,25 @@ fn note_client(
 
 type Query<'a> = Option<std::borrow::Cow<'a, str>>;
 
-/// The caller, and the query without the credential that may have been in it.
+/// What the credential of a request says.
+pub(super) enum Identified<'a> {
+    /// The caller, and the query without the credential that may have been in it.
+    As(Option<Arc<Identity>>, Query<'a>),
+    /// Nothing, before this is looked up.
+    Unknown(Lookup),
+}
+
+/// Who the caller is.
 pub(super) fn identify<'a>(
     gateway: &Gateway,
     requirement: Requirement,
     head: &Head<'a>,
     headers: &HeaderMap,
     now: UnixMillis,
-) -> Result<(Option<Arc<Identity>>, Query<'a>), Refusal> {
+) -> Result<Identified<'a>, Refusal> {
     let untouched = head.query.map(std::borrow::Cow::Borrowed);
     if requirement == Requirement::None {
-        return Ok((None, untouched));
+        return Ok(Identified::As(None, untouched));
     }
     let credential = credentials::extract(&gateway.sources, headers, head.query);
     let parameter =
@@ -268,8 +290,15 @@ pub(super) fn identify<'a>(
         }
         _ => untouched,
     };
-    let identity = authenticate(requirement, credential, &gateway.verifier, now)?;
-    Ok((identity, query))
+    let token = credential.as_ref().ok().and_then(Option::as_ref).map(|found| found.token.clone());
+    match authenticate(requirement, credential, &gateway.verifier, now) {
+        Ok(identity) => Ok(Identified::As(identity, query)),
+        Err(IdentityRefusal::Token(refused)) => {
+            let lookup = token.and_then(|token| lookup::of(gateway, &token, refused));
+            lookup.map(Identified::Unknown).ok_or_else(|| IdentityRefusal::Token(refused).into())
+        }
+        Err(refusal) => Err(refusal.into()),
+    }
 }
 
 pub(super) fn refuse_known_revoked(

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::admit::{CacheUse, Origin, Request, revoked};
 use super::context::Context;
-use super::exchange::{self, Answer, NoAnswer};
+use super::exchange::{self, Answer, NoAnswer, Seen, WATCHED};
 use super::gateway::Gateway;
 use super::give_back::provisional;
 use super::refusal::{Limited, Refusal};
@@ -59,6 +59,8 @@ struct Verdict {
     source: LimitSource,
     /// The checks that were decided without the store.
     blind: Violated,
+    /// What the store holds about the caller.
+    watched: [Seen; WATCHED],
     /// Generations of the cache's tags; `None` when they could not be asked.
     generations: Option<Vec<Option<Bytes>>>,
     /// The answer took so long that the cache may not ask the store too.
@@ -77,7 +79,8 @@ impl Limiting<'_> {
         let Gathered { mut checks, permits, adjusted, now } = self.gather(request, context).await?;
         let plan = adjusted.as_ref().unwrap_or_else(|| self.plan());
         let verdict = self.ask(&mut checks, pending.as_ref(), now).await?;
-        let Verdict { decision, source, blind, generations, late } = verdict;
+        let Verdict { decision, source, blind, watched, generations, late } = verdict;
+        self.judge_watched(watched).await?;
         if let Decision::Refused(refused) = decision {
             return Err(refuse(self.gateway, &checks, plan, refused, source, context));
         }
@@ -122,7 +125,7 @@ impl Limiting<'_> {
             ip: address.as_str(),
             user: identity.map(|identity| &*identity.account),
             token: identity.map(|identity| identity.token_id.as_str()),
-            api_token: None,
+            api_token: identity.and_then(|identity| identity.api_token.as_deref()),
             route: &route.name,
             plan,
             multiplier: identity
@@ -178,26 +181,28 @@ impl Limiting<'_> {
         let Some(store) = shared.store.as_ref().filter(|_| needed) else {
             let decision = shared.local.decide(checks, now);
             let (source, blind) = (LimitSource::Memory, Violated::default());
-            return Ok(Verdict { decision, source, blind, generations: None, late: false });
+            let watched = Default::default();
+            return Ok(Verdict { decision, source, blind, watched, generations: None, late: false });
         };
         let tags = match pending {
             Some(Ok(pending)) => Some((shared.cache.generations(), pending.tags())),
             _ => None,
         };
         let asked = Instant::now();
-        let answer =
-            exchange::ask(store, shared, identity.map(|identity| &**identity), tags, checks, now).await;
+        let identity_of = identity.map(|identity| &**identity);
+        let answer = exchange::ask(store, shared, identity_of, self.watched(), tags, checks, now).await;
         let late = asked.elapsed() > store.settings().deadline / 2;
         let verdict = match answer {
-            Ok(Answer::Judged { decision, generations, away }) => {
-                Verdict { decision, source: LimitSource::Redis, blind: away, generations, late }
+            Ok(Answer::Judged { decision, watched, generations, away }) => {
+                Verdict { decision, source: LimitSource::Redis, blind: away, watched, generations, late }
             }
             Ok(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, identity, now)),
             Ok(Answer::Banned) => return Err(Refusal::Banned),
             Err(NoAnswer { waited }) => {
                 let decision = shared.decide_without_store(checks, now, waited);
                 let (source, blind) = (LimitSource::Memory, Violated::from_bits(u32::MAX));
-                Verdict { decision, source, blind, generations: None, late }
+                let watched = Default::default();
+                Verdict { decision, source, blind, watched, generations: None, late }
             }
         };
         let denied = |index| verdict.blind.contains(index) && says(checks, index, OnStoreFailure::Deny);

@@ -9,6 +9,7 @@ pub mod head;
 pub mod heartbeat;
 mod invalidate;
 mod limit;
+mod lookup;
 pub mod outcome;
 pub mod quota;
 pub mod reconcile;
@@ -17,6 +18,7 @@ pub mod refusal;
 pub mod reply;
 mod revoke;
 mod user_limits;
+mod watched;
 
 pub use self::admit::{CacheUse, Origin, Request, admit, find_param};
 pub use self::context::{Admission, Admitted, Context};

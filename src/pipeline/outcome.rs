@@ -42,6 +42,8 @@ impl Label for AuthOutcome {
         Self::Anonymous,
         Self::Refused(IdentityRefusal::NotAuthenticated),
         Self::Refused(IdentityRefusal::Forbidden),
+        Self::Refused(IdentityRefusal::NoSession),
+        Self::Refused(IdentityRefusal::Undecided),
         Self::Refused(IdentityRefusal::Credential(CredentialProblem::Repeated)),
         Self::Refused(IdentityRefusal::Credential(CredentialProblem::SeveralPlaces)),
         Self::Refused(IdentityRefusal::Credential(CredentialProblem::NotOneToken)),
@@ -179,6 +181,8 @@ mod tests {
             AuthOutcome::Anonymous,
             AuthOutcome::Refused(IdentityRefusal::NotAuthenticated),
             AuthOutcome::Refused(IdentityRefusal::Forbidden),
+            AuthOutcome::Refused(IdentityRefusal::NoSession),
+            AuthOutcome::Refused(IdentityRefusal::Undecided),
         ];
         all.extend(Refused::ALL.map(|why| AuthOutcome::Refused(why.into())));
         all.extend(CredentialProblem::ALL.map(|why| AuthOutcome::Refused(why.into())));

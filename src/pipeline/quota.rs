@@ -12,9 +12,9 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde::Serialize;
 
-use super::admit::{identify, refuse_known_revoked, revoked};
+use super::admit::{Identified, Judgement, identify, refuse_known_revoked, revoked};
 use super::context::Context;
-use super::exchange::{self, Answer, GATE};
+use super::exchange::{self, Answer, GATE, Watched};
 use super::gateway::{Gateway, Shared};
 use super::head::{Head, HeadInput};
 use super::refusal::{Limited, Refusal};
@@ -135,7 +135,7 @@ pub(super) fn ask(
     head: &Head<'_>,
     client: ClientAddr,
     context: &mut Context,
-) -> Result<Asked, Refusal> {
+) -> Result<Judgement, Refusal> {
     if !matches!(*input.method, Method::GET | Method::HEAD) {
         return Err(Refusal::MethodNotAllowed(vec![Method::GET, Method::HEAD]));
     }
@@ -155,10 +155,13 @@ pub(super) fn ask(
             violated: fields::violated_policies(&refused, &reads).map(Into::into).collect(),
         }));
     }
-    let (identity, _) = identify(gateway, Requirement::Optional, head, input.headers, now)?;
+    let identity = match identify(gateway, Requirement::Optional, head, input.headers, now)? {
+        Identified::As(identity, _) => identity,
+        Identified::Unknown(lookup) => return Ok(Judgement::Unknown(lookup)),
+    };
     context.identity.clone_from(&identity);
     refuse_known_revoked(gateway, identity.as_deref(), now)?;
-    Ok(Asked { client, identity, headers: input.headers.clone() })
+    Ok(Judgement::Quota(Asked { client, identity, headers: input.headers.clone() }))
 }
 
 /// Answers a client that asks what is left of its limits.
@@ -169,7 +172,7 @@ pub(super) async fn tell(gateway: &Gateway, asked: &Asked, now: UnixMillis) -> R
     if let (Some(store), Some(identity)) = (&shared.store, identity) {
         let mut none = Checks::new();
         none.begin(now);
-        match exchange::ask(store, shared, Some(identity), None, &mut none, now).await {
+        match exchange::ask(store, shared, Some(identity), Watched::default(), None, &mut none, now).await {
             Ok(Answer::Revoked | Answer::CutOff) => return Err(revoked(gateway, Some(identity), now)),
             Ok(Answer::Banned) => return Err(Refusal::Banned),
             Ok(Answer::Judged { .. }) | Err(_) => {}
@@ -187,6 +190,7 @@ pub(super) async fn tell(gateway: &Gateway, asked: &Asked, now: UnixMillis) -> R
         Some(identity) => Subject {
             user: Some(&identity.account),
             token: Some(identity.token_id.as_str()),
+            api_token: identity.api_token.as_deref(),
             plan: adjusted.as_ref().unwrap_or(plan),
             multiplier: gateway.plans.combined(identity.multiplier, adjustment.multiplier),
             ..anonymous

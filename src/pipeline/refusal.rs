@@ -118,6 +118,7 @@ impl Refusal {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
             Self::Identity(refusal) if refusal.is_forbidden() => StatusCode::FORBIDDEN,
+            Self::Identity(refusal) if refusal.is_undecided() => StatusCode::SERVICE_UNAVAILABLE,
             Self::Identity(_) => StatusCode::UNAUTHORIZED,
             Self::Banned => StatusCode::FORBIDDEN,
             Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
@@ -157,6 +158,9 @@ impl Refusal {
                 let violated: Vec<&str> = limited.violated.iter().map(|name| &**name).collect();
                 // `Retry-After` is one of the limit fields that every reply is stamped with.
                 Reply::quota_exceeded(&limited.detail, &violated)
+            }
+            Self::Identity(refusal) if refusal.is_undecided() => {
+                Reply::problem(self.status(), self.detail()).with(RETRY_AFTER, HeaderValue::from_static("1"))
             }
             Self::Identity(refusal) => Reply::problem(self.status(), self.detail())
                 .with(WWW_AUTHENTICATE, HeaderValue::from_static(refusal.www_authenticate())),
@@ -219,6 +223,13 @@ mod tests {
     fn a_wrong_method_is_told_the_right_ones() {
         let reply = Refusal::MethodNotAllowed(vec![Method::GET, Method::HEAD]).reply();
         assert!(reply.headers.contains(&(ALLOW, HeaderValue::from_static("GET, HEAD"))));
+    }
+
+    #[test]
+    fn what_cannot_be_judged_now_may_be_asked_again() {
+        let reply = Refusal::Identity(IdentityRefusal::Undecided).reply();
+        assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(reply.headers.contains(&(RETRY_AFTER, HeaderValue::from_static("1"))));
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct Route {
     pub upstream: Option<Arc<Upstream>>,
     /// What is asked of callers.
     pub access: Access,
+    /// Whether a live session is needed beside the token.
+    pub session: bool,
     /// Indices of the limit policies, in the order of the configuration.
     pub policies: Box<[u16]>,
     /// Times the cost of each policy, at least 1.

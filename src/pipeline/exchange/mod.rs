@@ -115,11 +115,31 @@ pub(super) enum Answer {
     Judged {
         /// What the limits decided.
         decision: Decision,
+        /// What the watched keys hold, in their order.
+        watched: [Seen; WATCHED],
         /// Generations of the tags, in their order; `None` when they could not be asked.
         generations: Option<Vec<Option<Bytes>>>,
         /// The checks whose part of the store is away: they were decided from memory.
         away: Violated,
     },
+}
+
+/// Most keys that are watched by one request.
+pub(super) const WATCHED: usize = 2;
+
+/// Keys whose values decide about the caller, read in the same round trip.
+pub(super) type Watched<'a> = [Option<&'a [u8]>; WATCHED];
+
+/// What a watched key holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// It was not asked, or gave no answer.
+    #[default]
+    Unknown,
+    /// Nothing, or a value of another type than a string.
+    Absent,
+    /// This.
+    Value(Bytes),
 }
 
 /// The store gave no usable answer: the caller decides from memory.
@@ -140,6 +160,7 @@ pub(super) async fn ask(
     store: &Arc<Store>,
     shared: &Shared,
     identity: Option<&Identity>,
+    watched: Watched<'_>,
     tags: Option<(&Generations, &Tags)>,
     checks: &mut Checks,
     now: UnixMillis,
@@ -150,13 +171,11 @@ pub(super) async fn ask(
     let link = Link { store: Arc::clone(store), exchange: Arc::clone(&shared.exchange) };
     let leased = spend(&link.exchange, checks);
     let instances = u64::from(shared.instances.load(Ordering::Relaxed).max(1));
-    // The session is only asked for so that sessions add no round trip; nothing depends on it yet.
-    let session = identity.map(|identity| identity.keys.session.as_bytes());
     let tag_keys: Vec<Box<str>> =
         tags.map(|(generations, tags)| generations.keys(tags).collect()).unwrap_or_default();
     let (told, positions, owed) = {
         let by_lease = (&leased, &link.exchange.leases);
-        let (asked, positions, hashes) = question(identity, session, &tag_keys, checks, by_lease, instances);
+        let (asked, positions, hashes) = question(identity, &watched, &tag_keys, checks, by_lease, instances);
         let told = match asked.batch.items.first() {
             Some(item)
                 if item.guards.is_empty() && item.counters.is_empty() && asked.batch.tags.is_empty() =>
@@ -186,9 +205,14 @@ pub(super) async fn ask(
         });
     }
     let (decision, away) = conclude(&link, shared, checks, &told, &positions, &leased, owed, now);
-    let generations =
-        told.tags.map(|values| values.into_iter().skip(usize::from(session.is_some())).collect());
-    Ok(Answer::Judged { decision, generations, away })
+    let mut values = told.tags.map(Vec::into_iter);
+    let seen = watched.map(|key| match (key, values.as_mut().map(Iterator::next)) {
+        (Some(_), Some(Some(value))) => value.map_or(Seen::Absent, Seen::Value),
+        (Some(_), _) => Seen::Unknown,
+        (None, _) => Seen::default(),
+    });
+    let generations = values.map(Iterator::collect);
+    Ok(Answer::Judged { decision, watched: seen, generations, away })
 }
 
 /// Takes `owed` back at once, in one call per shard, within the deadline. What the store does not learn stays
@@ -243,18 +267,20 @@ fn give_back(exchange: &Exchange, checks: &Checks, leased: &Leased) {
 /// The question, the checks its counters stand for, and their keys' hashes.
 fn question<'a>(
     identity: Option<&'a Identity>,
-    session: Option<&'a [u8]>,
+    watched: &Watched<'a>,
     tag_keys: &'a [Box<str>],
     checks: &'a Checks,
     (leased, held): (&Leased, &Leases),
     instances: u64,
 ) -> (Asked<'a>, Vec<usize>, Vec<u64>) {
-    let guards = identity.map(|identity| &identity.keys);
-    let guards =
-        guards.map(|keys| vec![keys.blacklist.as_bytes(), keys.ban.as_bytes(), keys.cutoff.as_bytes()]);
+    // The cut-off of a subject is about the tokens of its logins.
+    let cut_off = identity.filter(|identity| identity.api_token.is_none());
+    let mut guards = Vec::with_capacity(3);
+    guards.extend(identity.iter().flat_map(|who| [who.keys.blacklist.as_bytes(), who.keys.ban.as_bytes()]));
+    guards.extend(cut_off.map(|identity| identity.keys.cutoff.as_bytes()));
     let mut item = Item {
-        guards: guards.unwrap_or_default(),
-        cutoff: identity.map(|_| CUTOFF),
+        guards,
+        cutoff: cut_off.map(|_| CUTOFF),
         issued_at: identity.and_then(|identity| identity.issued_at).unwrap_or(0),
         counters: Vec::with_capacity(checks.len()),
         count: 1,
@@ -285,7 +311,8 @@ fn question<'a>(
         positions.push(index);
         hashes.push(check.hash);
     }
-    asked.batch.tags = session.into_iter().chain(tag_keys.iter().map(|key| key.as_bytes())).collect();
+    asked.batch.tags =
+        watched.iter().flatten().copied().chain(tag_keys.iter().map(|key| key.as_bytes())).collect();
     asked.batch.items.push(item);
     asked.used.push(used);
     (asked, positions, hashes)
@@ -459,7 +486,8 @@ async fn call(link: &Link, asked: &Asked<'_>) -> Option<Reply> {
         more.used.push(vec![*used]);
         wished.push(*counter);
     }
-    let mut reply = send(link, &more).await?;
+    // Boxed, like all that is not the rule: the future of every request is as large as its largest step.
+    let mut reply = Box::pin(send(link, &more)).await?;
     let leases = reply.items.split_off(asked.batch.items.len().min(reply.items.len()));
     let mut lost = Vec::new();
     for (counter, judged) in wished.iter().zip(leases) {
@@ -481,6 +509,11 @@ async fn send(link: &Link, asked: &Asked<'_>) -> Option<Reply> {
         let shard = link.store.shard(b"");
         return Some(parts::whole(asked, send_part(link, shard, asked, until).await.ok()?));
     }
+    Box::pin(send_to_cluster(link, asked, until)).await
+}
+
+/// Sends every part of the question to its node at once.
+async fn send_to_cluster(link: &Link, asked: &Asked<'_>, until: Instant) -> Option<Reply> {
     let whole_slot: &[u8] = b"";
     let mut parts = parts::split(asked, |key| (link.store.shard(key), whole_slot));
     let mut replies = send_parts(link, &parts, until).await;
@@ -554,7 +587,7 @@ async fn send_part(
         for (number, index) in std::mem::take(&mut outcome.fresh) {
             let counter = asked.batch.items.get(number).and_then(|item| item.counters.get(index));
             let Some(counter) = counter else { continue };
-            outcome.learn(asked, counter.key, end_of(link, shard, asked, counter, until).await);
+            outcome.learn(asked, counter.key, Box::pin(end_of(link, shard, asked, counter, until)).await);
         }
         background::refund(link, outcome.owed);
         if let Some(reply) = outcome.reply {
