@@ -10,6 +10,9 @@ use sha2::{Digest, Sha256};
 /// Longest encoded part kept readable, in bytes; anything longer becomes a digest.
 pub const MAX_KEY_PART: usize = 64;
 
+/// How the tokens begin that the gateway issues itself. No JWT does: it decodes to no JSON object.
+pub const API_TOKEN_PREFIX: &str = "tgk_";
+
 /// How a digest that stands for a part begins. Readable parts never begin so.
 pub const DIGEST_PREFIX: &str = "sha256-";
 

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 use thiserror::Error;
 
+use super::api_tokens::{ApiTokenAnswer, ApiTokenCall};
 use crate::label;
 
 label! {
@@ -50,6 +51,9 @@ pub trait Operations: Send + Sync + 'static {
     /// Gives back up to `requests` of what was used of each counter, on every instance where the store is
     /// reachable.
     async fn grant_quota(&self, subject: QuotaSubject, requests: u64) -> Result<Quota, OperationError>;
+
+    /// Makes, shows, changes or ends API tokens, on every instance where there is a store.
+    async fn api_tokens(&self, call: ApiTokenCall) -> Result<ApiTokenAnswer, OperationError>;
 
     /// The metrics in the Prometheus text format.
     fn metrics_text(&self) -> String;

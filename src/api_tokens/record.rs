@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::token::{Id, PREFIX, SecretHash};
+use super::token::{Id, SecretHash};
 use crate::clock::UnixMillis;
+use crate::identifiers::API_TOKEN_PREFIX;
 use crate::identity::claims::Times;
 use crate::identity::mapping::{MAX_PERMISSION_BYTES, MAX_PLAN_BYTES, MAX_SUBJECT_BYTES};
 use crate::identity::{Carriers, Identity, Person, Refused, TokenId};
@@ -235,7 +236,7 @@ impl Record {
             ..Person::named(&self.owner)
         };
         // No `jti` of an issuer looks like it by chance, and the secret is no part of it.
-        let token_id = TokenId::Jti(format!("{PREFIX}{id}").into());
+        let token_id = TokenId::Jti(format!("{API_TOKEN_PREFIX}{id}").into());
         let times = Times { expires_at: self.expires.map(UnixMillis::from_secs), ..Times::default() };
         let mut identity =
             Identity::new(person, token_id, &times, Duration::ZERO, &naming.prefix, naming.hash_tags, None);

@@ -6,10 +6,8 @@ use std::fmt;
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConstantTimeEq as _};
 
-use crate::identifiers::push_hex;
+use crate::identifiers::{API_TOKEN_PREFIX, push_hex};
 
-/// How every API token begins. No JWT does: `tgk_` decodes to no JSON object.
-pub const PREFIX: &str = "tgk_";
 /// Characters of an id.
 pub const ID_CHARACTERS: usize = 16;
 /// Characters of a secret: more than 256 bits.
@@ -127,14 +125,14 @@ pub struct Presented {
 /// Whether `text` means to be an API token.
 #[must_use]
 pub fn is_api_token(text: &str) -> bool {
-    text.starts_with(PREFIX)
+    text.starts_with(API_TOKEN_PREFIX)
 }
 
 impl Presented {
     /// The token in `text`; `None` unless it has exactly the form of one.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
+        let (id, secret) = text.strip_prefix(API_TOKEN_PREFIX)?.split_once('_')?;
         let sound = secret.len() == SECRET_CHARACTERS && secret.bytes().all(|b| b.is_ascii_alphanumeric());
         let id = Id::parse(id)?;
         sound.then(|| Self { id, secret: SecretHash::of(secret) })
@@ -160,7 +158,7 @@ impl Issued {
     /// The whole token, to be shown once.
     #[must_use]
     pub fn reveal(&self) -> String {
-        format!("{PREFIX}{}_{}", self.id, self.secret())
+        format!("{API_TOKEN_PREFIX}{}_{}", self.id, self.secret())
     }
 
     /// What is stored of it.

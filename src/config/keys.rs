@@ -102,6 +102,9 @@ pub static KEYS: &[Key] = &[
     is("identity.headers.permissions", "header name, or empty", r#""X-User-Permissions""#, "Tells the upstream the permissions, comma-separated; empty: not sent."),
     unset("identity.claim_headers.<claim>", "header name", "Tells the upstream this claim of the token."),
 
+    is("api_tokens.enabled", "boolean", "false", "Whether tokens are accepted that the gateway issues itself: `tgk_…`, as Bearer or in the header below, wherever a route looks at tokens."),
+    is("api_tokens.header", "header name, or empty", r#""X-API-Key""#, "The header that may hold an API token, and is never sent on; empty: only `Authorization`."),
+
     required("issuers.<name>.algorithms", "list of HS256, HS384, HS512, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA",
         "Accepted signatures: secrets (HS*) or public keys, never both in one issuer."),
     unset("issuers.<name>.secret", "secret, 32 bytes or more (any length in development)", "Shared secret for HS*."),

@@ -9,6 +9,8 @@ use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 
+use crate::identifiers::API_TOKEN_PREFIX;
+
 /// Longest credential accepted unless declared otherwise, in bytes.
 pub const DEFAULT_MAX_BYTES: usize = 8 * 1024;
 
@@ -24,6 +26,9 @@ pub enum Source {
     /// A query parameter of this decoded name (RFC 6750 section 2.3). It must be stripped before forwarding:
     /// see [`without_parameter`].
     Query(Box<str>),
+    /// A place for API tokens alone: the whole value of this header, or `Authorization: Bearer` where that is not a
+    /// place for other tokens, and something else in it is passed over.
+    ApiToken(HeaderName),
 }
 
 /// The places looked at. All of them are looked at always, so that a second token cannot hide.
@@ -116,6 +121,10 @@ pub fn extract<'a>(
             Source::Cookie(name) => cookie(headers, name)?,
             Source::Header(name) => only(headers, name)?.map(Cow::Borrowed),
             Source::Query(name) => parameter(query.unwrap_or_default(), name)?,
+            Source::ApiToken(name) if *name == AUTHORIZATION => {
+                bearer(headers, false)?.filter(|token| token.starts_with(API_TOKEN_PREFIX))
+            }
+            Source::ApiToken(name) => only(headers, name)?.map(Cow::Borrowed),
         };
         let Some(token) = token else { continue };
         if token.len() > sources.max_bytes {

@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderName};
 use super::body::Body;
 use super::plan::Plan;
 use super::policy::{KeyPart, Policy};
+use super::user_limits::named_period;
 use crate::identifiers::{digest_key_part, encode_key_part};
 
 /// Longest header or cookie value that tells one caller from another, in bytes.
@@ -50,6 +51,8 @@ pub struct Caller<'a> {
     pub token: Option<&'a str>,
     /// The id of the opaque API token used.
     pub api_token: Option<&'a str>,
+    /// The API token's own limits per minute, hour and day: see [`own_limit`].
+    pub own_limits: [Option<u64>; 3],
     /// The matched route's name.
     pub route: &'a str,
     /// The caller's plan, the anonymous one included.
@@ -58,6 +61,14 @@ pub struct Caller<'a> {
     pub multiplier: f64,
     /// What the request itself says.
     pub request: Parts<'a>,
+}
+
+/// The limit of a window of this length that `caller` has of its own, where `policy` counts by the API token.
+pub(super) fn own_limit(policy: &Policy, caller: &Caller<'_>, period_ms: u64) -> Option<u64> {
+    if !policy.key().contains(&KeyPart::ApiToken) {
+        return None;
+    }
+    caller.own_limits.get(named_period(period_ms)?).copied().flatten()
 }
 
 /// Makes keys and their hashes: the prefix and the secret of the hasher.
@@ -214,6 +225,7 @@ mod tests {
             user: None,
             token: Some("t-1"),
             api_token: Some("t-1"),
+            own_limits: [None; 3],
             route: "orders/list",
             plan: plans.named(Some("pro")),
             multiplier: 1.0,
@@ -235,6 +247,7 @@ mod tests {
             user,
             token,
             api_token: token,
+            own_limits: [None; 3],
             route: "orders/list",
             plan: plans.named(Some("pro")),
             multiplier: 1.0,
@@ -303,6 +316,7 @@ mod tests {
                     user,
                     token: None,
                     api_token: None,
+                    own_limits: [None; 3],
                     route: "r",
                     plan: plans.anonymous(),
                     multiplier: 1.0,
@@ -321,8 +335,17 @@ mod tests {
         let policy = Policy::new("p", &parts, Algorithm::FixedWindow, LimitSource::Plan).unwrap();
         let plan = plans.named(None);
         let (ip, route) = ("192.0.2.1", "login");
-        let caller =
-            Caller { ip, user: None, token: None, api_token: None, route, plan, multiplier: 1.0, request };
+        let caller = Caller {
+            ip,
+            user: None,
+            token: None,
+            api_token: None,
+            own_limits: [None; 3],
+            route,
+            plan,
+            multiplier: 1.0,
+            request,
+        };
         let mut out = Vec::new();
         assert!(KeySpace::default().write_key(&policy, &caller, &mut out));
         String::from_utf8(out).unwrap()

@@ -9,6 +9,7 @@ use super::exchange::Exchange;
 use super::head::HeadLimits;
 use super::outcome::Outcomes;
 use super::quota::Reads;
+use crate::api_tokens::ApiTokens;
 use crate::cache::Cache;
 use crate::client_addr;
 use crate::clock::{Clock, UnixMillis};
@@ -46,6 +47,8 @@ pub struct Gateway {
     pub client_addr: client_addr::Settings,
     /// Where tokens are looked for.
     pub sources: Sources,
+    /// Whether API tokens are accepted.
+    pub api_tokens: bool,
     /// Decides on tokens.
     pub verifier: Verifier,
     /// What upstreams are told.
@@ -109,6 +112,8 @@ pub struct Shared {
     pub instances: AtomicU32,
     /// Makes counter keys and their hashes.
     pub keys: KeySpace,
+    /// The tokens that the gateway issues itself.
+    pub api_tokens: ApiTokens,
     /// Revocations of this instance.
     pub known: Known,
     /// Revocations that the store has not got yet.

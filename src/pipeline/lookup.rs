@@ -3,11 +3,15 @@
 
 use super::gateway::Gateway;
 use super::refusal::Refusal;
-use crate::identity::Refused;
+use crate::api_tokens::Id;
+use crate::identity::{IdentityRefusal, Refused};
 
 /// Something to be looked up.
 #[derive(Debug)]
-pub(super) enum Lookup {}
+pub(super) enum Lookup {
+    /// The record of an API token.
+    ApiToken(Id),
+}
 
 /// What to look up so that `token`, which was refused, might be accepted after all.
 pub(super) fn of(_gateway: &Gateway, _token: &str, _refused: Refused) -> Option<Lookup> {
@@ -18,7 +22,12 @@ pub(super) fn of(_gateway: &Gateway, _token: &str, _refused: Refused) -> Option<
 ///
 /// # Errors
 /// The refusal, where it is certain already or where nothing can be known at the moment.
-#[allow(clippy::unused_async, reason = "what is looked up is far away")]
-pub(super) async fn resolve(_gateway: &Gateway, lookup: Lookup) -> Result<(), Refusal> {
-    match lookup {}
+pub(super) async fn resolve(gateway: &Gateway, lookup: Lookup) -> Result<(), Refusal> {
+    let shared = &gateway.shared;
+    match lookup {
+        Lookup::ApiToken(id) => {
+            let looked_up = shared.api_tokens.look_up(id, || shared.clock.now()).await;
+            looked_up.map_err(|_| IdentityRefusal::Undecided.into())
+        }
+    }
 }
