@@ -8,7 +8,7 @@ use redis::Commands as _;
 use serde_json::json;
 
 use crate::support::client::{Client, Response};
-use crate::support::gateway::{Builder, Gateway};
+use crate::support::gateway::{ADMIN_TOKEN, Builder, Gateway};
 use crate::support::origin::{Origin, Reply};
 use crate::support::redis::Redis;
 use crate::support::token::Token;
