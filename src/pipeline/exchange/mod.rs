@@ -206,11 +206,11 @@ pub(super) async fn ask(
     }
     let (decision, away) = conclude(&link, shared, checks, &told, &positions, &leased, owed, now);
     let mut values = told.tags.map(Vec::into_iter);
-    let seen = watched.map(|key| match (key, values.as_mut().map(Iterator::next)) {
-        (Some(_), Some(Some(value))) => value.map_or(Seen::Absent, Seen::Value),
-        (Some(_), _) => Seen::Unknown,
-        (None, _) => Seen::default(),
-    });
+    let mut next = || match values.as_mut()?.next()? {
+        None => Some(Seen::Absent),
+        Some(value) => Some(Seen::Value(value)),
+    };
+    let seen = watched.map(|key| key.and_then(|_| next()).unwrap_or_default());
     let generations = values.map(Iterator::collect);
     Ok(Answer::Judged { decision, watched: seen, generations, away })
 }
