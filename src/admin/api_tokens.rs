@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::api::{Span, failed, named, parse};
 use super::operations::OperationError;
 use super::reply::Reply;
-use crate::api_tokens::{Id, Listed, Order, OwnLimits};
+use crate::api_tokens::{Id, Issued, Listed, Order, OwnLimits};
 
 /// Longest text in a body, in bytes; what a token allows is checked where it is made.
 const MAX_TEXT: usize = 1_024;
@@ -58,10 +58,10 @@ pub enum ApiTokenCall {
 }
 
 /// What became of it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub enum ApiTokenDone {
-    /// This is the token now, and, where it was made, the whole of it with its secret.
-    One(Box<Listed>, Option<String>),
+    /// This is the token now, and, where it was made, the whole of it.
+    One(Box<Listed>, Option<Issued>),
     /// These are the tokens.
     All(Vec<Listed>),
     /// The token is gone.
@@ -69,7 +69,7 @@ pub enum ApiTokenDone {
 }
 
 /// An operation that was done.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub struct ApiTokenAnswer {
     /// What became of it.
     pub done: ApiTokenDone,
@@ -105,11 +105,12 @@ pub(super) fn reply(done: Result<ApiTokenAnswer, OperationError>) -> Reply {
     let note = (!shared).then_some("kept in the memory of this instance only: it ends with the process");
     match &done {
         ApiTokenDone::One(listed, token) => {
-            Reply::json(StatusCode::OK, &One { token: token.as_deref(), listed, shared, note })
+            let token = token.as_ref().map(Issued::reveal);
+            Reply::json(StatusCode::OK, &One { token, listed, shared, note })
         }
         ApiTokenDone::All(tokens) => Reply::json(StatusCode::OK, &All { tokens, shared, note }),
         ApiTokenDone::Deleted(id) => {
-            Reply::json(StatusCode::OK, &Deleted { id: id.as_str(), deleted: true, shared })
+            Reply::json(StatusCode::OK, &Gone { id: id.as_str(), deleted: true, shared })
         }
     }
 }
@@ -117,7 +118,7 @@ pub(super) fn reply(done: Result<ApiTokenAnswer, OperationError>) -> Reply {
 #[derive(Serialize)]
 struct One<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
-    token: Option<&'a str>,
+    token: Option<String>,
     #[serde(flatten)]
     listed: &'a Listed,
     shared: bool,
@@ -134,7 +135,7 @@ struct All<'a> {
 }
 
 #[derive(Serialize)]
-struct Deleted<'a> {
+struct Gone<'a> {
     id: &'a str,
     deleted: bool,
     shared: bool,

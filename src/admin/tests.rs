@@ -410,7 +410,11 @@ async fn calls_on_api_tokens_are_read_strictly() {
         ("delete", r#"{"id":"tgk_0123456789abcdef"}"#),
         ("delete", "{}"),
     ] {
-        assert_eq!(bench.post(&format!("/api/v1/api-tokens/{call}"), bad).await.status(), 400, "{call} {bad}");
+        assert_eq!(
+            bench.post(&format!("/api/v1/api-tokens/{call}"), bad).await.status(),
+            400,
+            "{call} {bad}"
+        );
     }
     assert_eq!(bench.post("/api/v1/api-tokens/show", "{}").await.status(), 404);
     assert_eq!(bench.get("/api/v1/api-tokens/list").await.status(), 401);

@@ -77,7 +77,10 @@ impl Entry {
     pub(super) fn note_use(&self, now: UnixMillis) -> bool {
         let before = self.used_at.load(Ordering::Relaxed);
         (before == 0 || now.0.abs_diff(before) >= millis(USE_NOTED))
-            && self.used_at.compare_exchange(before, now.0.max(1), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+            && self
+                .used_at
+                .compare_exchange(before, now.0.max(1), Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
     }
 
     /// Takes over when `before`, the same token as it was, was used.
@@ -162,7 +165,9 @@ impl Known {
                 Verdict::Accepted(Used { entry, identity, secret: *secret })
             }
             // It may have been given another secret, or been enabled, since it was read.
-            Err(Refused::BadSignature | Refused::Revoked) if entry.read_at.load(Ordering::Relaxed) < now.0 => {
+            Err(Refused::BadSignature | Refused::Revoked)
+                if entry.read_at.load(Ordering::Relaxed) < now.0 =>
+            {
                 Verdict::Unknown(*id)
             }
             Err(refused) => Verdict::Refused(refused),

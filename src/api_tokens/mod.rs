@@ -8,5 +8,5 @@ mod token;
 
 pub use self::known::{Entry, Used, Verdict};
 pub use self::record::{MAX_LIFE, MAX_LIMIT, MAX_MULTIPLIER, Naming, Order, OwnLimits, Unusable};
-pub use self::store::{ApiTokens, Created, Listed, Problem, Rotated};
-pub use self::token::{Id, Presented, is_api_token};
+pub use self::store::{ApiTokens, Listed, Made, Problem};
+pub use self::token::{Id, Issued, Presented, is_api_token};

@@ -177,7 +177,8 @@ impl Record {
         let unless = |sound: bool, problem| if sound { Ok(()) } else { Err(Unusable(problem)) };
         unless(is_printable(&self.name, MAX_NAME), "a name is 1 to 128 bytes of printable text")?;
         unless(is_printable(&self.owner, MAX_SUBJECT_BYTES), "an owner is 1 to 256 bytes of printable text")?;
-        let plan = self.plan.as_deref().is_none_or(|plan| plan.is_ascii() && is_printable(plan, MAX_PLAN_BYTES));
+        let plan =
+            self.plan.as_deref().is_none_or(|plan| plan.is_ascii() && is_printable(plan, MAX_PLAN_BYTES));
         unless(plan, "a plan is 1 to 64 printable ASCII characters")?;
         unless(self.permissions.len() <= MAX_PERMISSIONS, "a token has at most 64 permissions")?;
         for (index, permission) in self.permissions.iter().enumerate() {
@@ -248,9 +249,7 @@ impl Record {
 
 /// Text that a terminal shows as it is: no control characters, and none that hide or turn what stands beside them.
 fn is_printable(text: &str, most: usize) -> bool {
-    let hides = |c: char| {
-        matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-    };
+    let hides = |c: char| matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
     (1..=most).contains(&text.len())
         && text.trim() == text
         && !text.chars().any(|c| c.is_control() || hides(c))
@@ -317,7 +316,9 @@ mod tests {
         let hash = secret("one").to_hex();
         assert_eq!(
             small,
-            format!(r#"{{"secret":"{hash}","name":"ci","owner":"ada","created":1700000000,"disabled":false}}"#)
+            format!(
+                r#"{{"secret":"{hash}","name":"ci","owner":"ada","created":1700000000,"disabled":false}}"#
+            )
         );
     }
 
@@ -364,7 +365,8 @@ mod tests {
     fn orders_that_make_no_sense_are_refused() {
         let long = |length: usize| Box::from("x".repeat(length).as_str());
         let number = |multiplier| Order { multiplier: Some(multiplier), ..order() };
-        let limit = |minute| Order { limits: OwnLimits { minute: Some(minute), ..OwnLimits::default() }, ..order() };
+        let limit =
+            |minute| Order { limits: OwnLimits { minute: Some(minute), ..OwnLimits::default() }, ..order() };
         let life = |seconds| Order { expires_in: Some(Duration::from_secs(seconds)), ..order() };
         for bad in [
             Order { name: "".into(), ..order() },
@@ -382,14 +384,27 @@ mod tests {
             Order { permissions: vec!["".into()], ..order() },
             Order { permissions: vec![long(129)], ..order() },
             Order { permissions: (0..65).map(|n| n.to_string().into()).collect(), ..order() },
-            Order { permissions: (10..74).map(|n| format!("{}{n}", "\"".repeat(126)).into()).collect(), ..order() },
-            number(0.0), number(-1.0), number(f64::NAN), number(f64::INFINITY), number(1e7),
-            limit(0), limit(MAX_LIMIT + 1), limit(u64::MAX),
-            life(0), life(u64::MAX),
+            Order {
+                permissions: (10..74).map(|n| format!("{}{n}", "\"".repeat(126)).into()).collect(),
+                ..order()
+            },
+            number(0.0),
+            number(-1.0),
+            number(f64::NAN),
+            number(f64::INFINITY),
+            number(1e7),
+            limit(0),
+            limit(MAX_LIMIT + 1),
+            limit(u64::MAX),
+            life(0),
+            life(u64::MAX),
         ] {
             assert!(Record::new(&bad, secret("one"), NOW).is_err(), "{bad:?}");
         }
-        assert!(Record::new(&Order { name: long(128), owner: long(256), ..number(1e6) }, secret("x"), NOW).is_ok());
+        assert!(
+            Record::new(&Order { name: long(128), owner: long(256), ..number(1e6) }, secret("x"), NOW)
+                .is_ok()
+        );
     }
 
     #[test]
@@ -428,7 +443,8 @@ mod tests {
         let naming = Naming { prefix: "tg:".into(), hash_tags: true, ..Naming::default() };
         let issued = Issued::new(Id::parse("0123456789abcdef").unwrap()).unwrap();
         let limits = OwnLimits { hour: Some(9), ..OwnLimits::default() };
-        let identity = record(&Order { limits, permissions: vec!["read".into()], ..order() }).identity(issued.id, &naming);
+        let identity = record(&Order { limits, permissions: vec!["read".into()], ..order() })
+            .identity(issued.id, &naming);
         assert_eq!((&*identity.subject, &*identity.account), ("ada", "ada"));
         assert_eq!(&*identity.keys.ban, "tg:ban:user:{ada}");
         assert_eq!(identity.api_token.as_deref(), Some("0123456789abcdef"));

@@ -61,20 +61,11 @@ pub enum Problem {
     NoRandomness(#[from] NoRandomness),
 }
 
-/// A token that was made.
+/// A token that was made, or given another secret.
 #[derive(Debug)]
-pub struct Created {
-    /// The whole token: shown once, and stored nowhere.
-    pub token: String,
-    /// What is kept of it.
-    pub listed: Listed,
-}
-
-/// A token that was given another secret.
-#[derive(Debug)]
-pub struct Rotated {
-    /// The whole token: shown once, and stored nowhere.
-    pub token: String,
+pub struct Made {
+    /// The token itself: shown once, and stored nowhere.
+    pub token: Issued,
     /// What is kept of it.
     pub listed: Listed,
 }
@@ -254,7 +245,7 @@ impl ApiTokens {
     ///
     /// # Errors
     /// See [`Problem`].
-    pub async fn create(&self, order: &Order, now: UnixMillis) -> Result<Created, Problem> {
+    pub async fn create(&self, order: &Order, now: UnixMillis) -> Result<Made, Problem> {
         let issued = Issued::new(Id::random()?)?;
         let record = Record::new(order, issued.hash(), now)?;
         match &self.home {
@@ -283,7 +274,7 @@ impl ApiTokens {
             }
         }
         let listed = Listed::new(issued.id, &record, None, now);
-        Ok(Created { token: issued.reveal(), listed })
+        Ok(Made { token: issued, listed })
     }
 
     /// Every token, in the order of their ids.
@@ -315,9 +306,10 @@ impl ApiTokens {
     pub async fn find(&self, id: Id, now: UnixMillis) -> Result<Option<Listed>, Problem> {
         match &self.home {
             Home::Store(store) => self.read_listed(store, id, now).await,
-            Home::Memory(tokens) => Ok(tokens.read().get(&id).and_then(|entry| {
-                Some(Listed::new(id, entry.record()?, entry.used_at(), now))
-            })),
+            Home::Memory(tokens) => Ok(tokens
+                .read()
+                .get(&id)
+                .and_then(|entry| Some(Listed::new(id, entry.record()?, entry.used_at(), now)))),
         }
     }
 
@@ -325,13 +317,13 @@ impl ApiTokens {
     ///
     /// # Errors
     /// See [`Problem`].
-    pub async fn rotate(&self, id: Id, grace: Duration, now: UnixMillis) -> Result<Rotated, Problem> {
+    pub async fn rotate(&self, id: Id, grace: Duration, now: UnixMillis) -> Result<Made, Problem> {
         if grace > MAX_LIFE {
             return Err(Unusable("a grace is at most a hundred years").into());
         }
         let issued = Issued::new(id)?;
         let listed = self.change(id, now, |record| record.rotate(issued.hash(), grace, now)).await?;
-        Ok(Rotated { token: issued.reveal(), listed })
+        Ok(Made { token: issued, listed })
     }
 
     /// Refuses a token for now, or accepts it again.
@@ -372,12 +364,7 @@ impl ApiTokens {
         }
     }
 
-    async fn change(
-        &self,
-        id: Id,
-        now: UnixMillis,
-        change: impl Fn(&mut Record),
-    ) -> Result<Listed, Problem> {
+    async fn change(&self, id: Id, now: UnixMillis, change: impl Fn(&mut Record)) -> Result<Listed, Problem> {
         const NO_RECORD: Unusable = Unusable("what is stored under this id is no API token; delete it");
         let store = match &self.home {
             Home::Store(store) => store,

@@ -271,7 +271,8 @@ mod tests {
         #[test]
         fn any_text_is_read_without_panic(text in "(tgk_)?\\PC{0,70}") {
             if let Some(found) = Presented::parse(&text) {
-                prop_assert!(text.starts_with(&format!("tgk_{}_", found.id)));
+                let head = format!("tgk_{}_", found.id);
+                prop_assert!(text.starts_with(&head));
             }
         }
     }

@@ -70,7 +70,9 @@ async fn reach(store: &Store) -> anyhow::Result<()> {
     let until = tokio::time::Instant::now() + store.settings().connect_timeout + PATIENCE;
     loop {
         let answers = store.ask_all(PATIENCE, Lane::Decisions, &cmd("PING")).await;
-        let Some(failure) = answers.into_iter().find_map(|answer| answer.outcome.err()) else { return Ok(()) };
+        let Some(failure) = answers.into_iter().find_map(|answer| answer.outcome.err()) else {
+            return Ok(());
+        };
         if tokio::time::Instant::now() >= until {
             bail!("Redis cannot be reached: {failure}");
         }

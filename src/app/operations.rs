@@ -11,9 +11,9 @@ use http::header::{CONTENT_TYPE, COOKIE};
 use http::{HeaderMap, HeaderValue};
 
 use crate::admin::{
-    ApiTokenAnswer, ApiTokenCall, ApiTokenDone, CacheHealth, ConfigStatus, Health, HealthStatus, NotReady, OperationError, Operations, Purge, Purged,
-    Quota, QuotaCounter, QuotaSubject, RedisHealth, RedisStatus, Revoke, RevokeTarget, Revoked, Status,
-    UpstreamHealth,
+    ApiTokenAnswer, ApiTokenCall, ApiTokenDone, CacheHealth, ConfigStatus, Health, HealthStatus, NotReady,
+    OperationError, Operations, Purge, Purged, Quota, QuotaCounter, QuotaSubject, RedisHealth, RedisStatus,
+    Revoke, RevokeTarget, Revoked, Status, UpstreamHealth,
 };
 use crate::api_tokens::{Id, Problem, is_api_token};
 use crate::cache::tag::{epoch_tag, key_tag, route_tag, user_tag};

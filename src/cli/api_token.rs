@@ -156,7 +156,9 @@ mod tests {
         for bad in ["", "0123", "x123456789abcde!", &format!("tgk_0123456789abcdef_{secret}")] {
             assert!(parse(&format!("delete -c a.toml {bad}")).is_err(), "{bad}");
         }
-        let ApiToken::Rotate(rotate) = parse("rotate -c a 0123456789abcdef --grace 24h").unwrap() else { panic!() };
+        let ApiToken::Rotate(rotate) = parse("rotate -c a 0123456789abcdef --grace 24h").unwrap() else {
+            panic!()
+        };
         assert_eq!(rotate.grace, Some(Duration::from_secs(86_400)));
     }
 }

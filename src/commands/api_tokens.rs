@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use serde_json::json;
-use tollgate::api_tokens::{Listed, Order, OwnLimits, Presented, Problem, Verdict};
+use tollgate::api_tokens::{ApiTokens, Id, Issued, Listed, Order, OwnLimits, Presented, Problem, Verdict};
 use tollgate::app::on_api_tokens;
 use tollgate::cli::{ApiToken, CreateApiToken, KeySource, ListApiTokens, OneApiToken};
 use tollgate::clock::{Clock as _, SystemClock, UnixMillis};
@@ -44,7 +44,7 @@ pub(super) fn execute(command: &ApiToken) -> anyhow::Result<ExitCode> {
         }),
         ApiToken::Delete(one) => on_one(one, async |tokens| {
             tokens.delete(one.id).await?;
-            Ok(Done::Deleted)
+            Ok(Done::Deleted(one.id))
         }),
     }
 }
@@ -52,11 +52,11 @@ pub(super) fn execute(command: &ApiToken) -> anyhow::Result<ExitCode> {
 /// What became of one token.
 enum Done {
     /// It has a new secret: this is the whole token, and what else there is to say.
-    Made(String, Box<Listed>, String),
+    Made(Issued, Box<Listed>, String),
     /// It is this now, in a word.
     Changed(Box<Listed>, &'static str),
     /// It is gone.
-    Deleted,
+    Deleted(Id),
 }
 
 fn create(arguments: &CreateApiToken, now: UnixMillis) -> anyhow::Result<ExitCode> {
@@ -87,17 +87,10 @@ fn create(arguments: &CreateApiToken, now: UnixMillis) -> anyhow::Result<ExitCod
 
 fn on_one(
     one: &OneApiToken,
-    work: impl AsyncFnOnce(&tollgate::api_tokens::ApiTokens) -> Result<Done, Problem>,
+    work: impl AsyncFnOnce(&ApiTokens) -> Result<Done, Problem>,
 ) -> anyhow::Result<ExitCode> {
     let Some(spec) = read(&one.config) else { return Ok(ExitCode::FAILURE) };
     let done = on_api_tokens(&spec, work)??;
-    if let (Done::Deleted, json) = (&done, one.json) {
-        match json {
-            true => println!("{}", json!({ "id": one.id.as_str(), "deleted": true })),
-            false => eprintln!("API token {} is deleted.", one.id),
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
     show(&done, one.json)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -120,12 +113,12 @@ fn show(done: &Done, json: bool) -> anyhow::Result<()> {
         Done::Made(token, listed, _) if json => {
             let mut value = serde_json::to_value(listed)?;
             if let Some(object) = value.as_object_mut() {
-                object.insert("token".to_owned(), token.as_str().into());
+                object.insert("token".to_owned(), token.reveal().into());
             }
             writeln!(out, "{value:#}")?;
         }
         Done::Made(token, listed, advice) => {
-            writeln!(out, "{token}")?;
+            writeln!(out, "{}", token.reveal())?;
             eprintln!(
                 "API token {} ({}) of {}. Keep it now: it is not shown again, and only a hash of it is stored.\n\
                  Send it as `Authorization: Bearer <token>`, or in the header of api_tokens.header. {advice}",
@@ -136,7 +129,8 @@ fn show(done: &Done, json: bool) -> anyhow::Result<()> {
         Done::Changed(listed, word) => {
             eprintln!("API token {} ({}) of {} is {word}.", listed.id, listed.name, listed.owner);
         }
-        Done::Deleted => {}
+        Done::Deleted(id) if json => writeln!(out, "{:#}", json!({ "id": id.as_str(), "deleted": true }))?,
+        Done::Deleted(id) => eprintln!("API token {id} is deleted."),
     }
     Ok(())
 }
@@ -150,10 +144,12 @@ fn list(arguments: &ListApiTokens, now: UnixMillis) -> anyhow::Result<ExitCode> 
         writeln!(out, "{:#}", serde_json::to_value(&tokens)?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let heads = ["ID", "NAME", "OWNER", "PLAN", "LIMITS", "PERMISSIONS", "CREATED", "EXPIRES", "STATE", "LAST USED"];
+    let heads =
+        ["ID", "NAME", "OWNER", "PLAN", "LIMITS", "PERMISSIONS", "CREATED", "EXPIRES", "STATE", "LAST USED"];
     let rows: Vec<[String; 10]> =
         std::iter::once(heads.map(str::to_owned)).chain(tokens.iter().map(|token| row(token, now))).collect();
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|text| text.chars().count()).max();
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|text| text.chars().count()).max();
     let widths: Vec<usize> = (0..heads.len()).map(|column| width(column).unwrap_or(0)).collect();
     for row in &rows {
         let cells = row.iter().zip(&widths).map(|(text, width)| format!("{text:width$}"));
@@ -199,11 +195,16 @@ fn time(seconds: u64) -> String {
 /// Explains why an API token is or is not accepted.
 pub(super) fn inspect(token: &str, key: &KeySource) -> anyhow::Result<ExitCode> {
     let Some(presented) = Presented::parse(token) else {
-        println!("An API token, and not one: the form is tgk_, 16 letters and digits, _, 43 letters and digits.");
+        println!(
+            "An API token, and not one: the form is tgk_, 16 letters and digits, _, 43 letters and digits."
+        );
         return Ok(ExitCode::FAILURE);
     };
     let KeySource { config: Some(path), .. } = key else {
-        println!("An API token with the id {}. It is no JWT: name a configuration (--config) to ask its Redis.", presented.id);
+        println!(
+            "An API token with the id {}. It is no JWT: name a configuration (--config) to ask its Redis.",
+            presented.id
+        );
         return Ok(ExitCode::FAILURE);
     };
     let Some(spec) = read(path) else { return Ok(ExitCode::FAILURE) };

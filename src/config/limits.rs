@@ -152,13 +152,7 @@ pub(super) fn policies(root: &Reader<'_>, plans: &[Plan], api_tokens: bool) -> V
     tables.into_iter().map(|(name, reader)| policy(name, &reader, plans, &names, api_tokens)).collect()
 }
 
-fn policy(
-    name: Box<str>,
-    reader: &Reader<'_>,
-    plans: &[Plan],
-    names: &[&str],
-    api_tokens: bool,
-) -> Policy {
+fn policy(name: Box<str>, reader: &Reader<'_>, plans: &[Plan], names: &[&str], api_tokens: bool) -> Policy {
     let key: Vec<KeyPart> = reader.required_list("key");
     if key.iter().collect::<HashSet<_>>().len() < key.len() {
         reader.refuse("key", "names a part twice; accepted: each part once");

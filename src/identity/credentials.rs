@@ -119,12 +119,11 @@ pub fn extract<'a>(
         let token = match source {
             Source::Bearer => bearer(headers, sources.refuse_other_schemes)?,
             Source::Cookie(name) => cookie(headers, name)?,
-            Source::Header(name) => only(headers, name)?.map(Cow::Borrowed),
             Source::Query(name) => parameter(query.unwrap_or_default(), name)?,
             Source::ApiToken(name) if *name == AUTHORIZATION => {
                 bearer(headers, false)?.filter(|token| token.starts_with(API_TOKEN_PREFIX))
             }
-            Source::ApiToken(name) => only(headers, name)?.map(Cow::Borrowed),
+            Source::Header(name) | Source::ApiToken(name) => only(headers, name)?.map(Cow::Borrowed),
         };
         let Some(token) = token else { continue };
         if token.len() > sources.max_bytes {

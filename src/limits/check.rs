@@ -236,7 +236,9 @@ impl Checks {
                 algorithm: policy.algorithm(),
                 limit: match policy.algorithm() {
                     // A multiplier must not make the log longer than the configuration may.
-                    Algorithm::SlidingLog if policy.windows().is_none() || own.is_some() => effective.min(MAX_LOG_LIMIT),
+                    Algorithm::SlidingLog if policy.windows().is_none() || own.is_some() => {
+                        effective.min(MAX_LOG_LIMIT)
+                    }
                     _ => effective,
                 },
                 period_ms: window.period_ms(),

@@ -12,8 +12,8 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde::Serialize;
 
-use super::api_token;
 use super::admit::{Identified, Judgement, identify, refuse_known_revoked, revoked};
+use super::api_token;
 use super::context::Context;
 use super::exchange::{self, Answer, GATE, Watched};
 use super::gateway::{Gateway, Shared};

@@ -321,7 +321,8 @@ fn api_gateway_counts_callers_with_a_token_by_minute_hour_and_day() {
     let gateway = preset("api-gateway", &origin, &redis.url()).start();
     wait_for_the_store(&gateway);
     let order = serde_json::json!({"name": "ci", "owner": "svc-1"});
-    let made = gateway.admin().post("/api/v1/api-tokens/create").bearer(ADMIN_TOKEN).json(&order).send().json();
+    let made =
+        gateway.admin().post("/api/v1/api-tokens/create").bearer(ADMIN_TOKEN).json(&order).send().json();
     let (token, id) = (made["token"].as_str().unwrap(), made["id"].as_str().unwrap());
     for carried in [("authorization", format!("Bearer {token}")), ("x-api-key", token.to_owned())] {
         let response = gateway.client().get("/").header(carried.0, &carried.1).send();
@@ -336,7 +337,11 @@ fn api_gateway_counts_callers_with_a_token_by_minute_hour_and_day() {
     }
     assert_eq!(crate::setup::counter(&redis, "rate_limit:ip:127.0.0.1"), Some(2), "and by address");
     let bearer = Token::of("svc-1").sign();
-    assert_eq!(gateway.client().get("/").bearer(&bearer).send().code(), 200, "a JWT is held by address alone");
+    assert_eq!(
+        gateway.client().get("/").bearer(&bearer).send().code(),
+        200,
+        "a JWT is held by address alone"
+    );
     assert_eq!(crate::setup::counter(&redis, &format!("rate_limit:api_token:{id}:minute")), Some(2));
     assert_eq!(crate::setup::counter(&redis, "rate_limit:ip:127.0.0.1"), Some(3));
     assert_eq!(gateway.client().get("/").bearer("nonsense").send().detail(), "Invalid token");
