@@ -335,6 +335,31 @@ mod tests {
     }
 
     #[test]
+    fn api_tokens_have_places_of_their_own() {
+        let key = HeaderName::from_static("x-api-key");
+        let places =
+            vec![Source::Cookie("token".into()), Source::ApiToken(AUTHORIZATION), Source::ApiToken(key)];
+        let sources = Sources { places, ..Sources::default() };
+        let take = |lines: &[(&'static str, &'static str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in lines {
+                headers.append(*name, HeaderValue::from_static(value));
+            }
+            extract(&sources, &headers, None).map(|found| found.map(|found| found.token.into_owned()))
+        };
+        assert_eq!(take(&[("authorization", "Bearer tgk_a")]), Ok(Some("tgk_a".into())));
+        assert_eq!(
+            take(&[("authorization", "Bearer a.b.c")]),
+            Ok(None),
+            "bearer is no place for others here"
+        );
+        assert_eq!(take(&[("x-api-key", "anything")]), Ok(Some("anything".into())));
+        let several = Err(CredentialProblem::SeveralPlaces);
+        assert_eq!(take(&[("authorization", "Bearer tgk_a"), ("x-api-key", "tgk_a")]), several);
+        assert_eq!(take(&[("cookie", "token=a.b.c"), ("x-api-key", "tgk_a")]), several);
+    }
+
+    #[test]
     fn another_scheme_can_be_refused() {
         let sources = Sources { refuse_other_schemes: true, ..Sources::default() };
         let mut headers = HeaderMap::new();

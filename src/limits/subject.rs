@@ -294,6 +294,35 @@ mod tests {
     }
 
     #[test]
+    fn a_tokens_own_limits_hold_where_a_policy_counts_by_it() {
+        use super::super::check::Checks;
+        use super::super::policy::Window;
+        use std::time::Duration;
+        let plans = Plans::standard().unwrap();
+        let window = |seconds| Window::new(100, Duration::from_secs(seconds)).unwrap();
+        let windows = || LimitSource::Windows(vec![window(10), window(60), window(3_600), window(86_400)]);
+        let own_limits = [Some(5), None, Some(20_000)];
+        let caller = Caller { own_limits, multiplier: 3.0, user: Some("42"), ..caller("192.0.2.1", &plans) };
+        for (parts, limit, expected) in [
+            (&[KeyPart::ApiToken][..], windows(), &[100, 5, 100, 20_000][..]),
+            (&[KeyPart::ApiToken, KeyPart::Route], windows(), &[100, 5, 100, 20_000]),
+            (&[KeyPart::User], windows(), &[100, 100, 100, 100]),
+            (&[KeyPart::ApiToken], LimitSource::Plan, &[5]),
+            (&[KeyPart::User], LimitSource::Plan, &[600]),
+        ] {
+            let policy = Policy::new("p", parts, Algorithm::FixedWindow, limit).unwrap();
+            let mut checks = Checks::new();
+            checks.begin(crate::clock::UnixMillis(0));
+            checks.add(&KeySpace::default(), 0, &policy, &caller, 1).unwrap();
+            assert_eq!(
+                checks.iter().map(|check| check.rule.limit).collect::<Vec<_>>(),
+                expected,
+                "{parts:?}"
+            );
+        }
+    }
+
+    #[test]
     fn a_policy_does_not_apply_to_a_caller_who_lacks_a_part() {
         assert_eq!(key("user", &[KeyPart::Ip, KeyPart::User], None, None, "192.0.2.1"), None);
         assert_eq!(key("t", &[KeyPart::Token], Some("42"), None, "192.0.2.1"), None);
