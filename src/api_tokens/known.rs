@@ -9,7 +9,7 @@ use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use super::record::{Naming, Record};
+use super::record::{MAX_RECORD, Naming, Record};
 use super::token::{Id, Presented, SecretHash};
 use crate::clock::{UnixMillis, millis};
 use crate::identity::{Identity, Refused, subject_key};
@@ -188,6 +188,8 @@ impl Known {
             self.absent.insert(id, now.plus(ABSENT_FOR).0);
             return None;
         };
+        // Of what is too long to be a record the beginning tells enough.
+        let stored = stored.get(..=MAX_RECORD).map_or(stored.clone(), Bytes::copy_from_slice);
         if let Some(before) = &before
             && before.is(&stored)
         {
