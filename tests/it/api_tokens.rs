@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::setup::{PATIENT, ROOMY, config, counter, gateway, pair, ttl};
 use crate::support::client::{Client, Response};
+use crate::support::cluster::Cluster;
 use crate::support::gateway::{ADMIN_TOKEN, Gateway};
 use crate::support::origin::{Origin, Reply};
 use crate::support::redis::Redis;
@@ -491,6 +492,28 @@ fn attackers_get_one_answer() {
     let () = redis::cmd("SADD").arg(format!("api_token:{id}")).arg("x").query(&mut redis.client()).unwrap();
     assert_eq!(said(&get(&gateway, "/a", &token)), refused("Invalid token"));
     assert_eq!(done(&gateway, "list", &json!({}))["tokens"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn in_a_cluster_each_token_lives_on_its_own_node() {
+    let (cluster, origin) = (Cluster::start(), Origin::start());
+    let [one, two] = [(); 2].map(|()| gateway(&text(&origin, PATIENT), &cluster.url()));
+    for instance in [&one, &two] {
+        let status = || instance.admin().get("/health").send().json()["redis"]["status"] == "connected";
+        assert_eventually!(status(), "the gateway reaches the cluster");
+    }
+    let made: Vec<(String, String)> = (0..6).map(|_| create(&one, &json!({}))).collect();
+    for (id, token) in &made {
+        assert_eq!([said(&get(&one, "/a", token)), said(&get(&two, "/a", token))], [ok(), ok()]);
+        assert!(cluster.keys().contains(&format!("api_token:{{{id}}}")), "{:?}", cluster.keys());
+    }
+    assert_eq!(done(&two, "list", &json!({}))["tokens"].as_array().unwrap().len(), 6);
+    for (id, token) in &made {
+        done(&two, "disable", &json!({ "id": id }));
+        assert_eq!(said(&get(&one, "/a", token)), refused("Token revoked"));
+    }
+    let listed = out(&command(&["api-token", "list", "--json"], &one, &cluster.url()));
+    assert_eq!(listed.matches("\"disabled\": true").count(), 6, "{listed}");
 }
 
 #[test]
