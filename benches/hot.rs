@@ -180,6 +180,7 @@ fn limits(criterion: &mut Criterion) {
         user: Some("user-42"),
         token: Some("jti"),
         api_token: None,
+        own_limits: [None; 3],
         route: "todo",
         plan: plans.named(None),
         multiplier: 1.0,

@@ -1,6 +1,7 @@
 //! The command line: what may be asked of the program. It parses and checks forms; it opens no file and runs nothing,
 //! except for the tiny health probe, which needs nothing of the gateway.
 
+mod api_token;
 mod probe;
 
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+pub use api_token::{ApiToken, CreateApiToken, ListApiTokens, OneApiToken, RotateApiToken};
 pub use probe::{ProbeError, probe};
 
 /// A reverse-proxy gateway that gives an unmodified HTTP API authentication with real logout, shared rate limits and
@@ -33,6 +35,9 @@ pub enum Command {
     /// Issue and explain tokens.
     #[command(subcommand)]
     Token(Token),
+    /// Create, list and change API tokens, in the Redis of a configuration.
+    #[command(subcommand)]
+    ApiToken(ApiToken),
     /// Ask a running gateway whether it lives. Exits 0 on a 2xx answer, 1 on anything else.
     Health(Health),
 }

@@ -1,6 +1,8 @@
 //! What each command does. Text goes to standard output, problems to standard error; exit code 1 says that the
 //! answer is no.
 
+mod api_tokens;
+
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
@@ -8,6 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use tollgate::api_tokens::is_api_token;
 use tollgate::app::{self, Extras};
 use tollgate::cli::{self, Command, KeySource, Token};
 use tollgate::clock::{Clock as _, SystemClock};
@@ -27,6 +30,7 @@ pub fn execute(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Demo(arguments) => run_demo(arguments),
         Command::Token(Token::Mint(arguments)) => mint_token(arguments),
         Command::Token(Token::Inspect(arguments)) => inspect_token(arguments),
+        Command::ApiToken(command) => api_tokens::execute(command),
         Command::Health(arguments) => health(arguments),
     }
 }
@@ -168,6 +172,17 @@ fn secret(name: &str) -> anyhow::Result<String> {
 }
 
 fn inspect_token(arguments: &cli::Inspect) -> anyhow::Result<ExitCode> {
+    let token = if let Some(token) = arguments.given() {
+        token.to_owned()
+    } else {
+        let mut text = String::new();
+        std::io::stdin().take(MAX_INPUT).read_to_string(&mut text)?;
+        text
+    };
+    let token = token.trim();
+    if is_api_token(token) {
+        return api_tokens::inspect(token, &arguments.key);
+    }
     let verifier = match &arguments.key {
         KeySource { secret_env: Some(name), .. } => {
             let keys = KeySet::new(vec![Key::secret(secret(name)?.as_bytes())?])?;
@@ -184,14 +199,7 @@ fn inspect_token(arguments: &cli::Inspect) -> anyhow::Result<ExitCode> {
         }
         KeySource { .. } => bail!("name a configuration (--config) or a variable (--secret-env)"),
     };
-    let token = if let Some(token) = arguments.given() {
-        token.to_owned()
-    } else {
-        let mut text = String::new();
-        std::io::stdin().take(MAX_INPUT).read_to_string(&mut text)?;
-        text
-    };
-    let report = inspect::inspect(token.trim(), &verifier, SystemClock.now());
+    let report = inspect::inspect(token, &verifier, SystemClock.now());
     write!(std::io::stdout(), "{report}")?;
     println!();
     Ok(if report.accepted { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -10,6 +10,9 @@ use sha2::{Digest, Sha256};
 /// Longest encoded part kept readable, in bytes; anything longer becomes a digest.
 pub const MAX_KEY_PART: usize = 64;
 
+/// How the tokens begin that the gateway issues itself. No JWT does: it decodes to no JSON object.
+pub const API_TOKEN_PREFIX: &str = "tgk_";
+
 /// How a digest that stands for a part begins. Readable parts never begin so.
 pub const DIGEST_PREFIX: &str = "sha256-";
 
@@ -50,7 +53,8 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     text
 }
 
-fn push_hex<'a>(text: &mut String, bytes: impl Iterator<Item = &'a u8>) {
+/// Appends `bytes` in lower-case hex digits.
+pub(crate) fn push_hex<'a>(text: &mut String, bytes: impl Iterator<Item = &'a u8>) {
     for byte in bytes {
         for nibble in [byte >> 4, byte & 0xf] {
             text.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0'));

@@ -2,6 +2,7 @@
 //! shared rate limits and a per-user cache. `docs/architecture.md` has the picture.
 
 pub mod admin;
+pub mod api_tokens;
 pub mod app;
 pub mod cache;
 pub mod cli;

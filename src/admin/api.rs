@@ -11,6 +11,7 @@ use http::request::Parts;
 use http::{Method, StatusCode};
 use serde::Deserialize;
 
+use super::api_tokens::{self, Call};
 use super::auth::{authorize, check_host, check_origin};
 use super::operations::{OperationError, Purge, QuotaSubject, Revoke, RevokeTarget};
 use super::reply::Reply;
@@ -39,6 +40,7 @@ pub(super) enum Action {
     Quota(QuotaCall),
     ListSessions,
     EndSessions,
+    ApiTokens(Call),
 }
 
 /// What is done with counters.
@@ -52,7 +54,15 @@ pub(super) enum QuotaCall {
 impl Action {
     /// Whether a body has to be read.
     pub(super) const fn takes_body(self) -> bool {
-        matches!(self, Self::Revoke | Self::Purge | Self::Quota(_) | Self::ListSessions | Self::EndSessions)
+        matches!(
+            self,
+            Self::Revoke
+                | Self::Purge
+                | Self::Quota(_)
+                | Self::ListSessions
+                | Self::EndSessions
+                | Self::ApiTokens(_)
+        )
     }
 }
 
@@ -99,7 +109,10 @@ impl Admin {
             "/api/v1/quota/grant" => writing(parts, Action::Quota(QuotaCall::Grant)),
             "/api/v1/sessions/list" => writing(parts, Action::ListSessions),
             "/api/v1/sessions/end" => writing(parts, Action::EndSessions),
-            _ => Err(Reply::problem(StatusCode::NOT_FOUND, "there is no such call in the admin API")),
+            _ => match path.strip_prefix("/api/v1/api-tokens/").and_then(Call::named) {
+                Some(call) => writing(parts, Action::ApiTokens(call)),
+                None => Err(Reply::problem(StatusCode::NOT_FOUND, "there is no such call in the admin API")),
+            },
         }
     }
 
@@ -125,6 +138,10 @@ impl Admin {
             Action::Quota(call) => self.quota(call, body).await,
             Action::ListSessions => self.list_sessions(body).await,
             Action::EndSessions => self.end_sessions(body).await,
+            Action::ApiTokens(call) => match api_tokens::read(call, body) {
+                Ok(call) => api_tokens::reply(self.operations.api_tokens(call).await),
+                Err(detail) => Reply::problem(StatusCode::BAD_REQUEST, detail),
+            },
         }
     }
 
@@ -202,7 +219,7 @@ impl Admin {
     }
 }
 
-fn failed(error: OperationError) -> Reply {
+pub(super) fn failed(error: OperationError) -> Reply {
     match error {
         OperationError::NotFound(detail) => Reply::problem(StatusCode::NOT_FOUND, detail),
         OperationError::Invalid(detail) => Reply::problem(StatusCode::UNPROCESSABLE_ENTITY, detail),
@@ -248,16 +265,26 @@ struct RevokeBody {
     token: Option<Box<str>>,
     subject: Option<Box<str>>,
     issuer: Option<Box<str>>,
-    ttl: Option<Ttl>,
+    ttl: Option<Span>,
     reason: Option<Box<str>>,
 }
 
 /// Seconds, or a text such as `24h`.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Ttl {
+pub(super) enum Span {
     Seconds(u64),
     Text(Box<str>),
+}
+
+impl Span {
+    pub(super) fn duration(self) -> Result<Duration, &'static str> {
+        match self {
+            Self::Seconds(seconds) => Ok(Duration::from_secs(seconds)),
+            Self::Text(text) => humantime::parse_duration(&text)
+                .map_err(|_| "a duration is neither seconds nor a text such as 24h"),
+        }
+    }
 }
 
 fn parse_revoke(body: &[u8]) -> Result<Revoke, &'static str> {
@@ -274,13 +301,7 @@ fn parse_revoke(body: &[u8]) -> Result<Revoke, &'static str> {
         return Err("issuer goes with jti and subject; a token tells its own");
     }
     let issuer = body.issuer.map(|issuer| named(issuer, MAX_NAME)).transpose()?;
-    let ttl = match body.ttl {
-        None => None,
-        Some(Ttl::Seconds(seconds)) => Some(Duration::from_secs(seconds)),
-        Some(Ttl::Text(text)) => Some(
-            humantime::parse_duration(&text).map_err(|_| "ttl is neither seconds nor a text such as 24h")?,
-        ),
-    };
+    let ttl = body.ttl.map(Span::duration).transpose()?;
     if ttl.is_some_and(|ttl| ttl < Duration::from_secs(1) || ttl > MAX_TTL) {
         return Err("ttl is between one second and ten years");
     }
@@ -378,12 +399,12 @@ fn parse_session_end(body: &[u8]) -> Result<(Box<str>, Option<Box<str>>), &'stat
     Ok((named(body.user, MAX_PURGE)?, only))
 }
 
-fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], shape: &'static str) -> Result<T, &'static str> {
+pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], shape: &'static str) -> Result<T, &'static str> {
     serde_json::from_slice(body)
         .map_err(|error| if error.is_data() { shape } else { "the body is not valid JSON" })
 }
 
-fn named(text: Box<str>, limit: usize) -> Result<Box<str>, &'static str> {
+pub(super) fn named(text: Box<str>, limit: usize) -> Result<Box<str>, &'static str> {
     if text.is_empty() || text.len() > limit || text.chars().any(char::is_control) {
         return Err("a value is empty, too long or holds control characters");
     }

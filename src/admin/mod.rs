@@ -2,6 +2,7 @@
 //! It never touches public traffic and knows the gateway only through [`Operations`].
 
 mod api;
+mod api_tokens;
 mod auth;
 mod health;
 mod operations;
@@ -12,6 +13,7 @@ mod tests;
 
 use std::sync::Arc;
 
+pub use api_tokens::{ApiTokenAnswer, ApiTokenCall, ApiTokenDone};
 pub use auth::{AdminToken, AdminTokenError};
 pub use health::HealthDetail;
 pub use operations::{

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 use thiserror::Error;
 
+use super::api_tokens::{ApiTokenAnswer, ApiTokenCall};
 use crate::label;
 
 label! {
@@ -61,6 +62,9 @@ pub trait Operations: Send + Sync + 'static {
         user: Box<str>,
         only: Option<Box<str>>,
     ) -> Result<SessionsEnded, OperationError>;
+
+    /// Makes, shows, changes or ends API tokens, on every instance where there is a store.
+    async fn api_tokens(&self, call: ApiTokenCall) -> Result<ApiTokenAnswer, OperationError>;
 
     /// The metrics in the Prometheus text format.
     fn metrics_text(&self) -> String;

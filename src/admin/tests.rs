@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
+use crate::api_tokens::{Id, OwnLimits};
 use crate::clock::{ManualClock, UnixMillis};
 
 const TOKEN: &str = "s3cret-admin-token";
@@ -19,6 +20,7 @@ struct Notes {
     ready: Mutex<Option<NotReady>>,
     revoked: Mutex<Vec<Revoke>>,
     purged: Mutex<Vec<Purge>>,
+    api_tokens: Mutex<Vec<ApiTokenCall>>,
     quota: Mutex<Vec<(&'static str, QuotaSubject, u64)>>,
     ended: Mutex<Vec<String>>,
     health_asked: Mutex<u32>,
@@ -131,6 +133,11 @@ impl Operations for Notes {
 
     async fn grant_quota(&self, subject: QuotaSubject, requests: u64) -> Result<Quota, OperationError> {
         Ok(self.note_quota("grant", subject, requests))
+    }
+
+    async fn api_tokens(&self, call: ApiTokenCall) -> Result<ApiTokenAnswer, OperationError> {
+        self.api_tokens.lock().push(call);
+        Err(OperationError::StoreUnavailable)
     }
 
     fn metrics_text(&self) -> String {
@@ -411,6 +418,55 @@ async fn sessions_are_listed_and_ended_by_user() {
     }
     assert_eq!(bench.notes.ended.lock().len(), 2);
     assert_eq!(bench.get("/api/v1/sessions/list").await.status(), 401);
+}
+
+#[tokio::test]
+async fn calls_on_api_tokens_are_read_strictly() {
+    let bench = bench(Some(TOKEN), HealthDetail::Full);
+    let id = Id::parse("0123456789abcdef").unwrap();
+    for (call, body, asked) in [
+        ("list", "{}", ApiTokenCall::List(None)),
+        ("list", r#"{"owner":"ada"}"#, ApiTokenCall::List(Some("ada".into()))),
+        ("rotate", r#"{"id":"0123456789abcdef"}"#, ApiTokenCall::Rotate(id, Duration::ZERO)),
+        (
+            "rotate",
+            r#"{"id":"0123456789abcdef","grace":"24h"}"#,
+            ApiTokenCall::Rotate(id, Duration::from_secs(86_400)),
+        ),
+        ("disable", r#"{"id":"0123456789abcdef"}"#, ApiTokenCall::Disable(id)),
+        ("enable", r#"{"id":"0123456789abcdef"}"#, ApiTokenCall::Enable(id)),
+        ("delete", r#"{"id":"0123456789abcdef"}"#, ApiTokenCall::Delete(id)),
+    ] {
+        assert_eq!(bench.post(&format!("/api/v1/api-tokens/{call}"), body).await.status(), 503, "{call}");
+        assert_eq!(*bench.notes.api_tokens.lock().last().unwrap(), asked);
+    }
+    let body = r#"{"name":"ci","owner":"ada","plan":"pro","permissions":["read"],"multiplier":2,
+                   "limits":{"hour":5},"expires_in":60}"#;
+    assert_eq!(bench.post("/api/v1/api-tokens/create", body).await.status(), 503);
+    let ApiTokenCall::Create(order) = bench.notes.api_tokens.lock().pop().unwrap() else { panic!() };
+    assert_eq!((&*order.name, &*order.owner, order.plan.as_deref()), ("ci", "ada", Some("pro")));
+    assert_eq!(order.limits, OwnLimits { hour: Some(5), ..OwnLimits::default() });
+    assert_eq!(order.expires_in, Some(Duration::from_secs(60)));
+    for (call, bad) in [
+        ("create", "{}"),
+        ("create", r#"{"name":"ci"}"#),
+        ("create", r#"{"name":"ci","owner":"a\u001bb"}"#),
+        ("create", r#"{"name":"ci","owner":"ada","secret":"x"}"#),
+        ("create", r#"{"name":"ci","owner":"ada","limits":{"week":1}}"#),
+        ("create", r#"{"name":"ci","owner":"ada","expires_in":"soon"}"#),
+        ("list", r#"{"user":"ada"}"#),
+        ("rotate", r#"{"id":"short"}"#),
+        ("delete", r#"{"id":"tgk_0123456789abcdef"}"#),
+        ("delete", "{}"),
+    ] {
+        assert_eq!(
+            bench.post(&format!("/api/v1/api-tokens/{call}"), bad).await.status(),
+            400,
+            "{call} {bad}"
+        );
+    }
+    assert_eq!(bench.post("/api/v1/api-tokens/show", "{}").await.status(), 404);
+    assert_eq!(bench.get("/api/v1/api-tokens/list").await.status(), 401);
 }
 
 #[tokio::test]

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use http::HeaderName;
+use http::header::AUTHORIZATION;
 
+use crate::api_tokens;
 use crate::cache::tag::TagTemplate;
 use crate::cache::{self, RouteCache};
 use crate::client_addr;
@@ -90,6 +92,7 @@ pub fn gateway(spec: &Spec, shared: Arc<Shared>) -> Result<Gateway, Vec<Unusable
         table: parts.table,
         client_addr: parts.client_addr,
         sources: sources(spec),
+        api_tokens: spec.api_tokens.enabled,
         verifier: parts.verifier,
         keepers: keepers.into(),
         forward: parts.forward,
@@ -365,8 +368,13 @@ fn sources(spec: &Spec) -> Sources {
         spec::TokenSource::Header(name) => Source::Header(name.clone()),
         spec::TokenSource::Query(name) => Source::Query(name.clone()),
     };
+    let api_tokens = spec.api_tokens.enabled.then(|| {
+        let bearer = spec.identity.token_from.contains(&spec::TokenSource::Bearer);
+        let instead = (!bearer).then_some(AUTHORIZATION);
+        instead.into_iter().chain(spec.api_tokens.header.clone()).map(Source::ApiToken)
+    });
     Sources {
-        places: spec.identity.token_from.iter().map(place).collect(),
+        places: spec.identity.token_from.iter().map(place).chain(api_tokens.into_iter().flatten()).collect(),
         max_bytes: usize::try_from(spec.identity.max_token_size).unwrap_or(usize::MAX),
         refuse_other_schemes: false,
     }
@@ -474,12 +482,25 @@ fn issuer(issuer: &spec::Issuer, spec: &Spec, ring: RingOf<'_>) -> Result<Issuer
     made.mapping.permissions = names.permissions.clone();
     made.mapping.email = names.email.clone();
     made.mapping.forward.clone_from(&spec.identity.claim_headers);
-    made.mapping.carriers = identity::Carriers {
+    made.mapping.carriers = carriers(spec);
+    Ok(made)
+}
+
+fn carriers(spec: &Spec) -> identity::Carriers {
+    identity::Carriers {
         user_id: spec.identity.user_id_header.clone(),
         plan: spec.identity.plan_header.clone(),
         permissions: spec.identity.permissions_header.clone(),
-    };
-    Ok(made)
+    }
+}
+
+/// What API tokens are named by.
+pub(super) fn api_token_naming(spec: &Spec) -> api_tokens::Naming {
+    api_tokens::Naming {
+        prefix: spec.redis.key_prefix.clone(),
+        hash_tags: spec.redis.tagged(),
+        carriers: carriers(spec),
+    }
 }
 
 /// The algorithm as the identity floor knows it.
@@ -509,9 +530,14 @@ fn forward_settings(spec: &Spec) -> Result<forward::Settings, Unusable> {
         user_permissions: header(&spec.identity.permissions_header, defaults.user_permissions),
         claims: spec.identity.claim_headers.clone(),
         // Also where others are chosen: a backend may still read the usual ones.
-        also_strip: vec![X_USER_ID.clone(), X_USER_PLAN.clone(), X_USER_PERMISSIONS.clone()],
+        also_strip: [&X_USER_ID, &X_USER_PLAN, &X_USER_PERMISSIONS]
+            .into_iter()
+            .chain(spec.api_tokens.header.as_ref().filter(|_| spec.api_tokens.enabled))
+            .cloned()
+            .collect(),
     };
     forward::Settings::new(names, forward::Chain::default(), false)
+        .map(|settings| settings.with_api_tokens(spec.api_tokens.enabled))
         .map_err(|problem| unusable("identity.headers", problem))
 }
 

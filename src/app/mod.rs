@@ -1,5 +1,6 @@
 //! The composition root: from a checked configuration to a running gateway.
 
+mod api_tokens;
 mod build;
 mod forget;
 mod observer;
@@ -23,6 +24,7 @@ use prometheus::IntGauge;
 use sha2::{Digest, Sha256};
 
 use crate::admin::{self, Admin, AdminToken, ConfigStatus, HealthDetail};
+use crate::api_tokens::ApiTokens;
 use crate::cache::{self, Cache};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Errors, Loaded, Spec, spec};
@@ -42,6 +44,7 @@ use crate::sessions::Rules;
 use crate::sessions::local::DEFAULT_ACCOUNTS;
 use crate::upstream::Upstream;
 
+pub use self::api_tokens::on_api_tokens;
 pub use self::build::algorithm;
 use self::observer::Counting;
 use self::operations::{GatewayOperations, Lifecycle};
@@ -188,18 +191,7 @@ fn shared(
     access_log: AccessLog,
     clock: Arc<dyn Clock>,
 ) -> anyhow::Result<Arc<Shared>> {
-    let store = match &spec.redis.url {
-        None => None,
-        Some(url) => {
-            let mut settings = redis::Settings::new(url.expose()).context("redis.url")?;
-            settings.key_prefix = Arc::from(&*spec.redis.key_prefix);
-            settings.connect_timeout = spec.redis.connect_timeout;
-            settings.deadline = spec.redis.deadline;
-            settings.health_check_interval = spec.redis.health_check_interval;
-            settings.breaker_failures = spec.redis.breaker_failures;
-            Some(Store::new(settings, Box::new(Counting(metrics.store()))).context("redis.url")?)
-        }
-    };
+    let store = store(spec, Box::new(Counting(metrics.store())))?;
     let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
     let largest =
         spec.routes.iter().filter_map(|route| route.cache.as_ref()).map(|cache| cache.max_object).max();
@@ -232,6 +224,7 @@ fn shared(
         clock,
         metrics,
         access_log,
+        api_tokens: ApiTokens::new(store.clone(), build::api_token_naming(spec)),
         store,
         exchange: Arc::new(exchange),
         local: Local::new(limits::local::Settings {
@@ -251,6 +244,18 @@ fn shared(
         keepers: Keepers::default(),
         cache,
     }))
+}
+
+/// The store of this configuration; `None`: memory only.
+fn store(spec: &Spec, observer: Box<dyn redis::Observer>) -> anyhow::Result<Option<Arc<Store>>> {
+    let Some(url) = &spec.redis.url else { return Ok(None) };
+    let mut settings = redis::Settings::new(url.expose()).context("redis.url")?;
+    settings.key_prefix = Arc::from(&*spec.redis.key_prefix);
+    settings.connect_timeout = spec.redis.connect_timeout;
+    settings.deadline = spec.redis.deadline;
+    settings.health_check_interval = spec.redis.health_check_interval;
+    settings.breaker_failures = spec.redis.breaker_failures;
+    Store::new(settings, observer).context("redis.url").map(Some)
 }
 
 /// Authenticates cached responses in Redis: derived from a secret that all instances share and Redis does not

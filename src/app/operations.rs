@@ -12,10 +12,11 @@ use http::header::{CONTENT_TYPE, COOKIE};
 use http::{HeaderMap, HeaderValue};
 
 use crate::admin::{
-    CacheHealth, ConfigStatus, Health, HealthStatus, NotReady, OperationError, Operations, Purge, Purged,
-    Quota, QuotaCounter, QuotaSubject, RedisHealth, RedisStatus, Revoke, RevokeTarget, Revoked, SessionList,
-    SessionStatus, SessionsEnded, Status, UpstreamHealth,
+    ApiTokenAnswer, ApiTokenCall, ApiTokenDone, CacheHealth, ConfigStatus, Health, HealthStatus, NotReady,
+    OperationError, Operations, Purge, Purged, Quota, QuotaCounter, QuotaSubject, RedisHealth, RedisStatus,
+    Revoke, RevokeTarget, Revoked, SessionList, SessionStatus, SessionsEnded, Status, UpstreamHealth,
 };
+use crate::api_tokens::{Id, Problem, is_api_token};
 use crate::cache::tag::{epoch_tag, key_tag, route_tag, user_tag};
 use crate::client_addr::SubjectText;
 use crate::clock::UnixMillis;
@@ -115,6 +116,7 @@ impl Operations for GatewayOperations {
                 let key = TokenId::Jti(jti.clone()).blacklist_key(prefix).into();
                 (jti, Revocation { key, effect: Effect::Token, until: now.plus(longest) })
             }
+            RevokeTarget::Token(token) if is_api_token(token) => return Err(AN_API_TOKEN),
             RevokeTarget::Token(token) => {
                 let identity = gateway
                     .verifier
@@ -166,7 +168,8 @@ impl Operations for GatewayOperations {
         let gateway = self.current.load_full();
         let given = Given::of(&gateway, &subject)?;
         let plan = named_plan(&gateway, &subject)?.unwrap_or_else(|| assumed_plan(&gateway, &subject));
-        let whose = whose(&subject, &given, plan);
+        let own_limits = own_limits(&gateway, &subject).await;
+        let whose = quota::Subject { own_limits, ..whose(&subject, &given, plan) };
         Ok(shown(gateway.read_quota(&whose, Shown::ToOperator(subject.policy.as_deref())).await))
     }
 
@@ -203,6 +206,14 @@ impl Operations for GatewayOperations {
         Ok(SessionsEnded { ended: ended.count, shared: ended.shared })
     }
 
+    async fn api_tokens(&self, call: ApiTokenCall) -> Result<ApiTokenAnswer, OperationError> {
+        let gateway = self.current.load_full();
+        if !gateway.api_tokens {
+            return Err(OperationError::Invalid("API tokens are not enabled: set api_tokens.enabled"));
+        }
+        api_token_call(&gateway, call).await
+    }
+
     fn metrics_text(&self) -> String {
         let gateway = self.current.load();
         let shared = &gateway.shared;
@@ -234,7 +245,9 @@ impl GatewayOperations {
             user = subject.user.as_deref(),
             "an operator changes limit counters"
         );
-        let subjects: Vec<_> = plans.into_iter().map(|plan| whose(subject, &given, plan)).collect();
+        let own_limits = own_limits(&gateway, subject).await;
+        let of = |plan| quota::Subject { own_limits, ..whose(subject, &given, plan) };
+        let subjects: Vec<_> = plans.into_iter().map(of).collect();
         let only = Shown::ToOperator(subject.policy.as_deref());
         Ok(shown(gateway.change_quota(&subjects, only, change).await))
     }
@@ -247,6 +260,70 @@ fn qualified<'a>(gateway: &Gateway, revoke: &Revoke, name: &'a str) -> Result<Co
         None => OperationError::Invalid("there are several issuers; name the one that is meant"),
     };
     gateway.verifier.qualified(revoke.issuer.as_deref(), name).ok_or(unknown)
+}
+
+/// Not the gateway's to revoke: its owner's logins and it have nothing to do with each other.
+const AN_API_TOKEN: OperationError =
+    OperationError::Invalid("this is an API token: disable or delete it by its id under /api/v1/api-tokens");
+
+/// Does what an operator asks of API tokens, and says so in the log.
+async fn api_token_call(gateway: &Gateway, call: ApiTokenCall) -> Result<ApiTokenAnswer, OperationError> {
+    let (tokens, now) = (&gateway.shared.api_tokens, gateway.shared.clock.now());
+    let one = |listed, token| ApiTokenDone::One(Box::new(listed), token);
+    let (what, done) = match call {
+        ApiTokenCall::List(owner) => {
+            let mut all = tokens.list(now).await.map_err(why)?;
+            all.retain(|token| owner.as_ref().is_none_or(|owner| token.owner == *owner));
+            return Ok(ApiTokenAnswer { done: ApiTokenDone::All(all), shared: tokens.is_shared() });
+        }
+        ApiTokenCall::Create(order) => {
+            if let Some(plan) = &order.plan
+                && !gateway.plans.iter().any(|known| known.name() == &**plan)
+            {
+                return Err(OperationError::NotFound("no plan has this name"));
+            }
+            let made = tokens.create(&order, now).await.map_err(why)?;
+            ("created", one(made.listed, Some(made.token)))
+        }
+        ApiTokenCall::Rotate(id, grace) => {
+            let made = tokens.rotate(id, grace, now).await.map_err(why)?;
+            ("rotated", one(made.listed, Some(made.token)))
+        }
+        ApiTokenCall::Disable(id) => {
+            ("disabled", one(tokens.disable(id, true, now).await.map_err(why)?, None))
+        }
+        ApiTokenCall::Enable(id) => {
+            ("enabled", one(tokens.disable(id, false, now).await.map_err(why)?, None))
+        }
+        ApiTokenCall::Delete(id) => {
+            tokens.delete(id).await.map_err(why)?;
+            ("deleted", ApiTokenDone::Deleted(id))
+        }
+    };
+    let id = match &done {
+        ApiTokenDone::One(listed, _) => &*listed.id,
+        ApiTokenDone::Deleted(id) => id.as_str(),
+        ApiTokenDone::All(_) => "",
+    };
+    tracing::info!(what, id, "API token changed by an operator");
+    Ok(ApiTokenAnswer { done, shared: tokens.is_shared() })
+}
+
+fn why(problem: Problem) -> OperationError {
+    match problem {
+        Problem::Unusable(unusable) => OperationError::Invalid(unusable.0),
+        Problem::Unknown => OperationError::NotFound("no API token has this id"),
+        Problem::NoRandomness(_) => OperationError::Invalid("the operating system gives no random bytes"),
+        Problem::Unavailable(_) => OperationError::StoreUnavailable,
+    }
+}
+
+/// The limits that the API token of a subject has of its own, as far as they can be read.
+async fn own_limits(gateway: &Gateway, subject: &QuotaSubject) -> [Option<u64>; 3] {
+    let Some(id) = subject.api_token.as_deref().and_then(Id::parse) else { return [None; 3] };
+    let found = gateway.shared.api_tokens.find(id, gateway.shared.clock.now()).await;
+    let limits = found.ok().flatten().map(|token| token.limits);
+    limits.map_or([None; 3], |limits| [limits.minute, limits.hour, limits.day])
 }
 
 /// What an operator gave of a subject, as a request would have it.
@@ -332,6 +409,7 @@ fn whose<'a>(subject: &'a QuotaSubject, given: &'a Given, plan: &'a Plan) -> quo
         user: subject.user.as_deref(),
         token: subject.token.as_deref(),
         api_token: subject.api_token.as_deref(),
+        own_limits: [None; 3],
         plan,
         multiplier: 1.0,
         route: subject.route.as_deref(),

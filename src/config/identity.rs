@@ -96,7 +96,7 @@ fn check_headers(reader: &Reader<'_>, headers: &Reader<'_>, identity: &Identity)
 }
 
 /// Headers that the protocol, the cache or the gateway itself gives a meaning to.
-fn is_reserved(name: &HeaderName) -> bool {
+pub(super) fn is_reserved(name: &HeaderName) -> bool {
     const RESERVED: [HeaderName; 16] = [
         header::AUTHORIZATION,
         header::HOST,

@@ -110,6 +110,8 @@ pub static KEYS: &[Key] = &[
     is("sessions.max_per_user", "1 to 100", "10", "Most sessions of one user; a further login ends the oldest and revokes its token."),
     is("sessions.peek", "size, 1 KiB to 1 MiB", r#""64KiB""#, "Longest body of a login response that is looked at, as it is sent and uncompressed."),
     is("sessions.sweep", "duration, 1s to 7 days", r#""1h""#, "How often one instance takes out sessions that have ended and counts the others."),
+    is("api_tokens.enabled", "boolean", "false", "Whether tokens are accepted that the gateway issues itself: `tgk_…`, as Bearer or in the header below, wherever a route looks at tokens."),
+    is("api_tokens.header", "header name, or empty", r#""X-API-Key""#, "The header that may hold an API token, and is never sent on; empty: only `Authorization`."),
 
     required("issuers.<name>.algorithms", "list of HS256, HS384, HS512, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA",
         "Accepted signatures: secrets (HS*) or public keys, never both in one issuer."),

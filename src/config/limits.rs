@@ -146,19 +146,19 @@ pub(super) fn dangling<'a>(what: &str, name: &str, known: impl Iterator<Item = &
     format!("no {what} is named {name:?}; accepted: {accepted}{}", did_you_mean(name, known))
 }
 
-pub(super) fn policies(root: &Reader<'_>, plans: &[Plan]) -> Vec<Policy> {
+pub(super) fn policies(root: &Reader<'_>, plans: &[Plan], api_tokens: bool) -> Vec<Policy> {
     let names = root.names("policies");
     let tables = root.named_by("policies", "<name>", policy::is_name, &name_rule());
-    tables.into_iter().map(|(name, reader)| policy(name, &reader, plans, &names)).collect()
+    tables.into_iter().map(|(name, reader)| policy(name, &reader, plans, &names, api_tokens)).collect()
 }
 
-fn policy(name: Box<str>, reader: &Reader<'_>, plans: &[Plan], names: &[&str]) -> Policy {
+fn policy(name: Box<str>, reader: &Reader<'_>, plans: &[Plan], names: &[&str], api_tokens: bool) -> Policy {
     let key: Vec<KeyPart> = reader.required_list("key");
     if key.iter().collect::<HashSet<_>>().len() < key.len() {
         reader.refuse("key", "names a part twice; accepted: each part once");
     }
-    if key.contains(&KeyPart::ApiToken) {
-        reader.warn("key", "api_token: this version issues no API tokens, so the policy counts nothing");
+    if key.contains(&KeyPart::ApiToken) && !api_tokens {
+        reader.warn("key", "api_token: api_tokens.enabled is false, so the policy counts nothing");
     }
     let applies_to = reader.get("applies_to");
     if applies_to == AppliesTo::Anonymous

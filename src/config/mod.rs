@@ -1,6 +1,7 @@
 //! The configuration file: TOML and environment in, one checked [`Spec`] out, or every mistake at once with its
 //! place. It starts nothing and knows no behaviour of the floors below.
 
+mod api_tokens;
 mod error;
 mod identity;
 pub mod keys;
@@ -166,9 +167,11 @@ fn sections(root: &Reader<'_>, environment: Environment) -> Spec {
     let admin = listeners::admin(root, &server);
     let cache = listeners::cache(root);
     let issuers = identity::issuers(root);
+    let identity = identity::identity(root);
+    let api_tokens = api_tokens::api_tokens(root, &identity);
     let plans = limits::plans(root);
     let limits = limits::limits(root, &plans);
-    let policies = limits::policies(root, &plans);
+    let policies = limits::policies(root, &plans, api_tokens.enabled);
     let redis = listeners::redis(root);
     limits::unused_user_limits(root, &limits, &policies, redis.url.is_some());
     let upstreams = routes::upstreams(root);
@@ -181,7 +184,7 @@ fn sections(root: &Reader<'_>, environment: Environment) -> Spec {
             plans: &plans,
             limits: &limits,
             upstreams: root.names("upstreams"),
-            has_issuers: !root.names("issuers").is_empty(),
+            has_issuers: !root.names("issuers").is_empty() || api_tokens.enabled,
         },
     );
     limits::quota_path_is_free(root, &limits, &server, &routes);
@@ -189,8 +192,9 @@ fn sections(root: &Reader<'_>, environment: Environment) -> Spec {
         environment,
         redis,
         log: listeners::log(root),
-        identity: identity::identity(root),
+        identity,
         sessions: sessions::sessions(root),
+        api_tokens,
         server,
         admin,
         issuers,

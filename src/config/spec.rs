@@ -35,6 +35,8 @@ pub struct Spec {
     pub identity: Identity,
     /// How long sessions live.
     pub sessions: Sessions,
+    /// Tokens that the gateway issues itself.
+    pub api_tokens: ApiTokens,
     /// Who may issue tokens, in the order of the file.
     pub issuers: Vec<Issuer>,
     /// What all limits have in common.
@@ -198,6 +200,15 @@ pub struct Identity {
     pub permissions_header: Option<HeaderName>,
     /// Claim and the header it is sent in.
     pub claim_headers: Vec<(Box<str>, HeaderName)>,
+}
+
+/// `[api_tokens]`.
+#[derive(Clone, Debug)]
+pub struct ApiTokens {
+    /// Whether they are accepted.
+    pub enabled: bool,
+    /// The header that may hold one, beside `Authorization`.
+    pub header: Option<HeaderName>,
 }
 
 /// `[issuers.<name>]`.

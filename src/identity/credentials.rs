@@ -9,6 +9,8 @@ use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 
+use crate::identifiers::API_TOKEN_PREFIX;
+
 /// Longest credential accepted unless declared otherwise, in bytes.
 pub const DEFAULT_MAX_BYTES: usize = 8 * 1024;
 
@@ -24,6 +26,9 @@ pub enum Source {
     /// A query parameter of this decoded name (RFC 6750 section 2.3). It must be stripped before forwarding:
     /// see [`without_parameter`].
     Query(Box<str>),
+    /// A place for API tokens alone: the whole value of this header, or `Authorization: Bearer` where that is not a
+    /// place for other tokens, and something else in it is passed over.
+    ApiToken(HeaderName),
 }
 
 /// The places looked at. All of them are looked at always, so that a second token cannot hide.
@@ -114,8 +119,11 @@ pub fn extract<'a>(
         let token = match source {
             Source::Bearer => bearer(headers, sources.refuse_other_schemes)?,
             Source::Cookie(name) => cookie(headers, name)?,
-            Source::Header(name) => only(headers, name)?.map(Cow::Borrowed),
             Source::Query(name) => parameter(query.unwrap_or_default(), name)?,
+            Source::ApiToken(name) if *name == AUTHORIZATION => {
+                bearer(headers, false)?.filter(|token| token.starts_with(API_TOKEN_PREFIX))
+            }
+            Source::Header(name) | Source::ApiToken(name) => only(headers, name)?.map(Cow::Borrowed),
         };
         let Some(token) = token else { continue };
         if token.len() > sources.max_bytes {
@@ -324,6 +332,31 @@ mod tests {
         ] {
             assert_eq!(take(lines, query), Err(problem), "{lines:?} {query:?}");
         }
+    }
+
+    #[test]
+    fn api_tokens_have_places_of_their_own() {
+        let key = HeaderName::from_static("x-api-key");
+        let places =
+            vec![Source::Cookie("token".into()), Source::ApiToken(AUTHORIZATION), Source::ApiToken(key)];
+        let sources = Sources { places, ..Sources::default() };
+        let take = |lines: &[(&'static str, &'static str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in lines {
+                headers.append(*name, HeaderValue::from_static(value));
+            }
+            extract(&sources, &headers, None).map(|found| found.map(|found| found.token.into_owned()))
+        };
+        assert_eq!(take(&[("authorization", "Bearer tgk_a")]), Ok(Some("tgk_a".into())));
+        assert_eq!(
+            take(&[("authorization", "Bearer a.b.c")]),
+            Ok(None),
+            "bearer is no place for others here"
+        );
+        assert_eq!(take(&[("x-api-key", "anything")]), Ok(Some("anything".into())));
+        let several = Err(CredentialProblem::SeveralPlaces);
+        assert_eq!(take(&[("authorization", "Bearer tgk_a"), ("x-api-key", "tgk_a")]), several);
+        assert_eq!(take(&[("cookie", "token=a.b.c"), ("x-api-key", "tgk_a")]), several);
     }
 
     #[test]

@@ -111,6 +111,9 @@ pub struct Identity {
     pub token_id: TokenId,
     /// The id of the API token, where it is one that the gateway issued and not a JWT.
     pub api_token: Option<Arc<str>>,
+    /// The API token's own limits per minute, hour and day, at least 1, in place of what policies that count by it
+    /// say.
+    pub own_limits: [Option<u64>; 3],
     /// Store keys, prefix included.
     pub keys: Keys,
     /// Header lines for the upstream: `X-User-Id`, `X-User-Plan`, `X-User-Permissions`, forwarded claims.
@@ -161,6 +164,7 @@ impl Identity {
             usable_until: times.expires_at.map(|at| at.plus(leeway)),
             token_id,
             api_token: None,
+            own_limits: [None; 3],
         }
     }
 

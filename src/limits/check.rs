@@ -4,7 +4,7 @@
 use super::algorithm::{Rule, State};
 use super::plan::effective_limit;
 use super::policy::{Algorithm, MAX_LOG_LIMIT, OnStoreFailure, Policy, Window};
-use super::subject::{Caller, KeySpace};
+use super::subject::{Caller, KeySpace, own_limit};
 use crate::clock::UnixMillis;
 
 /// Counters one request may touch; configurations that need more must be refused when loaded.
@@ -230,12 +230,15 @@ impl Checks {
                 continue;
             }
             let name = self.write_name(policy, window, several);
-            let effective = effective_limit(window.limit(), multiplier);
+            let own = own_limit(policy, caller, window.period_ms());
+            let effective = own.unwrap_or_else(|| effective_limit(window.limit(), multiplier));
             let rule = Rule {
                 algorithm: policy.algorithm(),
                 limit: match policy.algorithm() {
                     // A multiplier must not make the log longer than the configuration may.
-                    Algorithm::SlidingLog if policy.windows().is_none() => effective.min(MAX_LOG_LIMIT),
+                    Algorithm::SlidingLog if policy.windows().is_none() || own.is_some() => {
+                        effective.min(MAX_LOG_LIMIT)
+                    }
                     _ => effective,
                 },
                 period_ms: window.period_ms(),

@@ -1,6 +1,8 @@
 //! How limits read to clients: the de-facto `X-RateLimit-*` fields, the IETF pair of
 //! draft-ietf-httpapi-ratelimit-headers-10, `Retry-After` and the text of a refusal. It decides nothing.
 
+use std::borrow::Cow;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
 
@@ -163,17 +165,26 @@ pub fn retry_after(refused: &Refused) -> u64 {
 
 /// The public text of a refusal, by its first violated check. `policies` are those the checks were built
 /// from, by their numbers, and `plan` is the caller's.
-pub fn detail<'a>(refused: &Refused, checks: &Checks, policies: &'a [Policy], plan: &'a Plan) -> &'a str {
+pub fn detail<'a>(
+    refused: &Refused,
+    checks: &Checks,
+    policies: &'a [Policy],
+    plan: &'a Plan,
+) -> Cow<'a, str> {
     let first = refused.violated.iter().next().and_then(|index| checks.get(index));
-    first.map_or("Rate limit exceeded", |check| check_detail(check, policies, plan))
+    first.map_or("Rate limit exceeded".into(), |check| check_detail(check, policies, plan))
 }
 
-fn check_detail<'a>(check: &Check, policies: &'a [Policy], plan: &'a Plan) -> &'a str {
+fn check_detail<'a>(check: &Check, policies: &'a [Policy], plan: &'a Plan) -> Cow<'a, str> {
     let Some(windows) = policies.get(usize::from(check.policy)).map(Policy::windows) else {
-        return "Rate limit exceeded";
+        return "Rate limit exceeded".into();
     };
-    let window = windows.and_then(|windows| windows.get(usize::from(check.window)));
-    window.map_or(plan.detail(), |window| window.detail())
+    match windows.and_then(|windows| windows.get(usize::from(check.window))) {
+        None => plan.detail().into(),
+        Some(window) if window.limit() == check.rule.limit => window.detail().into(),
+        // An API token's own.
+        Some(window) => window.with_limit(check.rule.limit).detail().to_owned().into(),
+    }
 }
 
 /// The names of the violated checks, as in `RateLimit-Policy`: the `violated-policies` member of the draft's
@@ -273,6 +284,7 @@ mod tests {
             user: None,
             token: None,
             api_token: None,
+            own_limits: [None; 3],
             route: "r",
             plan,
             multiplier: 1.0,

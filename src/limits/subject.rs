@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderName};
 use super::body::Body;
 use super::plan::Plan;
 use super::policy::{KeyPart, Policy};
+use super::user_limits::named_period;
 use crate::identifiers::{digest_key_part, encode_key_part};
 
 /// Longest header or cookie value that tells one caller from another, in bytes.
@@ -50,6 +51,8 @@ pub struct Caller<'a> {
     pub token: Option<&'a str>,
     /// The id of the opaque API token used.
     pub api_token: Option<&'a str>,
+    /// The API token's own limits per minute, hour and day: see [`own_limit`].
+    pub own_limits: [Option<u64>; 3],
     /// The matched route's name.
     pub route: &'a str,
     /// The caller's plan, the anonymous one included.
@@ -58,6 +61,14 @@ pub struct Caller<'a> {
     pub multiplier: f64,
     /// What the request itself says.
     pub request: Parts<'a>,
+}
+
+/// The limit of a window of this length that `caller` has of its own, where `policy` counts by the API token.
+pub(super) fn own_limit(policy: &Policy, caller: &Caller<'_>, period_ms: u64) -> Option<u64> {
+    if !policy.key().contains(&KeyPart::ApiToken) {
+        return None;
+    }
+    caller.own_limits.get(named_period(period_ms)?).copied().flatten()
 }
 
 /// Makes keys and their hashes: the prefix and the secret of the hasher.
@@ -214,6 +225,7 @@ mod tests {
             user: None,
             token: Some("t-1"),
             api_token: Some("t-1"),
+            own_limits: [None; 3],
             route: "orders/list",
             plan: plans.named(Some("pro")),
             multiplier: 1.0,
@@ -235,6 +247,7 @@ mod tests {
             user,
             token,
             api_token: token,
+            own_limits: [None; 3],
             route: "orders/list",
             plan: plans.named(Some("pro")),
             multiplier: 1.0,
@@ -281,6 +294,35 @@ mod tests {
     }
 
     #[test]
+    fn a_tokens_own_limits_hold_where_a_policy_counts_by_it() {
+        use super::super::check::Checks;
+        use super::super::policy::Window;
+        use std::time::Duration;
+        let plans = Plans::standard().unwrap();
+        let window = |seconds| Window::new(100, Duration::from_secs(seconds)).unwrap();
+        let windows = || LimitSource::Windows(vec![window(10), window(60), window(3_600), window(86_400)]);
+        let own_limits = [Some(5), None, Some(20_000)];
+        let caller = Caller { own_limits, multiplier: 3.0, user: Some("42"), ..caller("192.0.2.1", &plans) };
+        for (parts, limit, expected) in [
+            (&[KeyPart::ApiToken][..], windows(), &[100, 5, 100, 20_000][..]),
+            (&[KeyPart::ApiToken, KeyPart::Route], windows(), &[100, 5, 100, 20_000]),
+            (&[KeyPart::User], windows(), &[100, 100, 100, 100]),
+            (&[KeyPart::ApiToken], LimitSource::Plan, &[5]),
+            (&[KeyPart::User], LimitSource::Plan, &[600]),
+        ] {
+            let policy = Policy::new("p", parts, Algorithm::FixedWindow, limit).unwrap();
+            let mut checks = Checks::new();
+            checks.begin(crate::clock::UnixMillis(0));
+            checks.add(&KeySpace::default(), 0, &policy, &caller, 1).unwrap();
+            assert_eq!(
+                checks.iter().map(|check| check.rule.limit).collect::<Vec<_>>(),
+                expected,
+                "{parts:?}"
+            );
+        }
+    }
+
+    #[test]
     fn a_policy_does_not_apply_to_a_caller_who_lacks_a_part() {
         assert_eq!(key("user", &[KeyPart::Ip, KeyPart::User], None, None, "192.0.2.1"), None);
         assert_eq!(key("t", &[KeyPart::Token], Some("42"), None, "192.0.2.1"), None);
@@ -303,6 +345,7 @@ mod tests {
                     user,
                     token: None,
                     api_token: None,
+                    own_limits: [None; 3],
                     route: "r",
                     plan: plans.anonymous(),
                     multiplier: 1.0,
@@ -321,8 +364,17 @@ mod tests {
         let policy = Policy::new("p", &parts, Algorithm::FixedWindow, LimitSource::Plan).unwrap();
         let plan = plans.named(None);
         let (ip, route) = ("192.0.2.1", "login");
-        let caller =
-            Caller { ip, user: None, token: None, api_token: None, route, plan, multiplier: 1.0, request };
+        let caller = Caller {
+            ip,
+            user: None,
+            token: None,
+            api_token: None,
+            own_limits: [None; 3],
+            route,
+            plan,
+            multiplier: 1.0,
+            request,
+        };
         let mut out = Vec::new();
         assert!(KeySpace::default().write_key(&policy, &caller, &mut out));
         String::from_utf8(out).unwrap()

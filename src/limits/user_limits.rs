@@ -31,6 +31,11 @@ pub struct Adjustment {
 /// Periods of the windows that can be replaced, in milliseconds.
 const PERIODS: [u64; 3] = [60_000, 3_600_000, 86_400_000];
 
+/// Which of minute, hour and day a window of this length is.
+pub(super) fn named_period(period_ms: u64) -> Option<usize> {
+    PERIODS.iter().position(|period| *period == period_ms)
+}
+
 impl Default for Adjustment {
     /// No difference.
     fn default() -> Self {
@@ -56,10 +61,7 @@ impl Adjustment {
 
     /// `plan` with the windows that this user has otherwise; `None` when there are none.
     pub fn plan(&self, plan: &Plan) -> Option<Plan> {
-        let limit_of = |period_ms: u64| {
-            let index = PERIODS.iter().position(|period| *period == period_ms)?;
-            self.windows.get(index).copied().flatten()
-        };
+        let limit_of = |period_ms: u64| self.windows.get(named_period(period_ms)?).copied().flatten();
         plan.windows()
             .iter()
             .any(|window| limit_of(window.period_ms()).is_some())

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderMap, Method};
 
+use super::api_token;
 use super::context::{Admission, Admitted, Context, Target};
 use super::gateway::Gateway;
 use super::head::{self, Framing, Head, HeadInput, Upgrade};
@@ -16,6 +17,7 @@ use super::lookup::{self, Lookup};
 use super::quota;
 use super::refusal::Refusal;
 use super::vouch::vouch;
+use crate::api_tokens::{Used, Verdict};
 use crate::cache::key::{Target as CacheTarget, Unstamped};
 use crate::cache::request::{Bypass, Caller as CacheCaller, is_safe};
 use crate::cache::tag::key_tag;
@@ -83,22 +85,24 @@ pub async fn admit(
         Box::pin(lookup::resolve(gateway, lookup)).await?;
         judged = judge(gateway, &request.head(), peer, context)?;
     }
-    let Judged { route, params, identity, client, pending, overwrites, target } = match judged {
+    let Judged { route, params, identity, api_token, client, pending, overwrites, target } = match judged {
         Judgement::Routed(judged) => *judged,
         Judgement::Quota(asked) => {
             context.admission = Admission::Answered(quota::tell(gateway, &asked, context.received_at).await?);
             return Ok(());
         }
-        Judgement::Forbidden(identity) => {
+        Judgement::Forbidden(identity, api_token) => {
             // The client of a revoked token has to log in, whatever it may.
-            Box::pin(vouch(gateway, &identity, false, context.received_at)).await?;
+            let vouched = vouch(gateway, &identity, api_token.as_ref(), false, context.received_at);
+            Box::pin(vouched).await?;
             return Err(IdentityRefusal::Forbidden.into());
         }
         // Once is enough: what was looked up was forgotten at once.
         Judgement::Unknown(_) => return Err(IdentityRefusal::Undecided.into()),
     };
     let now = context.received_at;
-    let limiting = Limiting { gateway, route: &route, client, identity: identity.as_ref(), origin, now };
+    let (identity_of, api_token) = (identity.as_ref(), api_token.as_ref());
+    let limiting = Limiting { gateway, route: &route, client, identity: identity_of, api_token, origin, now };
     let cache = limiting.decide(request, pending, context).await?;
     context.admission =
         Admission::Admitted(Box::new(Admitted { route, params, identity, cache, overwrites, target }));
@@ -112,7 +116,7 @@ pub(super) enum Judgement {
     /// Nowhere: it asks what is left of its own limits.
     Quota(quota::Asked),
     /// Nowhere: the caller lacks a permission. Whether the token holds at all is still to be asked.
-    Forbidden(Arc<Identity>),
+    Forbidden(Arc<Identity>, Option<Used>),
     /// Who asks cannot be said before this is looked up.
     Unknown(Lookup),
 }
@@ -122,6 +126,7 @@ pub(super) struct Judged {
     route: Arc<Route>,
     params: Params,
     identity: Option<Arc<Identity>>,
+    api_token: Option<Used>,
     client: ClientAddr,
     pending: PendingCache,
     overwrites: Option<Box<str>>,
@@ -171,14 +176,19 @@ fn judge(
 
     // Who is it?
     let identified = identify(gateway, route.access.requirement(), &head, input.headers, now)?;
-    let (identity, query) = match identified {
-        Identified::As(identity, query) => (identity, query),
+    let (identity, api_token, query) = match identified {
+        Identified::As(identity, query) => (identity, None, query),
+        Identified::By(used, query) => (Some(Arc::clone(&used.identity)), Some(used), query),
         Identified::Unknown(lookup) => return Ok(Judgement::Unknown(lookup)),
     };
     context.identity.clone_from(&identity);
     refuse_known_revoked(gateway, identity.as_deref(), now)?;
     if let Err(refusal) = permit(&route.access, identity.as_deref()) {
-        return identity.map(Judgement::Forbidden).ok_or_else(|| refusal.into());
+        return identity.map(|who| Judgement::Forbidden(who, api_token)).ok_or_else(|| refusal.into());
+    }
+    // There is no login that it could end.
+    if route.logout.is_some() && api_token.is_some() {
+        return Err(IdentityRefusal::Forbidden.into());
     }
 
     // What may the cache do?
@@ -207,7 +217,7 @@ fn judge(
 
     let rewritten = rewritten(&head, &path, query.as_deref());
     let target = Target { rewritten, websocket: head.upgrade == Upgrade::WebSocket };
-    let judged = Judged { route, params, identity, client, pending, overwrites, target };
+    let judged = Judged { route, params, identity, api_token, client, pending, overwrites, target };
     Ok(Judgement::Routed(Box::new(judged)))
 }
 
@@ -274,6 +284,8 @@ type Query<'a> = Option<std::borrow::Cow<'a, str>>;
 pub(super) enum Identified<'a> {
     /// The caller, and the query without the credential that may have been in it.
     As(Option<Arc<Identity>>, Query<'a>),
+    /// The owner of this API token, and the query.
+    By(Used, Query<'a>),
     /// Nothing, before this is looked up.
     Unknown(Lookup),
 }
@@ -300,6 +312,13 @@ pub(super) fn identify<'a>(
         }
         _ => untouched,
     };
+    let found = credential.as_ref().ok().and_then(Option::as_ref);
+    match found.and_then(|found| api_token::judge(gateway, found, now)) {
+        Some(Verdict::Accepted(used)) => return Ok(Identified::By(used, query)),
+        Some(Verdict::Refused(refused)) => return Err(IdentityRefusal::Token(refused).into()),
+        Some(Verdict::Unknown(id)) => return Ok(Identified::Unknown(Lookup::ApiToken(id))),
+        None => {}
+    }
     let token = credential.as_ref().ok().and_then(Option::as_ref).map(|found| found.token.clone());
     match authenticate(requirement, credential, &gateway.verifier, now) {
         Ok(identity) => Ok(Identified::As(identity, query)),

@@ -10,6 +10,7 @@ use super::head::HeadLimits;
 use super::outcome::Outcomes;
 use super::quota::Reads;
 use super::sessions::Sessions;
+use crate::api_tokens::ApiTokens;
 use crate::cache::Cache;
 use crate::client_addr;
 use crate::clock::{Clock, UnixMillis};
@@ -48,6 +49,8 @@ pub struct Gateway {
     pub client_addr: client_addr::Settings,
     /// Where tokens are looked for.
     pub sources: Sources,
+    /// Whether API tokens are accepted.
+    pub api_tokens: bool,
     /// Decides on tokens.
     pub verifier: Verifier,
     /// Who keeps the published keys of issuers, by the verifier's index of issuers.
@@ -115,6 +118,8 @@ pub struct Shared {
     pub instances: AtomicU32,
     /// Makes counter keys and their hashes.
     pub keys: KeySpace,
+    /// The tokens that the gateway issues itself.
+    pub api_tokens: ApiTokens,
     /// Revocations of this instance.
     pub known: Known,
     /// Revocations that the store has not got yet.

@@ -13,6 +13,7 @@ use super::gateway::Gateway;
 use super::give_back::provisional;
 use super::refusal::{Limited, Refusal};
 use super::user_limits;
+use crate::api_tokens::Used;
 use crate::cache;
 use crate::cache::request::Bypass;
 use crate::client_addr::ClientAddr;
@@ -34,6 +35,8 @@ pub(super) struct Limiting<'a> {
     pub(super) route: &'a Route,
     pub(super) client: ClientAddr,
     pub(super) identity: Option<&'a Arc<Identity>>,
+    /// The API token that the caller is known by.
+    pub(super) api_token: Option<&'a Used>,
     pub(super) origin: Origin,
     /// When its head had arrived.
     pub(super) now: UnixMillis,
@@ -110,7 +113,7 @@ impl Limiting<'_> {
 
     /// The counters of the request, unless it is refused here and now.
     async fn gather(&self, request: &mut impl Request, context: &mut Context) -> Result<Gathered, Refusal> {
-        let Self { gateway, route, client, identity, origin, mut now } = *self;
+        let Self { gateway, route, client, identity, origin, mut now, .. } = *self;
         let adjustment = adjustment(gateway, route, identity, now);
         let adjusted = adjustment.plan(self.plan());
         let plan = adjusted.as_ref().unwrap_or_else(|| self.plan());
@@ -126,6 +129,7 @@ impl Limiting<'_> {
             user: identity.map(|identity| &*identity.account),
             token: identity.map(|identity| identity.token_id.as_str()),
             api_token: identity.and_then(|identity| identity.api_token.as_deref()),
+            own_limits: identity.map_or_else(Default::default, |identity| identity.own_limits),
             route: &route.name,
             plan,
             multiplier: identity

@@ -3,6 +3,7 @@
 
 use super::gateway::Gateway;
 use super::refusal::Refusal;
+use crate::api_tokens::Id;
 use crate::identity::{IdentityRefusal, Refused, Unheard};
 use crate::jwks::Answer;
 
@@ -11,6 +12,8 @@ use crate::jwks::Answer;
 pub(super) enum Lookup {
     /// A key that an issuer may publish.
     Key(Unheard),
+    /// The record of an API token.
+    ApiToken(Id),
 }
 
 /// What to look up so that `token`, which was refused, might be accepted after all.
@@ -35,6 +38,10 @@ pub(super) async fn resolve(gateway: &Gateway, lookup: Lookup) -> Result<(), Ref
                 Answer::Absent => Err(IdentityRefusal::Token(Refused::UnknownKey).into()),
                 Answer::Unavailable => Err(IdentityRefusal::Undecided.into()),
             }
+        }
+        Lookup::ApiToken(id) => {
+            let looked_up = gateway.shared.api_tokens.look_up(id, || gateway.shared.clock.now()).await;
+            looked_up.map_err(|_| IdentityRefusal::Undecided.into())
         }
     }
 }

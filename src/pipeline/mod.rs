@@ -1,6 +1,7 @@
 //! The order of a request through the gateway, one file per step.
 
 pub mod admit;
+mod api_token;
 pub mod context;
 mod exchange;
 pub mod gateway;

@@ -20,6 +20,7 @@ use super::head::{Head, HeadInput};
 use super::refusal::{Limited, Refusal};
 use super::reply::Reply;
 use super::vouch::vouch;
+use crate::api_tokens::Used;
 use crate::client_addr::ClientAddr;
 use crate::clock::UnixMillis;
 use crate::identity::{Identity, Requirement};
@@ -55,6 +56,8 @@ pub struct Subject<'a> {
     pub token: Option<&'a str>,
     /// The id of an API token.
     pub api_token: Option<&'a str>,
+    /// The API token's own limits per minute, hour and day.
+    pub own_limits: [Option<u64>; 3],
     /// The plan.
     pub plan: &'a Plan,
     /// The multiplier of the plan's limits.
@@ -126,6 +129,7 @@ impl Reads {
 pub(super) struct Asked {
     client: ClientAddr,
     identity: Option<Arc<Identity>>,
+    api_token: Option<Used>,
     headers: HeaderMap,
 }
 
@@ -156,13 +160,14 @@ pub(super) fn ask(
             violated: fields::violated_policies(&refused, &reads).map(Into::into).collect(),
         }));
     }
-    let identity = match identify(gateway, Requirement::Optional, head, input.headers, now)? {
-        Identified::As(identity, _) => identity,
+    let (identity, api_token) = match identify(gateway, Requirement::Optional, head, input.headers, now)? {
+        Identified::As(identity, _) => (identity, None),
+        Identified::By(used, _) => (Some(Arc::clone(&used.identity)), Some(used)),
         Identified::Unknown(lookup) => return Ok(Judgement::Unknown(lookup)),
     };
     context.identity.clone_from(&identity);
     refuse_known_revoked(gateway, identity.as_deref(), now)?;
-    Ok(Judgement::Quota(Asked { client, identity, headers: input.headers.clone() }))
+    Ok(Judgement::Quota(Asked { client, identity, api_token, headers: input.headers.clone() }))
 }
 
 /// Answers a client that asks what is left of its limits.
@@ -171,7 +176,7 @@ pub(super) async fn tell(gateway: &Gateway, asked: &Asked, now: UnixMillis) -> R
     let identity = asked.identity.as_ref();
     let address = asked.client.subject().text();
     if let Some(identity) = identity {
-        vouch(gateway, identity, gateway.refuse_unknown, now).await?;
+        vouch(gateway, identity, asked.api_token.as_ref(), gateway.refuse_unknown, now).await?;
     }
     let request = Parts { headers: Some(&asked.headers), body: None };
     let anonymous = Subject { request, ..Subject::anonymous(address.as_str(), gateway.plans.anonymous()) };
@@ -186,6 +191,7 @@ pub(super) async fn tell(gateway: &Gateway, asked: &Asked, now: UnixMillis) -> R
             user: Some(&identity.account),
             token: Some(identity.token_id.as_str()),
             api_token: identity.api_token.as_deref(),
+            own_limits: identity.own_limits,
             plan: adjusted.as_ref().unwrap_or(plan),
             multiplier: gateway.plans.combined(identity.multiplier, adjustment.multiplier),
             ..anonymous
@@ -283,8 +289,8 @@ impl Gateway {
 impl<'a> Subject<'a> {
     fn anonymous(ip: &'a str, plan: &'a Plan) -> Self {
         let (user, token, api_token, route) = (None, None, None, None);
-        let request = Parts::default();
-        Self { ip: Some(ip), user, token, api_token, plan, multiplier: 1.0, route, request }
+        let (request, own_limits) = (Parts::default(), [None; 3]);
+        Self { ip: Some(ip), user, token, api_token, own_limits, plan, multiplier: 1.0, route, request }
     }
 
     fn caller(&self) -> Caller<'a> {
@@ -293,6 +299,7 @@ impl<'a> Subject<'a> {
             user: self.user,
             token: self.token,
             api_token: self.api_token,
+            own_limits: self.own_limits,
             route: self.route.unwrap_or_default(),
             plan: self.plan,
             multiplier: self.multiplier,

@@ -306,6 +306,7 @@ mod tests {
             user: None,
             token: None,
             api_token: None,
+            own_limits: [None; 3],
             route: "r",
             plan: plans.anonymous(),
             multiplier: 1.0,

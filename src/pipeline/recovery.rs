@@ -55,7 +55,7 @@ impl Recovery for Recoverer {
 #[async_trait]
 impl EventHandler for Recoverer {
     fn event(&self, payload: &[u8]) {
-        if self.0.forget_counter(payload) {
+        if self.0.forget_counter(payload) || self.0.api_tokens.follow(payload) {
             return;
         }
         let revocation = std::str::from_utf8(payload).ok().and_then(Revocation::from_message);

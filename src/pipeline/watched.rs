@@ -1,19 +1,25 @@
 //! What the store holds about the caller beside guards and counters, read in the same round trip: the session and the
 //! API token. It decides whether the caller may go on.
 
+use super::api_token;
 use super::exchange::{Seen, WATCHED, Watched};
 use super::limit::Limiting;
 use super::refusal::Refusal;
 use super::sessions::Judged;
 use crate::identity::IdentityRefusal;
 
-/// Position of the session among the watched keys; the API token follows.
+/// Position of the session among the watched keys.
 const SESSION: usize = 0;
+/// Position of the record of the API token.
+const API_TOKEN: usize = 1;
 
 impl Limiting<'_> {
     /// The keys to read with the exchange.
     pub(super) fn watched(&self) -> Watched<'_> {
         let mut watched = Watched::default();
+        if let (Some(used), Some(record)) = (self.api_token, watched.get_mut(API_TOKEN)) {
+            *record = Some(used.entry.key.as_bytes());
+        }
         let login = self.identity.filter(|identity| identity.api_token.is_none());
         let (Some(identity), true) = (login, self.route.session) else { return watched };
         if let Some(session) = watched.get_mut(SESSION) {
@@ -49,8 +55,8 @@ impl Limiting<'_> {
     }
 
     /// Whether the record of the API token is still the one that the caller was known by.
-    #[allow(clippy::unnecessary_wraps, clippy::unused_self)]
-    fn judge_api_token(&self, _seen: &Seen) -> Result<(), Refusal> {
-        Ok(())
+    fn judge_api_token(&self, seen: &Seen) -> Result<(), Refusal> {
+        let Some(used) = self.api_token else { return Ok(()) };
+        api_token::recheck(self.gateway, used, seen, Some(&self.route.access), self.now)
     }
 }

@@ -10,13 +10,15 @@ mod value;
 
 use std::net::IpAddr;
 
-use http::header::{CONNECTION, COOKIE, UPGRADE};
+use http::header::{AUTHORIZATION, CONNECTION, COOKIE, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::header_names::{
     TRACEPARENT, TRACESTATE, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REAL_IP, X_REQUEST_ID,
     X_USER_ID, X_USER_PERMISSIONS, X_USER_PLAN,
 };
+
+use crate::identifiers::API_TOKEN_PREFIX;
 
 pub use ids::{MAX_REQUEST_ID, TraceParent, new_request_id, request_id};
 pub use value::{MAX_VALUE, joined_value, safe_value};
@@ -104,13 +106,14 @@ pub struct Settings {
     stripped: names::Set,
     chain: Chain,
     real_ip: bool,
+    api_tokens: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let names = Names::default();
         let stripped = names::Set::new(names.all());
-        Self { names, stripped, chain: Chain::default(), real_ip: false }
+        Self { names, stripped, chain: Chain::default(), real_ip: false, api_tokens: false }
     }
 }
 
@@ -144,7 +147,13 @@ impl Settings {
             seen.push(dashed);
         }
         let stripped = names::Set::new(names.all());
-        Ok(Self { names, stripped, chain, real_ip })
+        Ok(Self { names, stripped, chain, real_ip, api_tokens: false })
+    }
+
+    /// The same settings where an `Authorization` that holds an API token is the gateway's own affair.
+    #[must_use]
+    pub fn with_api_tokens(self, api_tokens: bool) -> Self {
+        Self { api_tokens, ..self }
     }
 
     /// The header that carries a claim.
@@ -228,6 +237,9 @@ pub fn strip<H: HeaderEdit>(settings: &Settings, headers: &mut H, keep: Keep) {
     for name in &doomed {
         headers.remove_all(name);
     }
+    if settings.api_tokens && holds_api_token(headers.headers()) {
+        headers.remove_all(&AUTHORIZATION);
+    }
     if keep.websocket {
         headers.set(&CONNECTION, HeaderValue::from_static("upgrade"));
         headers.set(&UPGRADE, HeaderValue::from_static("websocket"));
@@ -236,6 +248,15 @@ pub fn strip<H: HeaderEdit>(settings: &Settings, headers: &mut H, keep: Keep) {
         headers.set(&http::header::TE, HeaderValue::from_static("trailers"));
     }
     join_cookies(headers);
+}
+
+/// Whether a word of an `Authorization` begins like an API token, on whatever route and however it is written.
+fn holds_api_token(headers: &HeaderMap) -> bool {
+    let mut lines = headers.get_all(AUTHORIZATION).iter().map(HeaderValue::as_bytes);
+    lines.any(|line| {
+        let mut words = line.split(|byte| !(byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte)));
+        words.any(|word| word.starts_with(API_TOKEN_PREFIX.as_bytes()))
+    })
 }
 
 /// Writes what the gateway says of the request, replacing whatever was there.

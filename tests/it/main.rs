@@ -30,6 +30,7 @@
 mod support;
 
 mod admin;
+mod api_tokens;
 mod cache;
 mod cache_attacks;
 mod cache_invalidation;

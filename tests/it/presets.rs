@@ -9,7 +9,7 @@ use redis::Commands as _;
 use serde_json::json;
 
 use crate::support::client::{Client, Response};
-use crate::support::gateway::{Builder, Gateway};
+use crate::support::gateway::{ADMIN_TOKEN, Builder, Gateway};
 use crate::support::origin::{Origin, Reply};
 use crate::support::redis::Redis;
 use crate::support::token::Token;
@@ -325,13 +325,30 @@ fn api_gateway_counts_callers_with_a_token_by_minute_hour_and_day() {
     let (redis, origin) = (Redis::start(), Origin::start());
     let gateway = preset("api-gateway", &origin, &redis.url()).start();
     wait_for_the_store(&gateway);
-    let bearer = Token::of("svc-1").sign();
-    assert_eq!(gateway.client().get("/").bearer(&bearer).send().code(), 200);
+    let order = serde_json::json!({"name": "ci", "owner": "svc-1"});
+    let made =
+        gateway.admin().post("/api/v1/api-tokens/create").bearer(ADMIN_TOKEN).json(&order).send().json();
+    let (token, id) = (made["token"].as_str().unwrap(), made["id"].as_str().unwrap());
+    for carried in [("authorization", format!("Bearer {token}")), ("x-api-key", token.to_owned())] {
+        let response = gateway.client().get("/").header(carried.0, &carried.1).send();
+        assert_eq!(response.code(), 200, "{}", response.text());
+        assert!(origin.last().header(carried.0).is_none());
+    }
     for (window, life) in [("minute", 60), ("hour", 3_600), ("day", 86_400)] {
-        let key = format!("rate_limit:api_token:svc-1:{window}");
+        let key = format!("rate_limit:api_token:{id}:{window}");
         let left = ttl(&redis, &key);
         assert!((1..=life).contains(&left) && left > life - 100, "{key} {left}: {:?}", redis.keys());
+        assert_eq!(crate::setup::counter(&redis, &key), Some(2));
     }
+    assert_eq!(crate::setup::counter(&redis, "rate_limit:ip:127.0.0.1"), Some(2), "and by address");
+    let bearer = Token::of("svc-1").sign();
+    assert_eq!(
+        gateway.client().get("/").bearer(&bearer).send().code(),
+        200,
+        "a JWT is held by address alone"
+    );
+    assert_eq!(crate::setup::counter(&redis, &format!("rate_limit:api_token:{id}:minute")), Some(2));
+    assert_eq!(crate::setup::counter(&redis, "rate_limit:ip:127.0.0.1"), Some(3));
     assert_eq!(gateway.client().get("/").bearer("nonsense").send().detail(), "Invalid token");
 }
 

@@ -55,7 +55,10 @@ fn api_gateway_preset_is_what_its_page_says() {
         quota(&loaded, "api_token"),
         [("minute".into(), 60, 60), ("hour".into(), 1000, 3600), ("day".into(), 10_000, 86_400)]
     );
-    assert_eq!(loaded.spec.policies[1].key, [KeyPart::User]);
+    let (tokens, policies) = (&loaded.spec.api_tokens, &loaded.spec.policies);
+    assert_eq!((&policies[0].key[..], &policies[1].key[..]), (&[KeyPart::Ip][..], &[KeyPart::ApiToken][..]));
+    assert_eq!((tokens.enabled, tokens.header.as_ref().unwrap().as_str()), (true, "x-api-key"));
+    assert_eq!(loaded.spec.routes[0].limits, ["ip".into(), "api_token".into()] as [Box<str>; 2]);
     assert_eq!(loaded.spec.routes[0].auth, Auth::Optional);
     assert_eq!(loaded.spec.redis.connect_timeout, Duration::from_secs(2));
     assert_eq!(loaded.spec.redis.health_check_interval, Duration::from_secs(30));

@@ -30,6 +30,7 @@ fn checks_of(space: &KeySpace, policies: &[&Policy], ip: &str) -> Checks {
         user: None,
         token: None,
         api_token: None,
+        own_limits: [None; 3],
         route: "r",
         plan: plans.anonymous(),
         multiplier: 1.0,

@@ -382,3 +382,26 @@ proptest! {
         prop_assert_eq!(seen[0].1.as_bytes(), b"u");
     }
 }
+
+#[test]
+fn an_api_token_never_goes_on_and_other_credentials_do() {
+    let settings = Settings::default().with_api_tokens(true);
+    let token = "tgk_0123456789abcdef_0";
+    for (value, stays) in [
+        (format!("Bearer {token}"), false),
+        (format!("bearer   {token}"), false),
+        (format!("Bearer\t{token}"), false),
+        (format!("Basic x, Bearer {token}"), false),
+        (token.to_owned(), false),
+        ("Bearer a.b.tgk_c".to_owned(), true),
+        ("Basic dGdrXzEyMw==".to_owned(), true),
+    ] {
+        let mut headers = HeaderMap::new();
+        headers.insert("authorization", value.parse().unwrap());
+        let mut untouched = headers.clone();
+        strip(&settings, &mut headers, Keep::default());
+        assert_eq!(headers.contains_key("authorization"), stays, "{value}");
+        strip(&Settings::default(), &mut untouched, Keep::default());
+        assert!(untouched.contains_key("authorization"));
+    }
+}

@@ -1,0 +1,12 @@
+//! API tokens: opaque credentials that the gateway issues itself, stored as a hash in the store of all instances, or in
+//! memory where there is none. What a token stands for is an [`crate::identity::Identity`] like any other.
+
+mod known;
+mod record;
+mod store;
+mod token;
+
+pub use self::known::{Entry, Used, Verdict};
+pub use self::record::{MAX_LIFE, MAX_LIMIT, MAX_MULTIPLIER, Naming, Order, OwnLimits, Unusable};
+pub use self::store::{ApiTokens, Listed, Made, Problem};
+pub use self::token::{Id, Issued, Presented, is_api_token};

@@ -1,0 +1,81 @@
+//! API tokens for commands: straight to the store of a configuration, without a gateway.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::redis::{RedisResult, cmd};
+use anyhow::{Context as _, bail};
+use async_trait::async_trait;
+
+use super::build::api_token_naming;
+use crate::api_tokens::ApiTokens;
+use crate::config::Spec;
+use crate::redis::{Lane, Link, Recovery, Store, Unobserved};
+
+/// How long the store may take to answer at all.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Pause between two looks whether it answers.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A command owes the store nothing.
+struct Nothing;
+
+#[async_trait]
+impl Recovery for Nothing {
+    fn owes(&self) -> bool {
+        false
+    }
+
+    async fn verify(&self, _: &mut Link<'_>) -> RedisResult<()> {
+        Ok(())
+    }
+
+    async fn recover(&self, _: &mut Link<'_>) -> RedisResult<()> {
+        Ok(())
+    }
+}
+
+/// Does `work` on the API tokens in the store of this configuration.
+///
+/// # Errors
+/// There is no store, or it cannot be reached.
+pub fn on_api_tokens<T>(spec: &Spec, work: impl AsyncFnOnce(&ApiTokens) -> T) -> anyhow::Result<T> {
+    // The process-wide provider; a second install only says that there is one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let Some(store) = super::store(spec, Box::new(Unobserved))? else {
+        bail!(
+            "the configuration names no Redis: its API tokens live in the memory of each gateway, and are managed \
+             through the admin API there"
+        );
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("no runtime can be started")?;
+    runtime.block_on(async {
+        let watching = tokio::spawn(Arc::clone(&store).supervise(Vec::new(), Arc::new(Nothing)));
+        let reached = reach(&store).await;
+        let tokens = ApiTokens::new(Some(store), api_token_naming(spec));
+        let done = match reached {
+            Ok(()) => Ok(work(&tokens).await),
+            Err(problem) => Err(problem),
+        };
+        watching.abort();
+        done
+    })
+}
+
+/// Waits until all of the store answers.
+async fn reach(store: &Store) -> anyhow::Result<()> {
+    let until = tokio::time::Instant::now() + store.settings().connect_timeout + PATIENCE;
+    loop {
+        let answers = store.ask_all(PATIENCE, Lane::Decisions, &cmd("PING")).await;
+        let Some(failure) = answers.into_iter().find_map(|answer| answer.outcome.err()) else {
+            return Ok(());
+        };
+        if tokio::time::Instant::now() >= until {
+            bail!("Redis cannot be reached: {failure}");
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}

@@ -1,0 +1,164 @@
+//! The commands on API tokens. No secret is an argument: a process list would show it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use super::{lifetime, multiplier};
+use crate::api_tokens::{Id, MAX_LIMIT};
+use crate::identifiers::API_TOKEN_PREFIX;
+
+/// Create, list and change API tokens.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ApiToken {
+    /// Make a token and print it, alone, on standard output: the only time that it is shown.
+    Create(Box<CreateApiToken>),
+    /// Show the tokens, never their secrets.
+    List(ListApiTokens),
+    /// Give a token another secret and print the token, alone, on standard output.
+    Rotate(RotateApiToken),
+    /// Refuse a token until it is enabled again.
+    Disable(OneApiToken),
+    /// Accept a token again.
+    Enable(OneApiToken),
+    /// End a token for good.
+    Delete(OneApiToken),
+}
+
+/// The token to make.
+#[derive(Args, Clone, Debug)]
+pub struct CreateApiToken {
+    /// The configuration file (TOML) that names the Redis.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// What it is for.
+    #[arg(short, long, value_name = "NAME")]
+    pub name: String,
+    /// Whose it is: the user that the upstream is told, and whose cached responses it shares.
+    #[arg(short, long, value_name = "OWNER")]
+    pub owner: String,
+    /// The plan, one of the configuration; without one the default plan.
+    #[arg(long, value_name = "PLAN")]
+    pub plan: Option<String>,
+    /// A permission; may be given several times.
+    #[arg(long = "permission", value_name = "PERMISSION")]
+    pub permissions: Vec<String>,
+    /// Multiplies the limits of the plan: a finite number above zero.
+    #[arg(long, value_name = "NUMBER", value_parser = multiplier)]
+    pub multiplier: Option<f64>,
+    /// Requests per minute, in place of what the policy says.
+    #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u64).range(1..=MAX_LIMIT))]
+    pub minute: Option<u64>,
+    /// Requests per hour, in place of what the policy says.
+    #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u64).range(1..=MAX_LIMIT))]
+    pub hour: Option<u64>,
+    /// Requests per day, in place of what the policy says.
+    #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u64).range(1..=MAX_LIMIT))]
+    pub day: Option<u64>,
+    /// How long it is valid: 90s, 24h, 90d; without it, until it is deleted.
+    #[arg(long, value_name = "DURATION", value_parser = lifetime)]
+    pub expires_in: Option<Duration>,
+    /// Print the token and all that is kept of it as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which tokens to show.
+#[derive(Args, Clone, Debug)]
+pub struct ListApiTokens {
+    /// The configuration file (TOML) that names the Redis.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Only those of this owner.
+    #[arg(short, long, value_name = "OWNER")]
+    pub owner: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The token to give another secret.
+#[derive(Args, Clone, Debug)]
+pub struct RotateApiToken {
+    /// Which token.
+    #[command(flatten)]
+    pub one: OneApiToken,
+    /// How long the old secret still works: 90s, 24h; without it, it ends at once.
+    #[arg(long, value_name = "DURATION", value_parser = lifetime)]
+    pub grace: Option<Duration>,
+}
+
+/// A token, by its id.
+#[derive(Args, Clone, Debug)]
+pub struct OneApiToken {
+    /// The configuration file (TOML) that names the Redis.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// The id: the 16 characters after `tgk_`. The secret is not asked for.
+    #[arg(value_name = "ID", value_parser = id)]
+    pub id: Id,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn id(text: &str) -> Result<Id, String> {
+    let bare = text.strip_prefix(API_TOKEN_PREFIX).unwrap_or(text);
+    Id::parse(bare).ok_or_else(|| {
+        "an id is the 16 letters and digits after tgk_; keep the secret behind it to yourself".to_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::super::{Cli, Command};
+    use super::*;
+
+    fn parse(line: &str) -> Result<ApiToken, clap::Error> {
+        let line = format!("tollgate api-token {line}");
+        Cli::try_parse_from(line.split_whitespace()).map(|cli| match cli.command {
+            Command::ApiToken(command) => command,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn a_token_is_described_by_options() {
+        let line = "create -c a.toml --name ci --owner ada --plan pro --permission read --permission write \
+                    --multiplier 2 --minute 5 --day 7 --expires-in 90d --json";
+        let ApiToken::Create(create) = parse(line).unwrap() else { panic!("not a create") };
+        assert_eq!((create.minute, create.hour, create.day), (Some(5), None, Some(7)));
+        assert_eq!(create.permissions, ["read", "write"]);
+        assert_eq!(create.expires_in, Some(Duration::from_secs(90 * 86_400)));
+        assert!(create.json);
+        for bad in [
+            "create -c a.toml --name ci",
+            "create --name ci --owner ada",
+            "create -c a.toml --name ci --owner ada --minute 0",
+            "create -c a.toml --name ci --owner ada --multiplier NaN",
+            "create -c a.toml --name ci --owner ada --expires-in 0s",
+            "list",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_named_by_its_id_and_never_by_its_secret() {
+        for id in ["0123456789abcdef", "tgk_0123456789abcdef"] {
+            let ApiToken::Disable(one) = parse(&format!("disable -c a.toml {id}")).unwrap() else { panic!() };
+            assert_eq!(one.id.as_str(), "0123456789abcdef");
+        }
+        let secret = "s".repeat(43);
+        for bad in ["", "0123", "x123456789abcde!", &format!("tgk_0123456789abcdef_{secret}")] {
+            assert!(parse(&format!("delete -c a.toml {bad}")).is_err(), "{bad}");
+        }
+        let ApiToken::Rotate(rotate) = parse("rotate -c a 0123456789abcdef --grace 24h").unwrap() else {
+            panic!()
+        };
+        assert_eq!(rotate.grace, Some(Duration::from_secs(86_400)));
+    }
+}
