@@ -36,6 +36,7 @@ fn rest(without: &str) -> String {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn each_is_refused_for_its_own_reason() {
     use Refused::*;
     let good = with_claims(CLAIMS);
