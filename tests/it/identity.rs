@@ -6,6 +6,7 @@ use jsonwebtoken::{Algorithm, EncodingKey};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::setup::PATIENT;
 use crate::support::client::Response;
 use crate::support::gateway::Gateway;
 use crate::support::origin::{Origin, Reply};
@@ -55,6 +56,11 @@ fn config(origin: &Origin, more: &str) -> String {
         "#,
         origin.addr()
     )
+}
+
+/// For tests that need the answer of Redis, however busy the machine is.
+fn patient(origin: &Origin) -> String {
+    config(origin, &format!("[redis]\n{PATIENT}"))
 }
 
 fn start(origin: &Origin, more: &str) -> Gateway {
@@ -360,7 +366,7 @@ fn claims_are_read_as_mapped_and_required_as_declared() {
 #[test]
 fn logging_out_at_the_gateway_ends_the_token_on_every_instance() {
     let (redis, origin) = (Redis::start(), Origin::start());
-    let start = || Gateway::builder().config(&config(&origin, "")).env("REDIS_URL", &redis.url()).start();
+    let start = || Gateway::builder().config(&patient(&origin)).env("REDIS_URL", &redis.url()).start();
     let (first, second) = (start(), start());
     let token = Token::of("ada");
     let (text, other) = (token.sign(), Token::of("ada").sign());
@@ -397,7 +403,7 @@ fn logging_out_at_the_gateway_ends_the_token_on_every_instance() {
 #[test]
 fn a_forwarded_logout_counts_when_the_upstream_says_so() {
     let (redis, origin) = (Redis::start(), Origin::start());
-    let gateway = Gateway::builder().config(&config(&origin, "")).env("REDIS_URL", &redis.url()).start();
+    let gateway = Gateway::builder().config(&patient(&origin)).env("REDIS_URL", &redis.url()).start();
     let client = gateway.client();
     for status in [400, 401, 404, 500, 302] {
         let token = Token::of("ada").sign();
@@ -422,7 +428,7 @@ fn a_forwarded_logout_counts_when_the_upstream_says_so() {
 #[test]
 fn a_token_without_jti_is_revoked_by_its_hash_and_never_stored() {
     let (redis, origin) = (Redis::start(), Origin::start());
-    let gateway = Gateway::builder().config(&config(&origin, "")).env("REDIS_URL", &redis.url()).start();
+    let gateway = Gateway::builder().config(&patient(&origin)).env("REDIS_URL", &redis.url()).start();
     let client = gateway.client();
     let (token, other) =
         (Token::of("ada").without("jti").sign(), Token::of("ada").without("jti").claim("n", 1).sign());
@@ -445,7 +451,7 @@ fn a_token_without_jti_is_revoked_by_its_hash_and_never_stored() {
 #[test]
 fn hostile_ids_and_subjects_cannot_reach_other_keys() {
     let (redis, origin) = (Redis::start(), Origin::start());
-    let gateway = Gateway::builder().config(&config(&origin, "")).env("REDIS_URL", &redis.url()).start();
+    let gateway = Gateway::builder().config(&patient(&origin)).env("REDIS_URL", &redis.url()).start();
     let client = gateway.client();
     for jti in ["a b", "*", "x\r\nSET y z", "{}", "a:b", "\u{e4}", &"j".repeat(3_000), "../x"] {
         let token = Token::of("ada").claim("jti", jti).sign();
