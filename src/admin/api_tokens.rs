@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::api::{Span, failed, named, parse};
 use super::operations::OperationError;
 use super::reply::Reply;
-use crate::api_tokens::{Id, Issued, Listed, Order, OwnLimits};
+use crate::api_tokens::{Id, Issued, List, Listed, Order, OwnLimits};
 
 /// Longest text in a body, in bytes; what a token allows is checked where it is made.
 const MAX_TEXT: usize = 1_024;
@@ -63,7 +63,7 @@ pub enum ApiTokenDone {
     /// This is the token now, and, where it was made, the whole of it.
     One(Box<Listed>, Option<Issued>),
     /// These are the tokens.
-    All(Vec<Listed>),
+    All(List),
     /// The token is gone.
     Deleted(Id),
 }
@@ -108,7 +108,11 @@ pub(super) fn reply(done: Result<ApiTokenAnswer, OperationError>) -> Reply {
             let token = token.as_ref().map(Issued::reveal);
             Reply::json(StatusCode::OK, &One { token, listed, shared, note })
         }
-        ApiTokenDone::All(tokens) => Reply::json(StatusCode::OK, &All { tokens, shared, note }),
+        ApiTokenDone::All(List { tokens, complete }) => {
+            let cut = "there are more tokens than are listed: delete those that are not used any more";
+            let note = if *complete { note } else { Some(cut) };
+            Reply::json(StatusCode::OK, &All { tokens, complete: *complete, shared, note })
+        }
         ApiTokenDone::Deleted(id) => {
             Reply::json(StatusCode::OK, &Gone { id: id.as_str(), deleted: true, shared })
         }
@@ -129,6 +133,7 @@ struct One<'a> {
 #[derive(Serialize)]
 struct All<'a> {
     tokens: &'a [Listed],
+    complete: bool,
     shared: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<&'static str>,

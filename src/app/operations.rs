@@ -273,7 +273,7 @@ async fn api_token_call(gateway: &Gateway, call: ApiTokenCall) -> Result<ApiToke
     let (what, done) = match call {
         ApiTokenCall::List(owner) => {
             let mut all = tokens.list(now).await.map_err(why)?;
-            all.retain(|token| owner.as_ref().is_none_or(|owner| token.owner == *owner));
+            all.tokens.retain(|token| owner.as_ref().is_none_or(|owner| token.owner == *owner));
             return Ok(ApiTokenAnswer { done: ApiTokenDone::All(all), shared: tokens.is_shared() });
         }
         ApiTokenCall::Create(order) => {

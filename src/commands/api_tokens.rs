@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use serde_json::json;
-use tollgate::api_tokens::{ApiTokens, Id, Issued, Listed, Order, OwnLimits, Presented, Problem, Verdict};
+use tollgate::api_tokens::{ApiTokens, Id, Issued, List, Listed, Order, OwnLimits, Presented, Problem, Verdict};
 use tollgate::app::on_api_tokens;
 use tollgate::cli::{ApiToken, CreateApiToken, KeySource, ListApiTokens, OneApiToken};
 use tollgate::clock::{Clock as _, SystemClock, UnixMillis};
@@ -24,8 +24,8 @@ pub(super) fn execute(command: &ApiToken) -> anyhow::Result<ExitCode> {
         ApiToken::Create(arguments) => create(arguments, now),
         ApiToken::List(arguments) => list(arguments, now),
         ApiToken::Rotate(arguments) => {
-            let (id, grace) = (arguments.one.id, arguments.grace.unwrap_or(Duration::ZERO));
-            on_one(&arguments.one, async |tokens| {
+            let grace = arguments.grace.unwrap_or(Duration::ZERO);
+            on_one(&arguments.one, async |tokens, id| {
                 let made = tokens.rotate(id, grace, now).await?;
                 let advice = match made.listed.previous_until {
                     Some(until) => format!("The secret before it works until {}.", time(until)),
@@ -34,17 +34,17 @@ pub(super) fn execute(command: &ApiToken) -> anyhow::Result<ExitCode> {
                 Ok(Done::Made(made.token, Box::new(made.listed), advice))
             })
         }
-        ApiToken::Disable(one) => on_one(one, async |tokens| {
-            let listed = tokens.disable(one.id, true, now).await?;
+        ApiToken::Disable(one) => on_one(one, async |tokens, id| {
+            let listed = tokens.disable(id, true, now).await?;
             Ok(Done::Changed(Box::new(listed), "disabled: refused from the next request on"))
         }),
-        ApiToken::Enable(one) => on_one(one, async |tokens| {
-            let listed = tokens.disable(one.id, false, now).await?;
+        ApiToken::Enable(one) => on_one(one, async |tokens, id| {
+            let listed = tokens.disable(id, false, now).await?;
             Ok(Done::Changed(Box::new(listed), "enabled"))
         }),
-        ApiToken::Delete(one) => on_one(one, async |tokens| {
-            tokens.delete(one.id).await?;
-            Ok(Done::Deleted(one.id))
+        ApiToken::Delete(one) => on_one(one, async |tokens, id| {
+            tokens.delete(id).await?;
+            Ok(Done::Deleted(id))
         }),
     }
 }
@@ -87,10 +87,11 @@ fn create(arguments: &CreateApiToken, now: UnixMillis) -> anyhow::Result<ExitCod
 
 fn on_one(
     one: &OneApiToken,
-    work: impl AsyncFnOnce(&ApiTokens) -> Result<Done, Problem>,
+    work: impl AsyncFnOnce(&ApiTokens, Id) -> Result<Done, Problem>,
 ) -> anyhow::Result<ExitCode> {
+    let id = one.id.id()?;
     let Some(spec) = read(&one.config) else { return Ok(ExitCode::FAILURE) };
-    let done = on_api_tokens(&spec, work)??;
+    let done = on_api_tokens(&spec, async |tokens| work(tokens, id).await)??;
     show(&done, one.json)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -137,7 +138,10 @@ fn show(done: &Done, json: bool) -> anyhow::Result<()> {
 
 fn list(arguments: &ListApiTokens, now: UnixMillis) -> anyhow::Result<ExitCode> {
     let Some(spec) = read(&arguments.config) else { return Ok(ExitCode::FAILURE) };
-    let mut tokens = on_api_tokens(&spec, async |tokens| tokens.list(now).await)??;
+    let List { mut tokens, complete } = on_api_tokens(&spec, async |tokens| tokens.list(now).await)??;
+    if !complete {
+        eprintln!("warning: there are more API tokens than are listed: delete those that are not used any more");
+    }
     tokens.retain(|token| arguments.owner.as_ref().is_none_or(|owner| *token.owner == **owner));
     let mut out = std::io::stdout().lock();
     if arguments.json {
@@ -210,7 +214,7 @@ pub(super) fn inspect(token: &str, key: &KeySource) -> anyhow::Result<ExitCode> 
     let Some(spec) = read(path) else { return Ok(ExitCode::FAILURE) };
     let now = SystemClock.now();
     let (verdict, listed) = on_api_tokens(&spec, async |tokens| {
-        tokens.look_up(presented.id, || SystemClock.now()).await?;
+        tokens.look_up(&presented, now, || SystemClock.now()).await?;
         let verdict = tokens.judge(&presented, now);
         let listed = tokens.find(presented.id, now).await?;
         Ok::<_, Problem>((verdict, listed))

@@ -115,7 +115,7 @@ pub(super) enum Judgement {
     Routed(Box<Judged>),
     /// Nowhere: it asks what is left of its own limits.
     Quota(quota::Asked),
-    /// Nowhere: the caller lacks a permission. Whether the token holds at all is still to be asked.
+    /// Nowhere: the caller may not do this. Whether the token holds at all is still to be asked.
     Forbidden(Arc<Identity>, Option<Used>),
     /// Who asks cannot be said before this is looked up.
     Unknown(Lookup),
@@ -183,12 +183,13 @@ fn judge(
     };
     context.identity.clone_from(&identity);
     refuse_known_revoked(gateway, identity.as_deref(), now)?;
-    if let Err(refusal) = permit(&route.access, identity.as_deref()) {
+    // Behind an API token there is no login that could be ended.
+    let permitted = match permit(&route.access, identity.as_deref()) {
+        Ok(()) if route.logout.is_some() && api_token.is_some() => Err(IdentityRefusal::Forbidden),
+        permitted => permitted,
+    };
+    if let Err(refusal) = permitted {
         return identity.map(|who| Judgement::Forbidden(who, api_token)).ok_or_else(|| refusal.into());
-    }
-    // There is no login that it could end.
-    if route.logout.is_some() && api_token.is_some() {
-        return Err(IdentityRefusal::Forbidden.into());
     }
 
     // What may the cache do?
@@ -316,7 +317,9 @@ pub(super) fn identify<'a>(
     match found.and_then(|found| api_token::judge(gateway, found, now)) {
         Some(Verdict::Accepted(used)) => return Ok(Identified::By(used, query)),
         Some(Verdict::Refused(refused)) => return Err(IdentityRefusal::Token(refused).into()),
-        Some(Verdict::Unknown(id)) => return Ok(Identified::Unknown(Lookup::ApiToken(id))),
+        Some(Verdict::Unknown(presented)) => {
+            return Ok(Identified::Unknown(Lookup::ApiToken(presented, now)));
+        }
         None => {}
     }
     let token = credential.as_ref().ok().and_then(Option::as_ref).map(|found| found.token.clone());

@@ -3,7 +3,8 @@
 
 use super::gateway::Gateway;
 use super::refusal::Refusal;
-use crate::api_tokens::Id;
+use crate::api_tokens::Presented;
+use crate::clock::UnixMillis;
 use crate::identity::{IdentityRefusal, Refused, Unheard};
 use crate::jwks::Answer;
 
@@ -12,8 +13,8 @@ use crate::jwks::Answer;
 pub(super) enum Lookup {
     /// A key that an issuer may publish.
     Key(Unheard),
-    /// The record of an API token.
-    ApiToken(Id),
+    /// The record of an API token, for a request that came at this moment.
+    ApiToken(Presented, UnixMillis),
 }
 
 /// What to look up so that `token`, which was refused, might be accepted after all.
@@ -39,8 +40,9 @@ pub(super) async fn resolve(gateway: &Gateway, lookup: Lookup) -> Result<(), Ref
                 Answer::Unavailable => Err(IdentityRefusal::Undecided.into()),
             }
         }
-        Lookup::ApiToken(id) => {
-            let looked_up = gateway.shared.api_tokens.look_up(id, || gateway.shared.clock.now()).await;
+        Lookup::ApiToken(presented, now) => {
+            let shared = &gateway.shared;
+            let looked_up = shared.api_tokens.look_up(&presented, now, || shared.clock.now()).await;
             looked_up.map_err(|_| IdentityRefusal::Undecided.into())
         }
     }

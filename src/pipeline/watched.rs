@@ -57,6 +57,7 @@ impl Limiting<'_> {
     /// Whether the record of the API token is still the one that the caller was known by.
     fn judge_api_token(&self, seen: &Seen) -> Result<(), Refusal> {
         let Some(used) = self.api_token else { return Ok(()) };
-        api_token::recheck(self.gateway, used, seen, Some(&self.route.access), self.now)
+        let Self { gateway, route, now, .. } = *self;
+        api_token::recheck(gateway, used, seen, Some(&route.access), route.refuse_unknown, now)
     }
 }
