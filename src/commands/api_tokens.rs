@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use anyhow::bail;
 use serde_json::json;
-use tollgate::api_tokens::{ApiTokens, Id, Issued, List, Listed, Order, OwnLimits, Presented, Problem, Verdict};
+use tollgate::api_tokens::{
+    ApiTokens, Id, Issued, List, Listed, Order, OwnLimits, Presented, Problem, Verdict,
+};
 use tollgate::app::on_api_tokens;
 use tollgate::cli::{ApiToken, CreateApiToken, KeySource, ListApiTokens, OneApiToken};
 use tollgate::clock::{Clock as _, SystemClock, UnixMillis};
@@ -140,7 +142,9 @@ fn list(arguments: &ListApiTokens, now: UnixMillis) -> anyhow::Result<ExitCode> 
     let Some(spec) = read(&arguments.config) else { return Ok(ExitCode::FAILURE) };
     let List { mut tokens, complete } = on_api_tokens(&spec, async |tokens| tokens.list(now).await)??;
     if !complete {
-        eprintln!("warning: there are more API tokens than are listed: delete those that are not used any more");
+        eprintln!(
+            "warning: there are more API tokens than are listed: delete those that are not used any more"
+        );
     }
     tokens.retain(|token| arguments.owner.as_ref().is_none_or(|owner| *token.owner == **owner));
     let mut out = std::io::stdout().lock();

@@ -30,6 +30,7 @@
 mod support;
 
 mod admin;
+mod api_token_edges;
 mod api_tokens;
 mod cache;
 mod cache_attacks;
