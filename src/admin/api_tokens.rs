@@ -75,6 +75,8 @@ pub struct ApiTokenAnswer {
     pub done: ApiTokenDone,
     /// Whether all instances have the same tokens; otherwise they end with the process.
     pub shared: bool,
+    /// What may have been overlooked about the token that was made.
+    pub doubt: Option<&'static str>,
 }
 
 /// Reads the body of `call`.
@@ -82,6 +84,7 @@ pub(super) fn read(call: Call, body: &[u8]) -> Result<ApiTokenCall, &'static str
     Ok(match call {
         Call::Create => ApiTokenCall::Create(Box::new(order(body)?)),
         Call::List => {
+            let body = if body.is_empty() { b"{}" } else { body };
             let ListBody { owner } = parse(body, "send a JSON object, empty or with owner")?;
             ApiTokenCall::List(owner.map(|owner| named(owner, MAX_TEXT)).transpose()?)
         }
@@ -98,11 +101,12 @@ pub(super) fn read(call: Call, body: &[u8]) -> Result<ApiTokenCall, &'static str
 
 /// The answer to an operation.
 pub(super) fn reply(done: Result<ApiTokenAnswer, OperationError>) -> Reply {
-    let ApiTokenAnswer { done, shared } = match done {
+    let ApiTokenAnswer { done, shared, doubt } = match done {
         Ok(answer) => answer,
         Err(error) => return failed(error),
     };
     let note = (!shared).then_some("kept in the memory of this instance only: it ends with the process");
+    let note = doubt.or(note);
     match &done {
         ApiTokenDone::One(listed, token) => {
             let token = token.as_ref().map(Issued::reveal);
@@ -199,6 +203,6 @@ fn only_id(body: &[u8]) -> Result<Id, &'static str> {
     self::id(&id)
 }
 
-fn id(text: &str) -> Result<Id, &'static str> {
+pub(super) fn id(text: &str) -> Result<Id, &'static str> {
     Id::parse(text).ok_or("an id is the 16 letters and digits after tgk_; the secret does not belong here")
 }

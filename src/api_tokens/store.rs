@@ -73,6 +73,8 @@ pub struct Made {
     pub token: Issued,
     /// What is kept of it.
     pub listed: Listed,
+    /// What may have been overlooked about it.
+    pub doubt: Option<&'static str>,
 }
 
 /// A token as operators see it. Times are seconds since the epoch.
@@ -309,7 +311,7 @@ impl ApiTokens {
             }
         }
         let listed = Listed::new(issued.id, &record, None, now);
-        Ok(Made { token: issued, listed })
+        Ok(Made { token: issued, listed, doubt: self.naming.doubt(&order.owner) })
     }
 
     /// Every token, in the order of their ids. Ids whose record is gone are taken off the list.
@@ -365,7 +367,7 @@ impl ApiTokens {
         }
         let issued = Issued::new(id)?;
         let listed = self.change(id, now, |record| record.rotate(issued.hash(), grace, now)).await?;
-        Ok(Made { token: issued, listed })
+        Ok(Made { token: issued, listed, doubt: None })
     }
 
     /// Refuses a token for now, or accepts it again.

@@ -83,7 +83,10 @@ fn create(arguments: &CreateApiToken, now: UnixMillis) -> anyhow::Result<ExitCod
         Some(expires) => format!("It expires at {}.", time(expires)),
         None => "It does not expire.".to_owned(),
     };
-    show(&Done::Made(made.token, Box::new(made.listed), advice), arguments.json)?;
+    if let Some(doubt) = made.doubt {
+        eprintln!("warning: {doubt}");
+    }
+    show(&Done::Made(made.token, Box::new(made.listed), advice), &spec, arguments.json)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -94,7 +97,7 @@ fn on_one(
     let id = one.id.id()?;
     let Some(spec) = read(&one.config) else { return Ok(ExitCode::FAILURE) };
     let done = on_api_tokens(&spec, async |tokens| work(tokens, id).await)??;
-    show(&done, one.json)?;
+    show(&done, &spec, one.json)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -110,7 +113,7 @@ fn read(path: &Path) -> Option<Spec> {
     Some(spec)
 }
 
-fn show(done: &Done, json: bool) -> anyhow::Result<()> {
+fn show(done: &Done, spec: &Spec, json: bool) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match done {
         Done::Made(token, listed, _) if json => {
@@ -122,10 +125,14 @@ fn show(done: &Done, json: bool) -> anyhow::Result<()> {
         }
         Done::Made(token, listed, advice) => {
             writeln!(out, "{}", token.reveal())?;
+            let header = spec.api_tokens.header.as_ref().map(|name| format!(", or in the header {name}"));
             eprintln!(
                 "API token {} ({}) of {}. Keep it now: it is not shown again, and only a hash of it is stored.\n\
-                 Send it as `Authorization: Bearer <token>`, or in the header of api_tokens.header. {advice}",
-                listed.id, listed.name, listed.owner
+                 Send it as `Authorization: Bearer <token>`{}. {advice}",
+                listed.id,
+                listed.name,
+                listed.owner,
+                header.unwrap_or_default()
             );
         }
         Done::Changed(listed, _) if json => writeln!(out, "{:#}", serde_json::to_value(listed)?)?,
@@ -179,6 +186,10 @@ fn row(token: &Listed, now: UnixMillis) -> [String; 10] {
         (false, true) => "expired",
         (false, false) => "active",
     };
+    let state = match token.previous_until {
+        Some(until) => format!("{state}, the secret before until {}", time(until)),
+        None => state.to_owned(),
+    };
     [
         token.id.to_string(),
         token.name.to_string(),
@@ -188,7 +199,7 @@ fn row(token: &Listed, now: UnixMillis) -> [String; 10] {
         or_dash(Some(token.permissions.join(",")).filter(|text| !text.is_empty())),
         time(token.created),
         or_dash(token.expires.map(time)),
-        state.to_owned(),
+        state,
         or_dash(token.last_used.map(time)),
     ]
 }

@@ -88,7 +88,7 @@ pub static KEYS: &[Key] = &[
     is("log.level", "error, warn, info, debug, trace", r#""info""#, "Least severe level that is logged."),
     is("log.access", "boolean", "true", "Whether each request gives a line."),
     is("log.access_fields", "list of fields",
-        r#"["time", "request_id", "client_ip", "method", "path", "route", "status", "bytes", "duration_ms", "upstream", "upstream_ms", "user", "plan", "cache", "limit", "refusal", "user_agent"]"#,
+        r#"["time", "request_id", "client_ip", "method", "path", "route", "status", "bytes", "duration_ms", "upstream", "upstream_ms", "user", "api_token", "plan", "cache", "limit", "refusal", "user_agent"]"#,
         "Fields of that line; `host`, `query`, `protocol` and `referer` exist too."),
 
     is("identity.token_from", "list of bearer, cookie:NAME, header:NAME, query:NAME", r#"["bearer"]"#,

@@ -79,6 +79,9 @@ pub enum IdentityRefusal {
     /// The caller is known but lacks a permission.
     #[error("a permission is missing")]
     Forbidden,
+    /// The route is about logins, and the caller has an API token.
+    #[error("an API token is no login")]
+    NoLogin,
 }
 
 impl IdentityRefusal {
@@ -91,6 +94,7 @@ impl IdentityRefusal {
             Self::NoSession => "no_session",
             Self::Undecided => "undecided",
             Self::Forbidden => "forbidden",
+            Self::NoLogin => "no_login",
         }
     }
 
@@ -103,12 +107,13 @@ impl IdentityRefusal {
             Self::NoSession => "Session expired",
             Self::Undecided => "The token cannot be verified at the moment",
             Self::Forbidden => "Not enough permissions",
+            Self::NoLogin => "An API token cannot be used here",
         }
     }
 
     /// Whether the caller is known (403) rather than not (401).
     pub const fn is_forbidden(self) -> bool {
-        matches!(self, Self::Forbidden)
+        matches!(self, Self::Forbidden | Self::NoLogin)
     }
 
     /// Whether the same request may be accepted a moment later (503).
@@ -135,7 +140,7 @@ impl IdentityRefusal {
             Self::NoSession => {
                 r#"Bearer realm="tollgate", error="invalid_token", error_description="Session expired""#
             }
-            Self::Forbidden => r#"Bearer realm="tollgate", error="insufficient_scope""#,
+            Self::Forbidden | Self::NoLogin => r#"Bearer realm="tollgate", error="insufficient_scope""#,
         }
     }
 }

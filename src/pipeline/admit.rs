@@ -91,11 +91,11 @@ pub async fn admit(
             context.admission = Admission::Answered(quota::tell(gateway, &asked, context.received_at).await?);
             return Ok(());
         }
-        Judgement::Forbidden(identity, api_token) => {
+        Judgement::Forbidden(identity, api_token, refusal) => {
             // The client of a revoked token has to log in, whatever it may.
             let vouched = vouch(gateway, &identity, api_token.as_ref(), false, context.received_at);
             Box::pin(vouched).await?;
-            return Err(IdentityRefusal::Forbidden.into());
+            return Err(refusal.into());
         }
         // Once is enough: what was looked up was forgotten at once.
         Judgement::Unknown(_) => return Err(IdentityRefusal::Undecided.into()),
@@ -116,7 +116,7 @@ pub(super) enum Judgement {
     /// Nowhere: it asks what is left of its own limits.
     Quota(quota::Asked),
     /// Nowhere: the caller may not do this. Whether the token holds at all is still to be asked.
-    Forbidden(Arc<Identity>, Option<Used>),
+    Forbidden(Arc<Identity>, Option<Used>, IdentityRefusal),
     /// Who asks cannot be said before this is looked up.
     Unknown(Lookup),
 }
@@ -183,13 +183,16 @@ fn judge(
     };
     context.identity.clone_from(&identity);
     refuse_known_revoked(gateway, identity.as_deref(), now)?;
-    // Behind an API token there is no login that could be ended.
+    // Behind an API token there is no login that could have a session or be ended.
     let permitted = match permit(&route.access, identity.as_deref()) {
-        Ok(()) if route.logout.is_some() && api_token.is_some() => Err(IdentityRefusal::Forbidden),
+        Ok(()) if api_token.is_some() && (route.session || route.logout.is_some()) => {
+            Err(IdentityRefusal::NoLogin)
+        }
         permitted => permitted,
     };
     if let Err(refusal) = permitted {
-        return identity.map(|who| Judgement::Forbidden(who, api_token)).ok_or_else(|| refusal.into());
+        let forbidden = identity.map(|who| Judgement::Forbidden(who, api_token, refusal));
+        return forbidden.ok_or_else(|| refusal.into());
     }
 
     // What may the cache do?

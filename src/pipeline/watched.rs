@@ -45,7 +45,7 @@ impl Limiting<'_> {
     /// Whether the route's session is alive. An API token never has one.
     async fn judge_session(&self, seen: Seen) -> Result<(), Refusal> {
         let login = self.identity.filter(|identity| identity.api_token.is_none());
-        let Some(identity) = login else { return Err(IdentityRefusal::NoSession.into()) };
+        let Some(identity) = login else { return Err(IdentityRefusal::NoLogin.into()) };
         match self.gateway.shared.judge_session(identity, seen, self.now).await {
             Judged::Unknown if self.route.refuse_unknown => Err(IdentityRefusal::Undecided.into()),
             // Nothing is known against it.

@@ -2,16 +2,16 @@
 //! protocols, and command lines with a secret in the wrong place.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::api_tokens::{call, command, create, done, get, ok, out, refused, said, text};
-use crate::setup::{PATIENT, ROOMY, config, counter, gateway, pair};
+use crate::setup::{PATIENT, ROOMY, counter, gateway, pair};
 use crate::support::client::{RawConnection, raw_status};
 use crate::support::cluster::{Cluster, slot};
 use crate::support::concurrently;
-use crate::support::gateway::Gateway;
+use crate::support::gateway::{ADMIN_TOKEN, Gateway};
 use crate::support::origin::{Origin, Reply};
 use crate::support::ports::free_addr;
 use crate::support::raw_origin::{RawOrigin, Step};
@@ -24,10 +24,8 @@ fn members(redis: &Redis) -> Vec<String> {
 }
 
 fn enlist(redis: &Redis, ids: impl Iterator<Item = String>) {
-    let mut adding = redis::cmd("SADD");
-    adding.arg("api_tokens");
-    ids.for_each(|id| drop(adding.arg(id)));
-    let () = adding.query(&mut redis.client()).unwrap();
+    let ids: Vec<String> = ids.collect();
+    let () = redis::cmd("SADD").arg("api_tokens").arg(ids).query(&mut redis.client()).unwrap();
 }
 
 /// Another secret for the same token.
@@ -68,11 +66,11 @@ fn the_list_loses_ids_without_a_record_and_never_a_token() {
 fn what_was_read_before_a_change_is_not_believed_after_it() {
     let (redis, origin) = (Redis::start(), Origin::start());
     let relay = Relay::to(redis.addr());
-    let text = text(&origin, "deadline = \"5s\"");
+    let text = text(&origin, PATIENT);
     let (one, two) = (gateway(&text, &redis.url()), gateway(&text, &relay.redis_url()));
     let (id, token) = create(&one, &json!({}));
     relay.take_traffic();
-    relay.delay_answers(Duration::from_millis(400));
+    relay.delay_answers(Duration::from_millis(300));
     std::thread::scope(|scope| {
         let reading = scope.spawn(|| get(&two, "/a", &token).code());
         let key = format!("api_token:{id}");
@@ -95,10 +93,10 @@ fn what_was_read_before_a_change_is_not_believed_after_it() {
 fn guesses_at_one_token_share_what_is_read() {
     let (redis, origin) = (Redis::start(), Origin::start());
     let relay = Relay::to(redis.addr());
-    let gateway = gateway(&text(&origin, "deadline = \"5s\""), &relay.redis_url());
+    let gateway = gateway(&text(&origin, PATIENT), &relay.redis_url());
     let (id, token) = create(&gateway, &json!({}));
     assert_eq!(said(&get(&gateway, "/a", &token)), ok());
-    relay.delay(Duration::from_millis(250));
+    relay.delay(Duration::from_millis(200));
     relay.take_traffic();
     let codes = concurrently(40, |number| get(&gateway, "/a", &guess(&token, number)).code());
     assert_eq!(codes, [401; 40]);
@@ -154,7 +152,7 @@ fn stranded(gateway: &Gateway, cluster: &Cluster, owner: &str) -> (String, Strin
     let made = (0..200).map(|_| create(gateway, &json!({ "owner": owner })));
     let mut fit = made.filter(|(id, _)| {
         let on = |key: &str| cluster.owner_of(slot(key.as_bytes()));
-        on(id) == 0 && on(&format!("tgk_{id}")) != 0
+        on(id) == 0 && on(&format!("blacklist:tgk_{id}")) != 0
     });
     fit.next().expect("one in five is such a token")
 }
@@ -186,7 +184,10 @@ fn a_record_on_a_lost_node_is_undecided_where_that_is_declared() {
     }
     // The guards alone are all that there is to ask about a login.
     let jwt = (0..1_000).map(|number| Token::of(&owner).claim("jti", format!("j{number}")));
-    let jwt = jwt.into_iter().find(|jwt| cluster.owner_of(slot(jwt.jti().as_bytes())) != 0).unwrap();
+    let jwt = jwt
+        .into_iter()
+        .find(|jwt| cluster.owner_of(slot(format!("blacklist:{}", jwt.jti()).as_bytes())) != 0)
+        .unwrap();
     assert_eq!(get(&gateway, "/refusing", &jwt.sign()).code(), 200);
 }
 
@@ -234,13 +235,19 @@ fn a_limit_per_hour_of_its_own_refuses_on_every_instance() {
 #[test]
 fn a_token_that_holds_no_more_hears_so_on_a_logout_route_too() {
     let (redis, origin) = (Redis::start(), Origin::start());
-    let [one, two] = pair(&text(&origin, PATIENT), &redis);
+    let login = "\n[[routes]]\nname = \"logged-in\"\npath = \"/logged-in\"\nsession = \"required\"\nlimits = []\n\
+                 [[routes]]\nname = \"login\"\npath = \"/login\"\nauth = \"none\"\nlimits = []\n\
+                 [routes.login]\ntoken = \"json:/token\"\n";
+    let [one, two] = pair(&format!("{}{login}", text(&origin, PATIENT)), &redis);
     let (id, token) = create(&one, &json!({}));
     let logout = || two.client().post("/logout").bearer(&token).send();
     assert_eq!(said(&get(&two, "/a", &token)), ok());
-    assert_eq!(logout().code(), 403);
+    let unfit = (403, "An API token cannot be used here".to_owned());
+    assert_eq!(said(&logout()), unfit);
+    assert_eq!(said(&get(&two, "/logged-in", &token)), unfit, "nor has it a session");
     done(&one, "disable", &json!({ "id": id }));
     assert_eq!(said(&logout()), refused("Token revoked"));
+    assert_eq!(said(&get(&two, "/logged-in", &token)), refused("Token revoked"));
     done(&one, "delete", &json!({ "id": id }));
     assert_eq!(said(&logout()), refused("Invalid token"));
 }
@@ -255,8 +262,8 @@ fn assert_nothing_leaked(origin: &Origin, token: &str, requests: usize) {
     assert_eq!(received.len(), requests, "{received:?}");
     for request in received {
         assert_eq!(request.header("x-user-id"), Some("ada"), "{request:?}");
-        let shown = format!("{request:?}");
-        assert!(!shown.contains(&token[21..]) && !shown.contains("x-api-key"), "{shown}");
+        assert_eq!((request.header("authorization"), request.header("x-api-key")), (None, None));
+        assert!(!format!("{request:?}").contains(&token[21..]), "{request:?}");
     }
 }
 
@@ -374,4 +381,60 @@ fn a_secret_in_the_wrong_place_of_a_command_line_is_not_repeated() {
     let unknown = call(&gateway, "delete", &json!({ "id": token }));
     assert!(unknown.code() == 400 && !unknown.text().contains(secret), "{}", unknown.text());
     assert!(!gateway.logs().contains(secret));
+}
+
+#[test]
+fn the_access_log_names_the_token_and_its_owner_and_an_operator_names_it_by_its_id() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let issuer = |name: &str| {
+        format!(
+            "[issuers.{name}]\niss = \"https://{name}.example\"\nalgorithms = [\"HS256\"]\n\
+             secret = \"{}\"\n",
+            name.repeat(16)
+        )
+    };
+    let text = format!("{}{}{}", issuer("app"), issuer("partners"), text(&origin, PATIENT))
+        .replace("[log]\naccess = false", "[log]\naccess = true");
+    let gateway = gateway(&text, &redis.url());
+    let (id, token) = create(&gateway, &json!({"owner": "app~070ef"}));
+    assert_eq!(said(&get(&gateway, "/a", &token)), ok());
+    assert_eq!(origin.last().header("x-user-id"), Some("070ef"), "as its issuer calls the owner");
+    let line = gateway.wait_for_log("\"target\":\"access\"");
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&line["api_token"], &line["user"]), (&json!(id), &json!("070ef")), "{line}");
+    let plain = done(&gateway, "create", &json!({"name": "ci", "owner": "070ef"}));
+    assert!(plain["note"].as_str().unwrap().contains("<issuer>~<subject>"), "{plain}");
+    let clear = done(&gateway, "create", &json!({"name": "ci", "owner": "partners~x"}));
+    assert_eq!(clear["note"], Value::Null);
+    let create = ["api-token", "create", "--name", "x", "--owner", "070ef"];
+    let output = command(&create, &gateway, &redis.url());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("<issuer>~<subject>"));
+    for call in ["read", "reset"] {
+        let quota = |named: &str| {
+            let request = gateway.admin().post(&format!("/api/v1/quota/{call}")).bearer(ADMIN_TOKEN);
+            request.json(&json!({ "api_token": named })).send()
+        };
+        assert_eq!(quota(&id).code(), 200);
+        let refused = quota(&token);
+        assert_eq!(refused.code(), 400);
+        assert!(refused.detail().contains("16 letters and digits"), "{}", refused.detail());
+        assert!(!refused.text().contains(&token[21..]));
+    }
+    gateway.wait_for_log("an operator changes limit counters");
+    assert!(gateway.logs().lines().any(|line| line.contains("limit counters") && line.contains(&id)));
+    assert!(!gateway.logs().contains(&token[21..]));
+}
+
+#[test]
+fn a_command_without_its_redis_says_where_and_why_within_seconds() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let gateway = gateway(&text(&origin, PATIENT), &redis.url());
+    let nobody = format!("redis://user:hidden@{}/0", free_addr());
+    let began = Instant::now();
+    let output = command(&["api-token", "list"], &gateway, &nobody);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let address = nobody.split_once('@').unwrap().1.trim_end_matches("/0").to_owned();
+    assert!(said.contains(&address) && said.contains("cannot connect"), "{said}");
+    assert!(!said.contains("hidden"), "{said}");
 }
