@@ -190,6 +190,10 @@ fn judge(
     if route.logout.is_some() && api_token.is_some() {
         return Err(IdentityRefusal::Forbidden.into());
     }
+    // Nor has it a session.
+    if route.session && api_token.is_some() {
+        return Err(IdentityRefusal::NoSession.into());
+    }
 
     // What may the cache do?
     let cache_host = if context.host == context.authority {

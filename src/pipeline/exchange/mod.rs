@@ -265,6 +265,12 @@ pub(super) async fn refund(store: &Arc<Store>, shared: &Shared, owed: Vec<Owed>)
     .await;
 }
 
+/// Takes `owed` back in the background.
+pub(super) fn refund_soon(store: &Arc<Store>, shared: &Shared, owed: Vec<Owed>) {
+    let link = Link { store: Arc::clone(store), exchange: Arc::clone(&shared.exchange) };
+    background::refund(&link, owed);
+}
+
 /// A check passed by a lease, and its state.
 type Leased = Vec<(usize, crate::limits::algorithm::State)>;
 
