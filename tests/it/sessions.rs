@@ -671,7 +671,8 @@ fn assert_uncounted(gateway: &Gateway, inside: &Token, taken_back: impl Fn() -> 
     assert_eventually!(taken_back(), "what they were counted is taken back");
     let codes: Vec<u16> = (0..6).map(|_| ask(inside).0).collect();
     assert_eq!(codes, [200, 200, 200, 200, 200, 429]);
-    assert_eq!(ask(&outside).0, 429, "what is known to be over its limit is refused for that");
+    assert_eq!(ask(&outside).0, 401, "and nothing is taken back of what counts nothing");
+    assert_eq!(ask(inside).0, 429);
 }
 
 #[test]
