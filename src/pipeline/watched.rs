@@ -20,8 +20,7 @@ impl Limiting<'_> {
         if let (Some(used), Some(record)) = (self.api_token, watched.get_mut(API_TOKEN)) {
             *record = Some(used.entry.key.as_bytes());
         }
-        let login = self.identity.filter(|identity| identity.api_token.is_none());
-        let (Some(identity), true) = (login, self.route.session) else { return watched };
+        let (Some(identity), true) = (self.identity, self.route.session) else { return watched };
         if let Some(session) = watched.get_mut(SESSION) {
             *session = Some(identity.keys.session.as_bytes());
         }
@@ -42,10 +41,9 @@ impl Limiting<'_> {
         Ok(())
     }
 
-    /// Whether the route's session is alive. An API token never has one.
+    /// Whether the route's session is alive.
     async fn judge_session(&self, seen: Seen) -> Result<(), Refusal> {
-        let login = self.identity.filter(|identity| identity.api_token.is_none());
-        let Some(identity) = login else { return Err(IdentityRefusal::NoLogin.into()) };
+        let Some(identity) = self.identity else { return Err(IdentityRefusal::NoSession.into()) };
         match self.gateway.shared.judge_session(identity, seen, self.now).await {
             Judged::Unknown if self.route.refuse_unknown => Err(IdentityRefusal::Undecided.into()),
             // Nothing is known against it.
