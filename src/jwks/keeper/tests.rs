@@ -87,6 +87,7 @@ async fn find(keeper: &Keeper, kid: Option<&str>) -> Found {
             return Found::Known;
         }
         if is_final {
+            keeper.remember(&unheard);
             return Found::Absent;
         }
         match keeper.ask(&unheard).await {
@@ -409,7 +410,7 @@ async fn what_does_not_fit_is_looked_for_whatever_it_is_called() {
     assert_eq!((again.elapsed(), stage.script.reads()), (Duration::ZERO, 2));
     pass(COOLDOWN).await;
     let mut set = stage.script.set.lock().clone();
-    set["keys"][0]["x"] = json!("d8Bj_PgE6EjbSmvXcnUvtHVyZgSvQdvCVaWB4IHTZLo");
+    set["keys"][0]["x"] = json!("PUAXw-hDiVqStwqnTRt-vJyYLM8uxJaMwM1V8Sr0Zgw");
     *stage.script.set.lock() = set;
     assert_eq!((stage.keeper.ask(&forged).await, stage.script.reads()), (Answer::Renewed, 3));
 }
