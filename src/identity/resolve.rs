@@ -2,13 +2,9 @@
 //!
 //! It answers with an identity, with nobody, or with why not; making a response of that is the pipeline's.
 
-use std::sync::Arc;
-
 use super::credentials::{Credential, CredentialProblem};
 use super::identity::Identity;
 use super::refused::Refused;
-use super::verifier::Verifier;
-use crate::clock::UnixMillis;
 
 /// Whether a route wants to know its callers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -145,21 +141,18 @@ impl IdentityRefusal {
     }
 }
 
-/// Who the caller is, or `None` for nobody in particular. Revocation is asked afterwards, before
-/// [`permit`].
-pub fn authenticate(
+/// The credential that is to be verified, or `None` where nobody in particular may call. Whether the caller is revoked
+/// is asked once that is done, before [`permit`].
+pub fn presented<'a>(
     requirement: Requirement,
-    credential: Result<Option<Credential<'_>>, CredentialProblem>,
-    verifier: &Verifier,
-    now: UnixMillis,
-) -> Result<Option<Arc<Identity>>, IdentityRefusal> {
+    credential: Result<Option<Credential<'a>>, CredentialProblem>,
+) -> Result<Option<Credential<'a>>, IdentityRefusal> {
     if requirement == Requirement::None {
         return Ok(None);
     }
     match credential? {
-        Some(credential) => Ok(Some(verifier.verify(&credential.token, now)?)),
         None if requirement == Requirement::Required => Err(IdentityRefusal::NotAuthenticated),
-        None => Ok(None),
+        presented => Ok(presented),
     }
 }
 
@@ -188,8 +181,9 @@ mod tests {
     use super::super::credentials::Source;
     use super::super::keys::{Key, KeySet};
     use super::super::mint::{MintKey, MintRequest, mint};
-    use super::super::verifier::{Issuer, Settings};
+    use super::super::verifier::{Issuer, Settings, Verifier};
     use super::*;
+    use crate::clock::UnixMillis;
 
     const SECRET: &[u8] = b"correct-horse-battery-staple-0123456789";
     const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
@@ -235,7 +229,8 @@ mod tests {
         ] {
             let access =
                 Access::new(requirement, permissions.iter().map(|p| Box::from(*p)).collect()).unwrap();
-            let resolved = authenticate(access.requirement, credential, &verifier, NOW)
+            let resolved = presented(access.requirement, credential)
+                .and_then(|presented| Ok(presented.map(|it| verifier.verify(&it.token, NOW)).transpose()?))
                 .and_then(|identity| permit(&access, identity.as_deref()).map(|()| identity.is_some()));
             assert_eq!(resolved, verdict, "{requirement:?} {permissions:?}");
         }

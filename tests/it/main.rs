@@ -44,6 +44,7 @@ mod forwarding;
 mod framing;
 mod identity;
 mod jwks;
+mod jwks_changes;
 mod jwt_attacks;
 mod kit;
 mod limit_agreement;
