@@ -183,6 +183,7 @@ mod tests {
             AuthOutcome::Anonymous,
             AuthOutcome::Refused(IdentityRefusal::NotAuthenticated),
             AuthOutcome::Refused(IdentityRefusal::Forbidden),
+            AuthOutcome::Refused(IdentityRefusal::NoLogin),
             AuthOutcome::Refused(IdentityRefusal::NoSession),
             AuthOutcome::Refused(IdentityRefusal::Undecided),
         ];

@@ -17,7 +17,7 @@ use crate::support::ports::free_addr;
 use crate::support::raw_origin::{RawOrigin, Step};
 use crate::support::redis::Redis;
 use crate::support::relay::Relay;
-use crate::support::token::Token;
+use crate::support::token::{SECRET, Token};
 
 fn members(redis: &Redis) -> Vec<String> {
     redis::cmd("SMEMBERS").arg("api_tokens").query(&mut redis.client()).unwrap()
@@ -393,7 +393,7 @@ fn the_access_log_names_the_token_and_its_owner_and_an_operator_names_it_by_its_
         format!(
             "[issuers.{name}]\nissuer = \"https://{name}.example\"\nalgorithms = [\"HS256\"]\n\
              secret = \"{}\"\n",
-            name.repeat(16)
+            format_args!("{SECRET}{name}")
         )
     };
     let text = format!("{}{}{}", issuer("app"), issuer("partners"), text(&origin, PATIENT))
