@@ -817,3 +817,19 @@ fn the_token_of_an_evicted_session_is_revoked_even_if_nobody_hears_that_it_was()
     assert_eventually!(get_as(second.addr(), "/x", &old.sign()).code() == 401, "it is revoked all the same");
     assert_eventually!(is_in(&second, &new) && is_in(&first, &new), "the new session is there");
 }
+
+#[test]
+fn a_login_that_a_late_answer_kept_from_redis_is_handed_over_although_that_has_forgotten_the_script() {
+    let (redis, origin) = (Redis::start(), issuer());
+    let [first, second] =
+        pair(&with_sessions(&origin, &format!("{ROOMY}\nbreaker_failures = 100"), ""), &redis);
+    let token = Token::of("ada");
+    log_in(&first, &Token::of("warm-up"));
+    let run = |words: &[&str]| redis::cmd(words[0]).arg(&words[1..]).exec(&mut redis.client()).unwrap();
+    run(&["SCRIPT", "FLUSH"]);
+    run(&["CLIENT", "PAUSE", "1000", "WRITE"]);
+    log_in(&first, &token);
+    assert!(is_in(&first, &token), "it is open here");
+    assert_eventually!(stored(&redis, "ada").contains(token.jti()), "Redis gets it", BACK);
+    assert!(is_in(&second, &token));
+}
