@@ -143,10 +143,10 @@ impl IdentityRefusal {
 
 /// The credential that is to be verified, or `None` where nobody in particular may call. Whether the caller is revoked
 /// is asked once that is done, before [`permit`].
-pub fn presented<'a>(
+pub fn presented(
     requirement: Requirement,
-    credential: Result<Option<Credential<'a>>, CredentialProblem>,
-) -> Result<Option<Credential<'a>>, IdentityRefusal> {
+    credential: Result<Option<Credential<'_>>, CredentialProblem>,
+) -> Result<Option<Credential<'_>>, IdentityRefusal> {
     if requirement == Requirement::None {
         return Ok(None);
     }

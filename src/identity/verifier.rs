@@ -391,14 +391,12 @@ impl Verifier {
         let keys = trusted.ring.keys();
         if let Err(refused) = trusted.check_by(&keys, &parsed.signed) {
             let issuer = self.issuers.iter().position(|other| std::ptr::eq(other, trusted));
-            let Some(issuer) = issuer.filter(|_| trusted.is_kept && refused != Refused::AlgorithmNotAllowed)
-            else {
-                return Err(refused.into());
-            };
-            let sought = parsed.signed.kid.map(|kid| match keys.has_kids() {
-                true => Sought::Kid(kid),
-                false => Sought::Token(Sha256::digest(token).into()),
-            });
+            let can_change = trusted.is_kept && refused != Refused::AlgorithmNotAllowed;
+            let Some(issuer) = issuer.filter(|_| can_change) else { return Err(refused.into()) };
+            let has_kids = keys.has_kids();
+            let seek =
+                |kid| if has_kids { Sought::Kid(kid) } else { Sought::Token(Sha256::digest(token).into()) };
+            let sought = parsed.signed.kid.map(seek);
             return Err(Unverified::Unheard(Box::new(Unheard { issuer, generation, refused, sought })));
         }
         let rules = &trusted.issuer.rules;
