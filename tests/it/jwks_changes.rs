@@ -42,6 +42,7 @@ fn assert_all(outcomes: &[Outcome], code: u16, what: &str) {
 #[test]
 fn keys_are_replaced_in_the_background_under_load_without_a_refusal() {
     const COOLDOWN: Duration = Duration::from_millis(100);
+    const ANSWER: Duration = Duration::from_millis(80);
     const KEYS: usize = 8;
     let origin = Origin::start();
     let kid = |number: usize| format!("key-{number}");
@@ -64,9 +65,13 @@ fn keys_are_replaced_in_the_background_under_load_without_a_refusal() {
     });
     for number in 2..KEYS {
         good.wait_for_more(40);
-        publisher.publish(&[number - 2, number - 1, number].map(|number| jwk(number, &kid(number))));
+        let keys = [number - 2, number - 1, number].map(|number| jwk(number, &kid(number)));
+        let set = json!({ "keys": keys });
+        publisher.reply(move || Reply::json(200, &set).after(ANSWER));
         if number % 2 == 0 {
-            // Used before anybody has heard of it.
+            // Used before anybody has heard of it: while a read is under way that brings it.
+            let reads = publisher.reads();
+            assert_eventually!(publisher.reads() > reads, "somebody asks for keys");
             newest.store(number, SeqCst);
         }
         let changes = number;
