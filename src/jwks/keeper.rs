@@ -27,7 +27,7 @@ const MAX_WAITING: usize = 1_024;
 /// Most that is remembered as looked for in vain.
 const MAX_VAIN: usize = 4_096;
 /// Longest time a request waits for keys, whatever the settings.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
+pub const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// After failures the pause doubles from the cooldown up to this, or to the refresh where that is shorter.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 

@@ -11,7 +11,7 @@ mod settings;
 mod source;
 
 pub use http::check_roots;
-pub use keeper::{Answer, Keeper};
+pub use keeper::{Answer, Keeper, LONGEST_WAIT};
 pub use keepers::Keepers;
 pub use settings::{Place, Settings};
 pub use source::{Source, Trouble};

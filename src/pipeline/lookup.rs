@@ -1,12 +1,14 @@
 //! What must be asked for before a caller can be judged, because this instance has not heard of it yet. It is rare: what
 //! was learned is remembered where it belongs, and the request is judged anew.
 
+use tokio::time::{Instant, timeout_at};
+
 use super::gateway::Gateway;
 use super::refusal::Refusal;
 use crate::api_tokens::Presented;
 use crate::clock::UnixMillis;
 use crate::identity::{IdentityRefusal, Unheard};
-use crate::jwks::Answer;
+use crate::jwks::{Answer, LONGEST_WAIT};
 
 /// Most lookups for one request: what is known may change while it waits, but not for ever.
 const MOST: u8 = 4;
@@ -24,6 +26,8 @@ pub(super) enum Lookup {
 #[derive(Debug, Default)]
 pub(super) struct Lookups {
     made: u8,
+    /// When keys were first asked for; however often they change, no request waits longer than any does.
+    began: Option<Instant>,
     /// Whether keys were read since the request came: what they do not verify is refused.
     keys_are_new: bool,
 }
@@ -56,7 +60,9 @@ impl Lookups {
             keeper.remember(unheard);
             return Err(IdentityRefusal::Token(unheard.refused).into());
         }
-        match keeper.ask(unheard).await {
+        let until = *self.began.get_or_insert_with(Instant::now) + LONGEST_WAIT;
+        let answer = timeout_at(until, keeper.ask(unheard)).await;
+        match answer.unwrap_or(Answer::Unavailable) {
             Answer::Changed => Ok(()),
             Answer::Renewed => {
                 self.keys_are_new = true;
