@@ -726,7 +726,7 @@ fn a_session_that_was_used_elsewhere_is_not_taken_for_idle_when_redis_goes_away(
 }
 
 /// Two gateways of at most one session per user, the first behind the relay; `ada` has logged in at the first.
-fn partitioned<'a>(redis: &Redis, relay: &Relay, origin: &'a Origin, token: &Token) -> [Gateway; 2] {
+fn partitioned(redis: &Redis, relay: &Relay, origin: &Origin, token: &Token) -> [Gateway; 2] {
     let config = with_sessions(origin, ROOMY, "[sessions]\nmax_per_user = 1\nidle = \"60s\"\n");
     let gateways = [gateway(&config, &relay.redis_url()), gateway(&config, &redis.url())];
     log_in(&gateways[0], token);
