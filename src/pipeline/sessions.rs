@@ -21,6 +21,7 @@ use crate::clock::UnixMillis;
 use crate::identity::revocation::{Effect, Revocation};
 use crate::identity::{Identity, blacklist_key, subject_key};
 use crate::metrics::{Counters, Metrics, SessionEvent};
+use crate::sessions::record::is_token;
 use crate::sessions::{Local, Record, Rules, Session, Times};
 
 /// What sessions need beside the store.
@@ -60,6 +61,11 @@ impl Sessions {
         self.local.owes()
     }
 
+    /// What the keys of sessions and revocations begin with, whether there is a store or not.
+    pub fn key_prefix(&self) -> &str {
+        &self.key_prefix
+    }
+
     /// Counts one event.
     pub fn count(&self, event: SessionEvent) {
         self.events.count(event);
@@ -88,6 +94,8 @@ pub struct Ended {
     pub count: usize,
     /// Whether all instances know; `false` while the store is away.
     pub shared: bool,
+    /// Whether these are all there were; `false` while the store is away, when there may be others that only it knows.
+    pub complete: bool,
 }
 
 /// The live sessions of an account.
@@ -164,10 +172,14 @@ impl Shared {
         self.end_account_sessions(account, only).await.count
     }
 
-    /// As [`Self::end_sessions`]; tells whether all instances know, too.
+    /// As [`Self::end_sessions`]; tells whether all instances know, too. The token of the one named is revoked also where
+    /// the session is not known here and nobody can be asked.
     pub async fn end_account_sessions(&self, account: &str, only: Option<&str>) -> Ended {
         let ended = self.take_out(&self.session_key(account), only, true).await;
         (0..ended.count).for_each(|_| self.sessions.count(SessionEvent::Ended));
+        if let Some(token) = only.filter(|token| ended.count == 0 && !ended.complete && is_token(token)) {
+            self.revoke(self.end_of_token(token, None, self.clock.now())).await;
+        }
         ended
     }
 
@@ -204,7 +216,7 @@ impl Shared {
         if revoke {
             told = self.revoke_tokens(&ended, now).await;
         }
-        Ended { count: ended.len(), shared: shared && told }
+        Ended { count: ended.len(), shared: shared && told, complete: !away }
     }
 
     /// Ends what had to give way to other sessions.
@@ -218,15 +230,20 @@ impl Shared {
 
     /// Revokes the tokens of sessions that were ended, each until its own end. Returns whether the store knows.
     async fn revoke_tokens(&self, sessions: &[Session], now: UnixMillis) -> bool {
-        let told = join_all(sessions.iter().map(|session| {
-            let until = session.times.token_until;
-            self.revoke(Revocation {
-                key: blacklist_key(&self.sessions.key_prefix, &session.token).into(),
-                effect: Effect::Token,
-                until: until.unwrap_or_else(|| now.plus(self.sessions.longest_revocation)),
-            })
-        }));
+        let told =
+            join_all(sessions.iter().map(|session| {
+                self.revoke(self.end_of_token(&session.token, session.times.token_until, now))
+            }));
         told.await.into_iter().all(|told| told)
+    }
+
+    /// The revocation of the token of a session, until the token's own end where that is known.
+    fn end_of_token(&self, token: &str, until: Option<UnixMillis>, now: UnixMillis) -> Revocation {
+        Revocation {
+            key: blacklist_key(&self.sessions.key_prefix, token).into(),
+            effect: Effect::Token,
+            until: until.unwrap_or_else(|| now.plus(self.sessions.longest_revocation)),
+        }
     }
 
     fn new_session(&self, identity: &Identity, client: IpAddr, now: UnixMillis) -> Session {

@@ -15,14 +15,14 @@ use crate::sessions::login::{BodyCopy, NotOpened, Place, in_cookies, in_header};
 pub(super) fn head(exchange: &mut Exchange, method: &Method, response: &ResponseHeader) -> Option<Opening> {
     // An earlier attempt may have broken off.
     exchange.login_body = None;
-    let route = login_route(exchange).filter(|_| response.status.is_success())?;
+    // Nobody logs in by asking for a head, or for what may be asked.
+    let may_login = response.status.is_success() && !matches!(*method, Method::HEAD | Method::OPTIONS);
+    let route = login_route(exchange).filter(|_| may_login)?;
     let settings = route.login.as_ref()?;
     let headers = &response.headers;
     let found = match &settings.place {
         Place::Header(name) => in_header(headers, name),
         Place::Cookie(name) => in_cookies(headers, name, exchange.gateway.shared.clock.now()),
-        // Nobody logs in by asking for a head.
-        Place::Json(_) if method == Method::HEAD => return None,
         Place::Json(_) => match BodyCopy::new(response.status, headers, settings.peek) {
             Ok(copy) => {
                 exchange.login_body = Some(Box::new(copy));
