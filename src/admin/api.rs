@@ -188,17 +188,8 @@ impl Admin {
             Ok(revoke) => revoke,
             Err(detail) => return Reply::problem(StatusCode::BAD_REQUEST, detail),
         };
-        let (kind, reason) = (revoke.target.kind(), revoke.reason.clone());
         match self.operations.revoke(revoke).await {
-            Ok(revoked) => {
-                tracing::info!(
-                    kind,
-                    reason = reason.as_deref(),
-                    shared = revoked.shared,
-                    "revoked by the admin API"
-                );
-                Reply::json(StatusCode::OK, &revoked)
-            }
+            Ok(revoked) => Reply::json(StatusCode::OK, &revoked),
             Err(error) => failed(error),
         }
     }
@@ -208,12 +199,8 @@ impl Admin {
             Ok(purge) => purge,
             Err(detail) => return Reply::problem(StatusCode::BAD_REQUEST, detail),
         };
-        let kind = purge.kind();
         match self.operations.purge(purge).await {
-            Ok(purged) => {
-                tracing::info!(kind, shared = purged.shared, "cache purged by the admin API");
-                Reply::json(StatusCode::OK, &purged)
-            }
+            Ok(purged) => Reply::json(StatusCode::OK, &purged),
             Err(error) => failed(error),
         }
     }

@@ -145,11 +145,12 @@ impl Operations for GatewayOperations {
                         shared.end_session(identity).await;
                     }
                 };
-                tokio::join!(shared.revoke(revocation), session).0
+                tokio::join!(shared.revoke_within(revocation, Some(PATIENCE)), session).0
             }
-            Effect::IssuedBefore(_) => shared.end_account(&id, revocation).await,
+            Effect::IssuedBefore(_) => shared.end_account(&id, revocation, Some(PATIENCE)).await,
         };
-        tracing::info!(kind, id = %id, reason = revoke.reason.as_deref(), "revoked by an operator");
+        let reason = revoke.reason.as_deref();
+        tracing::info!(kind, id = %id, reason, shared = shared_everywhere, "revoked by an operator");
         Ok(Revoked { kind, id, expires_in_seconds, shared: shared_everywhere })
     }
 
@@ -168,8 +169,8 @@ impl Operations for GatewayOperations {
             }
             Purge::Key(key) => key_tag(key),
         };
-        let shared = gateway.shared.invalidate(vec![tag]).await;
-        tracing::info!(kind = purge.kind(), "cached responses purged by an operator");
+        let shared = gateway.shared.invalidate_within(vec![tag], Some(PATIENCE)).await;
+        tracing::info!(kind = purge.kind(), shared, "cached responses purged by an operator");
         Ok(Purged { kind: purge.kind(), entries: None, shared })
     }
 

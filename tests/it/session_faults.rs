@@ -270,6 +270,24 @@ fn a_token_is_revoked_at_once_however_long_redis_takes_to_end_its_session() {
 }
 
 #[test]
+fn an_operator_may_wait_longer_than_a_request_for_all_instances_to_know() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let relay = Relay::to(redis.addr());
+    let settings = "deadline = \"20ms\"\nbreaker_failures = 1000";
+    let gateway = gateway(&with_sessions(&origin, settings, ""), &relay.redis_url());
+    relay.delay(Duration::from_millis(60));
+    for (call, body) in [
+        ("revocations", json!({"jti": "a"})),
+        ("revocations", json!({"subject": "ada"})),
+        ("cache/purge", json!({"user": "ada"})),
+    ] {
+        // Not at once: it may not be connected yet.
+        let shared = || admin(&gateway, call, &body).json()["shared"] == true;
+        assert_eventually!(shared(), format!("{call} {body}"));
+    }
+}
+
+#[test]
 fn an_answer_without_a_token_is_told_once_a_minute_per_route_and_counted_each_time() {
     let (redis, origin) = (Redis::start(), issuer());
     origin.route("/json", |_| Reply::text(200, "no json"));
