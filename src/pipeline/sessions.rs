@@ -21,8 +21,7 @@ use crate::clock::UnixMillis;
 use crate::identity::revocation::{Effect, Revocation};
 use crate::identity::{Identity, blacklist_key, subject_key};
 use crate::metrics::{Counters, Metrics, SessionEvent};
-use crate::sessions::record::is_token;
-use crate::sessions::{Local, Record, Rules, Session, Times};
+use crate::sessions::{Local, Record, Rules, Session, Times, record};
 
 /// What sessions need beside the store.
 pub struct Sessions {
@@ -177,7 +176,9 @@ impl Shared {
     pub async fn end_account_sessions(&self, account: &str, only: Option<&str>) -> Ended {
         let ended = self.take_out(&self.session_key(account), only, true).await;
         (0..ended.count).for_each(|_| self.sessions.count(SessionEvent::Ended));
-        if let Some(token) = only.filter(|token| ended.count == 0 && !ended.complete && is_token(token)) {
+        if let Some(token) =
+            only.filter(|token| ended.count == 0 && !ended.complete && record::is_token(token))
+        {
             self.revoke(self.end_of_token(token, None, self.clock.now())).await;
         }
         ended
