@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use api_token::{ApiToken, CreateApiToken, ListApiTokens, OneApiToken, RotateApiToken};
+pub use api_token::{ApiToken, CreateApiToken, GivenId, ListApiTokens, NoId, OneApiToken, RotateApiToken};
 pub use probe::{ProbeError, probe};
 
 /// A reverse-proxy gateway that gives an unmodified HTTP API authentication with real logout, shared rate limits and
@@ -21,6 +21,23 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// The command line of this process. Ends it where that is none, and after help and version; an API token that was
+    /// typed in the wrong place is not repeated.
+    #[must_use]
+    pub fn of_process() -> Self {
+        Self::try_parse().unwrap_or_else(|error| {
+            let said = error.to_string();
+            let shown = api_token::without_secrets(&said);
+            if said == shown {
+                error.exit();
+            }
+            eprint!("{shown}");
+            std::process::exit(error.exit_code())
+        })
+    }
 }
 
 /// What to do.

@@ -4,14 +4,13 @@ mod commands;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use tollgate::cli::Cli;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    match commands::execute(&Cli::parse().command) {
+    match commands::execute(&Cli::of_process().command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("tollgate: {error:#}");

@@ -85,6 +85,8 @@ families! {
         revocations_known: IntGauge = "tollgate_revocations_known" [],
         /// Sessions, by what happened to them at this instance.
         sessions: IntCounterVec = "tollgate_sessions_total" ["event"],
+        /// Changes of sessions made while Redis was away that it will not get, for want of room.
+        sessions_dropped: IntCounter = "tollgate_sessions_dropped_total" [],
         /// Live sessions of all users, counted by the last sweep.
         sessions_live: IntGauge = "tollgate_sessions_live" [],
         /// Revocations that the store has not got yet; they end with the process if it ends first.

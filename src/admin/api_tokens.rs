@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::api::{Span, failed, named, parse};
 use super::operations::OperationError;
 use super::reply::Reply;
-use crate::api_tokens::{Id, Issued, Listed, Order, OwnLimits};
+use crate::api_tokens::{Id, Issued, List, Listed, Order, OwnLimits};
 
 /// Longest text in a body, in bytes; what a token allows is checked where it is made.
 const MAX_TEXT: usize = 1_024;
@@ -63,7 +63,7 @@ pub enum ApiTokenDone {
     /// This is the token now, and, where it was made, the whole of it.
     One(Box<Listed>, Option<Issued>),
     /// These are the tokens.
-    All(Vec<Listed>),
+    All(List),
     /// The token is gone.
     Deleted(Id),
 }
@@ -75,6 +75,8 @@ pub struct ApiTokenAnswer {
     pub done: ApiTokenDone,
     /// Whether all instances have the same tokens; otherwise they end with the process.
     pub shared: bool,
+    /// What may have been overlooked about the token that was made.
+    pub doubt: Option<&'static str>,
 }
 
 /// Reads the body of `call`.
@@ -82,6 +84,7 @@ pub(super) fn read(call: Call, body: &[u8]) -> Result<ApiTokenCall, &'static str
     Ok(match call {
         Call::Create => ApiTokenCall::Create(Box::new(order(body)?)),
         Call::List => {
+            let body = if body.is_empty() { b"{}" } else { body };
             let ListBody { owner } = parse(body, "send a JSON object, empty or with owner")?;
             ApiTokenCall::List(owner.map(|owner| named(owner, MAX_TEXT)).transpose()?)
         }
@@ -98,17 +101,22 @@ pub(super) fn read(call: Call, body: &[u8]) -> Result<ApiTokenCall, &'static str
 
 /// The answer to an operation.
 pub(super) fn reply(done: Result<ApiTokenAnswer, OperationError>) -> Reply {
-    let ApiTokenAnswer { done, shared } = match done {
+    let ApiTokenAnswer { done, shared, doubt } = match done {
         Ok(answer) => answer,
         Err(error) => return failed(error),
     };
     let note = (!shared).then_some("kept in the memory of this instance only: it ends with the process");
+    let note = doubt.or(note);
     match &done {
         ApiTokenDone::One(listed, token) => {
             let token = token.as_ref().map(Issued::reveal);
             Reply::json(StatusCode::OK, &One { token, listed, shared, note })
         }
-        ApiTokenDone::All(tokens) => Reply::json(StatusCode::OK, &All { tokens, shared, note }),
+        ApiTokenDone::All(List { tokens, complete }) => {
+            let cut = "there are more tokens than are listed: delete those that are not used any more";
+            let note = if *complete { note } else { Some(cut) };
+            Reply::json(StatusCode::OK, &All { tokens, complete: *complete, shared, note })
+        }
         ApiTokenDone::Deleted(id) => {
             Reply::json(StatusCode::OK, &Gone { id: id.as_str(), deleted: true, shared })
         }
@@ -129,6 +137,7 @@ struct One<'a> {
 #[derive(Serialize)]
 struct All<'a> {
     tokens: &'a [Listed],
+    complete: bool,
     shared: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<&'static str>,
@@ -194,6 +203,6 @@ fn only_id(body: &[u8]) -> Result<Id, &'static str> {
     self::id(&id)
 }
 
-fn id(text: &str) -> Result<Id, &'static str> {
+pub(super) fn id(text: &str) -> Result<Id, &'static str> {
     Id::parse(text).ok_or("an id is the 16 letters and digits after tgk_; the secret does not belong here")
 }

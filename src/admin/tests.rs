@@ -459,6 +459,7 @@ async fn calls_on_api_tokens_are_read_strictly() {
     let id = Id::parse("0123456789abcdef").unwrap();
     for (call, body, asked) in [
         ("list", "{}", ApiTokenCall::List(None)),
+        ("list", "", ApiTokenCall::List(None)),
         ("list", r#"{"owner":"ada"}"#, ApiTokenCall::List(Some("ada".into()))),
         ("rotate", r#"{"id":"0123456789abcdef"}"#, ApiTokenCall::Rotate(id, Duration::ZERO)),
         (

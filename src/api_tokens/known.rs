@@ -1,6 +1,7 @@
 //! The API tokens that this instance has read, and ids that it has looked for in vain. Both are bounded; what is known
 //! is the record as it was read, so that any change of it shows.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -26,7 +27,6 @@ const ABSENT_FOR: Duration = Duration::from_secs(5);
 pub(super) const USE_NOTED: Duration = Duration::from_secs(60);
 
 /// One token as it was read.
-#[derive(Debug)]
 pub struct Entry {
     /// Which one.
     pub id: Id,
@@ -36,14 +36,21 @@ pub struct Entry {
     stored: Bytes,
     /// What that means; `None` for what is no record.
     content: Option<(Record, Arc<Identity>)>,
-    /// When it was read, in milliseconds since the epoch.
+    /// What was stored at this moment or later, in milliseconds since the epoch.
     read_at: AtomicU64,
     /// When its use was last noted, in milliseconds since the epoch; 0: never.
     used_at: AtomicU64,
 }
 
+impl fmt::Debug for Entry {
+    /// Without the record, which holds hashes of secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
 impl Entry {
-    /// What was read at `now`.
+    /// What a read found that began at `now`.
     pub(super) fn new(id: Id, stored: Bytes, naming: &Naming, now: UnixMillis) -> Self {
         let record = Record::decode(&stored);
         let content = record.map(|record| {
@@ -108,8 +115,8 @@ pub enum Verdict {
     Accepted(Used),
     /// Nobody's.
     Refused(Refused),
-    /// Not to be said before its record is read.
-    Unknown(Id),
+    /// Not to be said before the record of what was presented is read.
+    Unknown(Presented),
 }
 
 /// A token in use by one request: what it was accepted by, to be compared with what is stored.
@@ -154,10 +161,11 @@ impl Known {
     /// What a request is by what is known here.
     pub(super) fn judge(&self, presented: &Presented, now: UnixMillis) -> Verdict {
         let Presented { id, secret } = presented;
+        let unknown = Verdict::Unknown(*presented);
         let Some(entry) = self.find(*id) else {
             let refused = refuse_unknown(secret);
             let absent = self.absent.get(id).is_some_and(|until| now.0 < until);
-            return if absent { Verdict::Refused(refused) } else { Verdict::Unknown(*id) };
+            return if absent { Verdict::Refused(refused) } else { unknown };
         };
         match entry.judge(secret, now) {
             Ok(identity) => {
@@ -168,13 +176,14 @@ impl Known {
             Err(Refused::BadSignature | Refused::Revoked)
                 if entry.read_at.load(Ordering::Relaxed) < now.0 =>
             {
-                Verdict::Unknown(*id)
+                unknown
             }
             Err(refused) => Verdict::Refused(refused),
         }
     }
 
-    /// Learns what is stored under `id`: `None` is nothing. Says it once of a record that is none.
+    /// Learns what a read that began at `now` found under `id`: `None` is nothing. Answers to reads may come in another
+    /// order, so what a later one found stays known. Returns what this one found; says it once of a record that is none.
     pub(super) fn learn(
         &self,
         id: Id,
@@ -183,9 +192,12 @@ impl Known {
         now: UnixMillis,
     ) -> Option<Arc<Entry>> {
         let before = self.find(id);
+        let overtaken = before.as_ref().is_some_and(|before| before.read_at.load(Ordering::Relaxed) > now.0);
         let Some(stored) = stored else {
-            self.entries.remove(&id);
-            self.absent.insert(id, now.plus(ABSENT_FOR).0);
+            if !overtaken {
+                self.entries.remove(&id);
+                self.absent.insert(id, now.plus(ABSENT_FOR).0);
+            }
             return None;
         };
         // Of what is too long to be a record the beginning tells enough.
@@ -204,18 +216,11 @@ impl Known {
             tracing::warn!(%id, "what Redis holds under this id is no API token: it is refused");
         }
         let entry = Arc::new(entry);
-        self.entries.insert(id, Arc::clone(&entry));
-        self.absent.remove(&id);
+        if !overtaken {
+            self.entries.insert(id, Arc::clone(&entry));
+            self.absent.remove(&id);
+        }
         Some(entry)
-    }
-
-    /// Takes what is known of `id` for what is stored at `now`, since nobody can say otherwise. Returns whether anything
-    /// is known.
-    pub(super) fn trust(&self, id: Id, now: UnixMillis) -> bool {
-        self.find(id).is_some_and(|entry| {
-            entry.read_at.fetch_max(now.0, Ordering::Relaxed);
-            true
-        })
     }
 
     /// Forgets all about `id`.
@@ -263,8 +268,8 @@ mod tests {
                     "accepted"
                 }
                 Verdict::Refused(refused) => refused.as_str(),
-                Verdict::Unknown(id) => {
-                    assert_eq!(id, presented.id);
+                Verdict::Unknown(unknown) => {
+                    assert_eq!(unknown.id, presented.id);
                     "unknown"
                 }
             }
@@ -301,6 +306,37 @@ mod tests {
         scene.record.expires = Some(later.as_secs());
         scene.learn(later);
         assert_eq!(scene.verdict(&good, later.plus(ABSENT_FOR)), "expired");
+    }
+
+    #[test]
+    fn what_an_earlier_read_found_replaces_nothing_that_a_later_one_found() {
+        let mut scene = scene();
+        let (old, later) = (scene.record.encode(), NOW.plus(Duration::from_millis(10)));
+        let fresh = Issued::new(scene.issued.id).unwrap();
+        scene.record.rotate(fresh.hash(), Duration::ZERO, NOW);
+        scene.learn(later);
+        let fresh = Presented::parse(&fresh.reveal()).unwrap();
+        let found = scene.known.learn(scene.issued.id, Some(old.into()), &scene.naming, NOW).unwrap();
+        assert!(found.judge(&scene.presented().secret, NOW).is_ok(), "it tells what it found");
+        assert_eq!(scene.verdict(&fresh, later.plus(ABSENT_FOR)), "accepted");
+        assert!(scene.known.learn(scene.issued.id, None, &scene.naming, NOW).is_none());
+        assert_eq!(scene.verdict(&fresh, later.plus(ABSENT_FOR)), "accepted");
+        assert!(scene.known.learn(scene.issued.id, None, &scene.naming, later).is_none());
+        assert_eq!(scene.verdict(&fresh, later), "bad_signature");
+    }
+
+    #[test]
+    fn nothing_that_is_known_prints_a_secret_or_its_hash() {
+        let scene = scene();
+        scene.learn(NOW);
+        let Verdict::Accepted(used) = scene.known.judge(&scene.presented(), NOW) else { panic!() };
+        let printed = format!("{used:?} {:?} {:?}", Verdict::Unknown(scene.presented()), scene.record);
+        assert!(printed.contains(scene.issued.id.as_str()));
+        let hash = scene.issued.hash().to_hex();
+        let hash_as_bytes = format!("{:?}", hash.as_bytes());
+        for shown in [&scene.issued.reveal()[21..], &hash, hash_as_bytes.trim_matches(['[', ']'])] {
+            assert!(!printed.contains(shown), "{printed}");
+        }
     }
 
     #[test]

@@ -5,8 +5,9 @@ mod known;
 mod record;
 mod store;
 mod token;
+mod turns;
 
 pub use self::known::{Entry, Used, Verdict};
 pub use self::record::{MAX_LIFE, MAX_LIMIT, MAX_MULTIPLIER, Naming, Order, OwnLimits, Unusable};
-pub use self::store::{ApiTokens, Listed, Made, Problem};
-pub use self::token::{Id, Issued, Presented, is_api_token};
+pub use self::store::{ApiTokens, List, Listed, Made, Problem};
+pub use self::token::{ID_CHARACTERS, Id, Issued, Presented, is_api_token};

@@ -125,6 +125,27 @@ pub struct Naming {
     pub hash_tags: bool,
     /// The headers that carry the owner.
     pub carriers: Carriers,
+    /// The names of the issuers where there are several: accounts begin with one of them.
+    pub realms: Box<[Box<str>]>,
+}
+
+impl Naming {
+    /// The issuer whose account `owner` is, where there are several, and the subject there.
+    fn split<'o>(&self, owner: &'o str) -> (Option<&'o str>, &'o str) {
+        let known = |(realm, subject): &(&str, &str)| {
+            !subject.is_empty() && self.realms.iter().any(|known| **known == **realm)
+        };
+        owner.split_once('~').filter(known).map_or((None, owner), |(realm, subject)| (Some(realm), subject))
+    }
+
+    /// What an operator may have overlooked about `owner`.
+    #[must_use]
+    pub fn doubt(&self, owner: &str) -> Option<&'static str> {
+        let (realm, _) = self.split(owner);
+        (realm.is_none() && !self.realms.is_empty()).then_some(
+            "there are several issuers, so that their users are <issuer>~<subject>: this owner is none of them",
+        )
+    }
 }
 
 impl Record {
@@ -231,18 +252,19 @@ impl Record {
     /// Whom the token stands for.
     #[must_use]
     pub fn identity(&self, id: Id, naming: &Naming) -> Identity {
+        let (realm, subject) = naming.split(&self.owner);
         let person = Person {
             plan: self.plan.clone(),
             multiplier: self.multiplier.unwrap_or(1.0),
             permissions: self.permissions.clone().into(),
             carriers: naming.carriers.clone(),
-            ..Person::named(&self.owner)
+            ..Person::named(subject)
         };
         // No `jti` of an issuer looks like it by chance, and the secret is no part of it.
         let token_id = TokenId::Jti(format!("{API_TOKEN_PREFIX}{id}").into());
         let times = Times { expires_at: self.expires.map(UnixMillis::from_secs), ..Times::default() };
         let mut identity =
-            Identity::new(person, token_id, &times, Duration::ZERO, &naming.prefix, naming.hash_tags, None);
+            Identity::new(person, token_id, &times, Duration::ZERO, &naming.prefix, naming.hash_tags, realm);
         identity.api_token = Some(Arc::from(id.as_str()));
         identity.own_limits = [self.limits.minute, self.limits.hour, self.limits.day];
         identity
@@ -294,6 +316,27 @@ mod tests {
 
     fn record(order: &Order) -> Record {
         Record::new(order, secret("one"), NOW).unwrap()
+    }
+
+    #[test]
+    fn with_several_issuers_the_owner_is_told_as_its_issuer_calls_it() {
+        let several = Naming { realms: ["app".into(), "partners".into()].into(), ..Naming::default() };
+        let id = Id::random().unwrap();
+        for (naming, owner, subject, doubtful) in [
+            (&several, "app~070ef", "070ef", false),
+            (&several, "partners~a~b", "a~b", false),
+            (&several, "other~070ef", "other~070ef", true),
+            (&several, "app~", "app~", true),
+            (&several, "070ef", "070ef", true),
+            (&Naming::default(), "app~070ef", "app~070ef", false),
+        ] {
+            let identity = record(&Order { owner: owner.into(), ..order() }).identity(id, naming);
+            assert_eq!((&*identity.subject, &*identity.account), (subject, owner));
+            assert_eq!(*identity.keys.ban, *format!("ban:user:{owner}"));
+            let told = identity.headers.iter().find(|(name, _)| name == "x-user-id").unwrap();
+            assert_eq!(told.1, subject);
+            assert_eq!(naming.doubt(owner).is_some(), doubtful, "{owner}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ::redis::{Cmd, Value, cmd, from_redis_value};
 use bytes::Bytes;
+use futures::future::join_all;
 use futures::stream::{self, StreamExt as _};
 use parking_lot::RwLock;
 use serde::Serialize;
@@ -14,6 +15,7 @@ use serde::Serialize;
 use super::known::{Entry, Known, Used, Verdict, refuse_unknown};
 use super::record::{MAX_LIFE, Naming, Order, OwnLimits, Record, Unusable};
 use super::token::{Id, Issued, NoRandomness, Presented};
+use super::turns::Turns;
 use crate::clock::UnixMillis;
 use crate::identity::{Refused, subject_key};
 use crate::redis::{Lane, Publisher, Store, Unavailable};
@@ -30,6 +32,9 @@ const MOST_LISTED: usize = 100_000;
 const PAGE: usize = 1_000;
 /// Records read at the same time for a list.
 const READ_AT_ONCE: usize = 64;
+/// Ids looked at when a token is made, so that those whose record has expired do not pile up where nobody asks for
+/// the list.
+const TIDIED: usize = 10;
 /// How often a change is tried anew that another one got ahead of.
 const ATTEMPTS: usize = 8;
 /// How long an expired token still tells that it has expired.
@@ -68,6 +73,8 @@ pub struct Made {
     pub token: Issued,
     /// What is kept of it.
     pub listed: Listed,
+    /// What may have been overlooked about it.
+    pub doubt: Option<&'static str>,
 }
 
 /// A token as operators see it. Times are seconds since the epoch.
@@ -97,6 +104,15 @@ pub struct Listed {
     pub previous_until: Option<u64>,
     /// When it was used last, to the minute; `None`: not within a year.
     pub last_used: Option<u64>,
+}
+
+/// The tokens that there are, in the order of their ids.
+#[derive(Clone, Debug, PartialEq)]
+pub struct List {
+    /// The tokens.
+    pub tokens: Vec<Listed>,
+    /// Whether these are all: at most 100,000 are listed.
+    pub complete: bool,
 }
 
 impl Listed {
@@ -131,6 +147,7 @@ pub struct ApiTokens {
     home: Home,
     naming: Naming,
     known: Known,
+    turns: Turns,
 }
 
 impl std::fmt::Debug for ApiTokens {
@@ -143,7 +160,7 @@ impl ApiTokens {
     /// The tokens in `store`, or in memory where there is none.
     pub fn new(store: Option<Arc<Store>>, naming: Naming) -> Self {
         let home = store.map_or_else(|| Home::Memory(RwLock::default()), Home::Store);
-        Self { home, naming, known: Known::new() }
+        Self { home, naming, known: Known::new(), turns: Turns::new() }
     }
 
     /// Whether all instances have the same tokens; otherwise they end with the process.
@@ -170,23 +187,42 @@ impl ApiTokens {
         }
     }
 
-    /// Reads the record of `id`, so that a request with it can be judged; `clock` tells when it was read.
+    /// Reads the record of what was presented at `now`, so that it can be judged; `clock` tells when that begins.
     ///
     /// # Errors
-    /// Nothing is known of it, and the store does not answer.
-    pub async fn look_up(&self, id: Id, clock: impl Fn() -> UnixMillis) -> Result<(), Unavailable> {
+    /// The store does not answer, or too many are waiting for it: what is known may be out of date.
+    pub async fn look_up(
+        &self,
+        presented: &Presented,
+        now: UnixMillis,
+        clock: impl Fn() -> UnixMillis,
+    ) -> Result<(), Unavailable> {
         let Home::Store(store) = &self.home else { return Ok(()) };
+        let id = presented.id;
+        let place = self.turns.queue(id);
+        let mut failed_at = place.turn().await.ok_or(Unavailable::DeadlinePassed)?;
+        // Whoever read it meanwhile has read it for this request too.
+        if !matches!(self.known.judge(presented, now), Verdict::Unknown(_)) {
+            return Ok(());
+        }
+        if failed_at.is_some_and(|failed_at| failed_at >= now) {
+            return Err(Unavailable::DeadlinePassed);
+        }
+        let _room = place.room().await.ok_or(Unavailable::DeadlinePassed)?;
+        // Before the read: an answer may be as old as its question. Never before the request, whatever the clock did.
+        let asked_at = clock().max(now);
         let key = self.key("api_token", id);
         let mut command = cmd("MGET");
         command.arg(&key);
         match store.call(Lane::Decisions, store.shard(key.as_bytes()), &command).await.and_then(only) {
             Ok(stored) => {
-                self.known.learn(id, stored, &self.naming, clock());
+                self.known.learn(id, stored, &self.naming, asked_at);
                 Ok(())
             }
-            // What was known of it decides.
-            Err(_) if self.known.trust(id, clock()) => Ok(()),
-            Err(unavailable) => Err(unavailable),
+            Err(unavailable) => {
+                *failed_at = Some(asked_at);
+                Err(unavailable)
+            }
         }
     }
 
@@ -258,9 +294,7 @@ impl ApiTokens {
             }
             Home::Store(store) => {
                 // First the list: no token may work that nobody sees.
-                let mut listing = cmd("SADD");
-                listing.arg(self.index()).arg(issued.id.as_str());
-                self.ask(store, &self.index(), &listing).await?;
+                self.enlist(store, issued.id).await?;
                 let key = self.key("api_token", issued.id);
                 let mut command = cmd("SET");
                 command.arg(&key).arg(record.encode()).arg("NX");
@@ -270,33 +304,40 @@ impl ApiTokens {
                 if self.ask(store, &key, &command).await? == Value::Nil {
                     return Err(NoRandomness.into());
                 }
+                // Whoever read the list before the record was there took the id off again.
+                self.enlist(store, issued.id).await?;
+                self.tidy(store).await;
                 self.tell(store, issued.id).await;
             }
         }
         let listed = Listed::new(issued.id, &record, None, now);
-        Ok(Made { token: issued, listed })
+        Ok(Made { token: issued, listed, doubt: self.naming.doubt(&order.owner) })
     }
 
-    /// Every token, in the order of their ids.
+    /// Every token, in the order of their ids. Ids whose record is gone are taken off the list.
     ///
     /// # Errors
     /// [`Problem::Unavailable`].
-    pub async fn list(&self, now: UnixMillis) -> Result<Vec<Listed>, Problem> {
+    pub async fn list(&self, now: UnixMillis) -> Result<List, Problem> {
         let store = match &self.home {
             Home::Store(store) => store,
             Home::Memory(tokens) => {
                 let listed = |(id, entry): (&Id, &Arc<Entry>)| {
                     Some(Listed::new(*id, entry.record()?, entry.used_at(), now))
                 };
-                return Ok(tokens.read().iter().filter_map(listed).collect());
+                let tokens = tokens.read().iter().filter_map(listed).collect();
+                return Ok(List { tokens, complete: true });
             }
         };
-        let mut ids = self.ids(store).await?;
-        ids.sort_unstable();
-        ids.dedup();
-        let reads = ids.into_iter().map(|id| self.read_listed(store, id, now));
+        let (ids, complete) = self.ids(store).await?;
+        let reads = ids.into_iter().map(async |id| match self.read_listed(store, id, now).await? {
+            Found::Token(listed) => Ok(Some(*listed)),
+            Found::NoToken => Ok(None),
+            Found::Nothing => self.unlist(store, id).await.map(|()| None),
+        });
         let found: Vec<_> = stream::iter(reads).buffered(READ_AT_ONCE).collect().await;
-        found.into_iter().filter_map(Result::transpose).collect()
+        let tokens = found.into_iter().filter_map(Result::transpose).collect::<Result<_, Problem>>()?;
+        Ok(List { tokens, complete })
     }
 
     /// One token; `None` when no token has this id.
@@ -305,7 +346,10 @@ impl ApiTokens {
     /// [`Problem::Unavailable`].
     pub async fn find(&self, id: Id, now: UnixMillis) -> Result<Option<Listed>, Problem> {
         match &self.home {
-            Home::Store(store) => self.read_listed(store, id, now).await,
+            Home::Store(store) => Ok(match self.read_listed(store, id, now).await? {
+                Found::Token(listed) => Some(*listed),
+                Found::NoToken | Found::Nothing => None,
+            }),
             Home::Memory(tokens) => Ok(tokens
                 .read()
                 .get(&id)
@@ -323,7 +367,7 @@ impl ApiTokens {
         }
         let issued = Issued::new(id)?;
         let listed = self.change(id, now, |record| record.rotate(issued.hash(), grace, now)).await?;
-        Ok(Made { token: issued, listed })
+        Ok(Made { token: issued, listed, doubt: None })
     }
 
     /// Refuses a token for now, or accepts it again.
@@ -381,10 +425,8 @@ impl ApiTokens {
             }
         };
         let key = self.key("api_token", id);
-        let mut reading = cmd("MGET");
-        reading.arg(&key);
         for _ in 0..ATTEMPTS {
-            let before = only(self.ask(store, &key, &reading).await?)?.ok_or(Problem::Unknown)?;
+            let before = self.read(store, id).await?.ok_or(Problem::Unknown)?;
             let mut record = Record::decode(&before).ok_or(NO_RECORD)?;
             change(&mut record);
             let mut replacing = cmd("EVAL");
@@ -397,7 +439,39 @@ impl ApiTokens {
         Err(Unusable("the token is being changed by somebody else all the time; try again").into())
     }
 
-    async fn ids(&self, store: &Store) -> Result<Vec<Id>, Problem> {
+    async fn enlist(&self, store: &Store, id: Id) -> Result<(), Problem> {
+        let mut listing = cmd("SADD");
+        listing.arg(self.index()).arg(id.as_str());
+        self.ask(store, &self.index(), &listing).await?;
+        Ok(())
+    }
+
+    /// Takes an id without a record off the list.
+    async fn unlist(&self, store: &Store, id: Id) -> Result<(), Problem> {
+        let mut unlisting = cmd("SREM");
+        unlisting.arg(self.index()).arg(id.as_str());
+        self.ask(store, &self.index(), &unlisting).await?;
+        // It may have got one just before, and been listed for good just before that.
+        if matches!(self.read(store, id).await, Ok(None)) { Ok(()) } else { self.enlist(store, id).await }
+    }
+
+    /// Takes some ids without a record off the list, as far as the store answers.
+    async fn tidy(&self, store: &Store) {
+        let mut picking = cmd("SRANDMEMBER");
+        picking.arg(self.index()).arg(TIDIED);
+        let picked = self.ask(store, &self.index(), &picking).await.ok();
+        let picked: Vec<Vec<u8>> = picked.and_then(|ids| from_redis_value(ids).ok()).unwrap_or_default();
+        let looks = picked.iter().filter_map(|id| read_id(id)).map(async |id| {
+            if matches!(self.read(store, id).await, Ok(None)) {
+                // The next one may be luckier.
+                let _ = self.unlist(store, id).await;
+            }
+        });
+        join_all(looks).await;
+    }
+
+    /// The ids of the list in their order, and whether these are all.
+    async fn ids(&self, store: &Store) -> Result<(Vec<Id>, bool), Problem> {
         let index = self.index();
         let (mut ids, mut cursor) = (Vec::new(), 0_u64);
         loop {
@@ -407,22 +481,30 @@ impl ApiTokens {
             let (next, page): (u64, Vec<Vec<u8>>) =
                 from_redis_value(answer).map_err(|_| Unavailable::Rejected)?;
             // Whatever else may stand there names no token.
-            ids.extend(page.iter().filter_map(|id| Id::parse(std::str::from_utf8(id).ok()?)));
+            ids.extend(page.iter().filter_map(|id| read_id(id)));
             cursor = next;
-            if cursor == 0 || ids.len() >= MOST_LISTED {
+            if cursor == 0 || ids.len() > MOST_LISTED {
+                ids.sort_unstable();
+                ids.dedup();
+                let complete = cursor == 0 && ids.len() <= MOST_LISTED;
                 ids.truncate(MOST_LISTED);
-                return Ok(ids);
+                return Ok((ids, complete));
             }
         }
     }
 
-    async fn read_listed(&self, store: &Store, id: Id, now: UnixMillis) -> Result<Option<Listed>, Problem> {
+    async fn read(&self, store: &Store, id: Id) -> Result<Option<Bytes>, Unavailable> {
         let key = self.key("api_token", id);
         let mut command = cmd("MGET");
         command.arg(&key);
-        let (stored, used_at) = tokio::join!(self.ask(store, &key, &command), self.read_use(store, id));
-        let record = only(stored?)?.and_then(|stored| Record::decode(&stored));
-        Ok(record.map(|record| Listed::new(id, &record, used_at, now)))
+        only(self.ask(store, &key, &command).await?)
+    }
+
+    async fn read_listed(&self, store: &Store, id: Id, now: UnixMillis) -> Result<Found, Problem> {
+        let (stored, used_at) = tokio::join!(self.read(store, id), self.read_use(store, id));
+        let Some(stored) = stored? else { return Ok(Found::Nothing) };
+        Ok(Record::decode(&stored)
+            .map_or(Found::NoToken, |record| Found::Token(Box::new(Listed::new(id, &record, used_at, now)))))
     }
 
     async fn read_use(&self, store: &Store, id: Id) -> Option<u64> {
@@ -457,6 +539,20 @@ impl ApiTokens {
     fn index(&self) -> String {
         format!("{}api_tokens", self.naming.prefix)
     }
+}
+
+/// What an id of the list stands for.
+enum Found {
+    /// A token.
+    Token(Box<Listed>),
+    /// Something else.
+    NoToken,
+    /// Nothing any more, or nothing yet.
+    Nothing,
+}
+
+fn read_id(text: &[u8]) -> Option<Id> {
+    Id::parse(std::str::from_utf8(text).ok()?)
 }
 
 /// The latest end of a key that Redis takes.

@@ -10,10 +10,10 @@ use async_trait::async_trait;
 use super::build::api_token_naming;
 use crate::api_tokens::ApiTokens;
 use crate::config::Spec;
-use crate::redis::{Lane, Link, Recovery, Store, Unobserved};
+use crate::redis::{Lane, Link, Recovery, Store, Unavailable, Unobserved};
 
 /// How long the store may take to answer at all.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Pause between two looks whether it answers.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -54,7 +54,10 @@ pub fn on_api_tokens<T>(spec: &Spec, work: impl AsyncFnOnce(&ApiTokens) -> T) ->
         .context("no runtime can be started")?;
     runtime.block_on(async {
         let watching = tokio::spawn(Arc::clone(&store).supervise(Vec::new(), Arc::new(Nothing)));
-        let reached = reach(&store).await;
+        let reached = reach(&store).await.with_context(|| {
+            let at = spec.redis.url.as_ref().map(ToString::to_string).unwrap_or_default();
+            format!("Redis ({at}) cannot be reached")
+        });
         let tokens = ApiTokens::new(Some(store), api_token_naming(spec));
         let done = match reached {
             Ok(()) => Ok(work(&tokens).await),
@@ -67,14 +70,19 @@ pub fn on_api_tokens<T>(spec: &Spec, work: impl AsyncFnOnce(&ApiTokens) -> T) ->
 
 /// Waits until all of the store answers.
 async fn reach(store: &Store) -> anyhow::Result<()> {
-    let until = tokio::time::Instant::now() + store.settings().connect_timeout + PATIENCE;
+    let until = tokio::time::Instant::now() + PATIENCE;
+    let mut cause = None;
     loop {
         let answers = store.ask_all(PATIENCE, Lane::Decisions, &cmd("PING")).await;
         let Some(failure) = answers.into_iter().find_map(|answer| answer.outcome.err()) else {
             return Ok(());
         };
+        // After the first failures nothing is asked for a while: what is told is why.
+        if failure != Unavailable::BreakerOpen || cause.is_none() {
+            cause = Some(failure);
+        }
         if tokio::time::Instant::now() >= until {
-            bail!("Redis cannot be reached: {failure}");
+            return Err(cause.unwrap_or(failure).into());
         }
         tokio::time::sleep(PAUSE).await;
     }

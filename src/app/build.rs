@@ -502,6 +502,11 @@ pub(super) fn api_token_naming(spec: &Spec) -> api_tokens::Naming {
         prefix: spec.redis.key_prefix.clone(),
         hash_tags: spec.redis.tagged(),
         carriers: carriers(spec),
+        realms: if spec.issuers.len() > 1 {
+            spec.issuers.iter().map(|issuer| issuer.name.clone()).collect()
+        } else {
+            Box::default()
+        },
     }
 }
 

@@ -260,6 +260,7 @@ impl GatewayOperations {
             policy = subject.policy.as_deref(),
             ip = subject.ip.map(tracing::field::display),
             user = subject.user.as_ref().map(|user| &*user.name),
+            api_token = subject.api_token.as_deref(),
             "an operator changes limit counters"
         );
         let own_limits = own_limits(&gateway, subject).await;
@@ -308,11 +309,13 @@ const AN_API_TOKEN: OperationError =
 async fn api_token_call(gateway: &Gateway, call: ApiTokenCall) -> Result<ApiTokenAnswer, OperationError> {
     let (tokens, now) = (&gateway.shared.api_tokens, gateway.shared.clock.now());
     let one = |listed, token| ApiTokenDone::One(Box::new(listed), token);
+    let mut doubt = None;
     let (what, done) = match call {
         ApiTokenCall::List(owner) => {
             let mut all = tokens.list(now).await.map_err(why)?;
-            all.retain(|token| owner.as_ref().is_none_or(|owner| token.owner == *owner));
-            return Ok(ApiTokenAnswer { done: ApiTokenDone::All(all), shared: tokens.is_shared() });
+            all.tokens.retain(|token| owner.as_ref().is_none_or(|owner| token.owner == *owner));
+            let (done, shared) = (ApiTokenDone::All(all), tokens.is_shared());
+            return Ok(ApiTokenAnswer { done, shared, doubt: None });
         }
         ApiTokenCall::Create(order) => {
             if let Some(plan) = &order.plan
@@ -321,6 +324,7 @@ async fn api_token_call(gateway: &Gateway, call: ApiTokenCall) -> Result<ApiToke
                 return Err(OperationError::NotFound("no plan has this name"));
             }
             let made = tokens.create(&order, now).await.map_err(why)?;
+            doubt = made.doubt;
             ("created", one(made.listed, Some(made.token)))
         }
         ApiTokenCall::Rotate(id, grace) => {
@@ -344,7 +348,7 @@ async fn api_token_call(gateway: &Gateway, call: ApiTokenCall) -> Result<ApiToke
         ApiTokenDone::All(_) => "",
     };
     tracing::info!(what, id, "API token changed by an operator");
-    Ok(ApiTokenAnswer { done, shared: tokens.is_shared() })
+    Ok(ApiTokenAnswer { done, shared: tokens.is_shared(), doubt })
 }
 
 fn why(problem: Problem) -> OperationError {

@@ -1,12 +1,13 @@
 //! The commands on API tokens. No secret is an argument: a process list would show it.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
 use super::{lifetime, multiplier};
-use crate::api_tokens::{Id, MAX_LIMIT};
+use crate::api_tokens::{ID_CHARACTERS, Id, MAX_LIMIT};
 use crate::identifiers::API_TOKEN_PREFIX;
 
 /// Create, list and change API tokens.
@@ -96,18 +97,57 @@ pub struct OneApiToken {
     #[arg(short, long, value_name = "FILE")]
     pub config: PathBuf,
     /// The id: the 16 characters after `tgk_`. The secret is not asked for.
-    #[arg(value_name = "ID", value_parser = id)]
-    pub id: Id,
+    #[arg(value_name = "ID", value_parser = GivenId::read)]
+    pub id: GivenId,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
 }
 
-fn id(text: &str) -> Result<Id, String> {
-    let bare = text.strip_prefix(API_TOKEN_PREFIX).unwrap_or(text);
-    Id::parse(bare).ok_or_else(|| {
-        "an id is the 16 letters and digits after tgk_; keep the secret behind it to yourself".to_owned()
-    })
+/// What stands in the place of an id. A refused value would be printed, and here it may be a whole token: of what is no
+/// id nothing is kept, and the command says so.
+#[derive(Clone, Copy, Debug)]
+pub struct GivenId(Option<Id>);
+
+/// What was given is no id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an id is the 16 letters and digits after tgk_; keep the secret behind it to yourself")]
+pub struct NoId;
+
+impl GivenId {
+    #[allow(clippy::unnecessary_wraps, reason = "the form of a parser of values")]
+    fn read(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(Id::parse(text.strip_prefix(API_TOKEN_PREFIX).unwrap_or(text))))
+    }
+
+    /// The id.
+    ///
+    /// # Errors
+    /// It was something else.
+    pub fn id(self) -> Result<Id, NoId> {
+        self.0.ok_or(NoId)
+    }
+}
+
+/// `text` with no more of any API token than its id.
+pub(super) fn without_secrets(text: &str) -> String {
+    let shown = API_TOKEN_PREFIX.len() + ID_CHARACTERS;
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(API_TOKEN_PREFIX) {
+        let (before, token) = rest.split_at(start);
+        let end = token.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(token.len());
+        let (token, after) = token.split_at(end);
+        kept.push_str(before);
+        // It is ASCII.
+        kept.push_str(token.get(..shown).unwrap_or(token));
+        if token.len() > shown {
+            kept.push('…');
+        }
+        rest = after;
+    }
+    kept.push_str(rest);
+    kept
 }
 
 #[cfg(test)]
@@ -150,15 +190,33 @@ mod tests {
     fn a_token_is_named_by_its_id_and_never_by_its_secret() {
         for id in ["0123456789abcdef", "tgk_0123456789abcdef"] {
             let ApiToken::Disable(one) = parse(&format!("disable -c a.toml {id}")).unwrap() else { panic!() };
-            assert_eq!(one.id.as_str(), "0123456789abcdef");
+            assert_eq!(one.id.id().unwrap().as_str(), "0123456789abcdef");
         }
         let secret = "s".repeat(43);
-        for bad in ["", "0123", "x123456789abcde!", &format!("tgk_0123456789abcdef_{secret}")] {
-            assert!(parse(&format!("delete -c a.toml {bad}")).is_err(), "{bad}");
+        for bad in &["", "0123", "x123456789abcde!", &format!("tgk_0123456789abcdef_{secret}"), &secret] {
+            let line = format!("tollgate api-token delete -c a.toml");
+            let parsed = Cli::try_parse_from(line.split(' ').chain([*bad])).unwrap();
+            let Command::ApiToken(ApiToken::Delete(one)) = parsed.command else { panic!() };
+            assert_eq!(one.id.id(), Err(NoId), "{bad}");
+            assert!(!format!("{one:?} {NoId}").contains(&secret));
         }
         let ApiToken::Rotate(rotate) = parse("rotate -c a 0123456789abcdef --grace 24h").unwrap() else {
             panic!()
         };
         assert_eq!(rotate.grace, Some(Duration::from_secs(86_400)));
+    }
+
+    #[test]
+    fn of_a_token_in_a_message_only_the_id_is_left() {
+        let (id, secret) = ("tgk_0123456789abcdef", "Z".repeat(43));
+        for (text, left) in [
+            ("the 16 characters after `tgk_`.", "the 16 characters after `tgk_`."),
+            (&format!("delete {id}"), &format!("delete {id}")),
+            (&format!("'{id}_{secret}' and {id}_{secret}x, ä"), &format!("'{id}…' and {id}…, ä")),
+            (&format!("{id}{secret}"), &format!("{id}…")),
+            ("tgk_ä", "tgk_ä"),
+        ] {
+            assert_eq!(without_secrets(text), left);
+        }
     }
 }

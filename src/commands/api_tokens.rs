@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use anyhow::bail;
 use serde_json::json;
-use tollgate::api_tokens::{ApiTokens, Id, Issued, Listed, Order, OwnLimits, Presented, Problem, Verdict};
+use tollgate::api_tokens::{
+    ApiTokens, Id, Issued, List, Listed, Order, OwnLimits, Presented, Problem, Verdict,
+};
 use tollgate::app::on_api_tokens;
 use tollgate::cli::{ApiToken, CreateApiToken, KeySource, ListApiTokens, OneApiToken};
 use tollgate::clock::{Clock as _, SystemClock, UnixMillis};
@@ -24,8 +26,8 @@ pub(super) fn execute(command: &ApiToken) -> anyhow::Result<ExitCode> {
         ApiToken::Create(arguments) => create(arguments, now),
         ApiToken::List(arguments) => list(arguments, now),
         ApiToken::Rotate(arguments) => {
-            let (id, grace) = (arguments.one.id, arguments.grace.unwrap_or(Duration::ZERO));
-            on_one(&arguments.one, async |tokens| {
+            let grace = arguments.grace.unwrap_or(Duration::ZERO);
+            on_one(&arguments.one, async |tokens, id| {
                 let made = tokens.rotate(id, grace, now).await?;
                 let advice = match made.listed.previous_until {
                     Some(until) => format!("The secret before it works until {}.", time(until)),
@@ -34,17 +36,17 @@ pub(super) fn execute(command: &ApiToken) -> anyhow::Result<ExitCode> {
                 Ok(Done::Made(made.token, Box::new(made.listed), advice))
             })
         }
-        ApiToken::Disable(one) => on_one(one, async |tokens| {
-            let listed = tokens.disable(one.id, true, now).await?;
+        ApiToken::Disable(one) => on_one(one, async |tokens, id| {
+            let listed = tokens.disable(id, true, now).await?;
             Ok(Done::Changed(Box::new(listed), "disabled: refused from the next request on"))
         }),
-        ApiToken::Enable(one) => on_one(one, async |tokens| {
-            let listed = tokens.disable(one.id, false, now).await?;
+        ApiToken::Enable(one) => on_one(one, async |tokens, id| {
+            let listed = tokens.disable(id, false, now).await?;
             Ok(Done::Changed(Box::new(listed), "enabled"))
         }),
-        ApiToken::Delete(one) => on_one(one, async |tokens| {
-            tokens.delete(one.id).await?;
-            Ok(Done::Deleted(one.id))
+        ApiToken::Delete(one) => on_one(one, async |tokens, id| {
+            tokens.delete(id).await?;
+            Ok(Done::Deleted(id))
         }),
     }
 }
@@ -81,17 +83,21 @@ fn create(arguments: &CreateApiToken, now: UnixMillis) -> anyhow::Result<ExitCod
         Some(expires) => format!("It expires at {}.", time(expires)),
         None => "It does not expire.".to_owned(),
     };
-    show(&Done::Made(made.token, Box::new(made.listed), advice), arguments.json)?;
+    if let Some(doubt) = made.doubt {
+        eprintln!("warning: {doubt}");
+    }
+    show(&Done::Made(made.token, Box::new(made.listed), advice), &spec, arguments.json)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn on_one(
     one: &OneApiToken,
-    work: impl AsyncFnOnce(&ApiTokens) -> Result<Done, Problem>,
+    work: impl AsyncFnOnce(&ApiTokens, Id) -> Result<Done, Problem>,
 ) -> anyhow::Result<ExitCode> {
+    let id = one.id.id()?;
     let Some(spec) = read(&one.config) else { return Ok(ExitCode::FAILURE) };
-    let done = on_api_tokens(&spec, work)??;
-    show(&done, one.json)?;
+    let done = on_api_tokens(&spec, async |tokens| work(tokens, id).await)??;
+    show(&done, &spec, one.json)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -107,7 +113,7 @@ fn read(path: &Path) -> Option<Spec> {
     Some(spec)
 }
 
-fn show(done: &Done, json: bool) -> anyhow::Result<()> {
+fn show(done: &Done, spec: &Spec, json: bool) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match done {
         Done::Made(token, listed, _) if json => {
@@ -119,10 +125,14 @@ fn show(done: &Done, json: bool) -> anyhow::Result<()> {
         }
         Done::Made(token, listed, advice) => {
             writeln!(out, "{}", token.reveal())?;
+            let header = spec.api_tokens.header.as_ref().map(|name| format!(", or in the header {name}"));
             eprintln!(
                 "API token {} ({}) of {}. Keep it now: it is not shown again, and only a hash of it is stored.\n\
-                 Send it as `Authorization: Bearer <token>`, or in the header of api_tokens.header. {advice}",
-                listed.id, listed.name, listed.owner
+                 Send it as `Authorization: Bearer <token>`{}. {advice}",
+                listed.id,
+                listed.name,
+                listed.owner,
+                header.unwrap_or_default()
             );
         }
         Done::Changed(listed, _) if json => writeln!(out, "{:#}", serde_json::to_value(listed)?)?,
@@ -137,7 +147,12 @@ fn show(done: &Done, json: bool) -> anyhow::Result<()> {
 
 fn list(arguments: &ListApiTokens, now: UnixMillis) -> anyhow::Result<ExitCode> {
     let Some(spec) = read(&arguments.config) else { return Ok(ExitCode::FAILURE) };
-    let mut tokens = on_api_tokens(&spec, async |tokens| tokens.list(now).await)??;
+    let List { mut tokens, complete } = on_api_tokens(&spec, async |tokens| tokens.list(now).await)??;
+    if !complete {
+        eprintln!(
+            "warning: there are more API tokens than are listed: delete those that are not used any more"
+        );
+    }
     tokens.retain(|token| arguments.owner.as_ref().is_none_or(|owner| *token.owner == **owner));
     let mut out = std::io::stdout().lock();
     if arguments.json {
@@ -171,6 +186,10 @@ fn row(token: &Listed, now: UnixMillis) -> [String; 10] {
         (false, true) => "expired",
         (false, false) => "active",
     };
+    let state = match token.previous_until {
+        Some(until) => format!("{state}, the secret before until {}", time(until)),
+        None => state.to_owned(),
+    };
     [
         token.id.to_string(),
         token.name.to_string(),
@@ -180,7 +199,7 @@ fn row(token: &Listed, now: UnixMillis) -> [String; 10] {
         or_dash(Some(token.permissions.join(",")).filter(|text| !text.is_empty())),
         time(token.created),
         or_dash(token.expires.map(time)),
-        state.to_owned(),
+        state,
         or_dash(token.last_used.map(time)),
     ]
 }
@@ -210,7 +229,7 @@ pub(super) fn inspect(token: &str, key: &KeySource) -> anyhow::Result<ExitCode> 
     let Some(spec) = read(path) else { return Ok(ExitCode::FAILURE) };
     let now = SystemClock.now();
     let (verdict, listed) = on_api_tokens(&spec, async |tokens| {
-        tokens.look_up(presented.id, || SystemClock.now()).await?;
+        tokens.look_up(&presented, now, || SystemClock.now()).await?;
         let verdict = tokens.judge(&presented, now);
         let listed = tokens.find(presented.id, now).await?;
         Ok::<_, Problem>((verdict, listed))

@@ -33,4 +33,4 @@ pub use refused::Refused;
 pub use resolve::{Access, IdentityRefusal, Requirement};
 pub use revocation::Revocation;
 pub use ring::Ring;
-pub use verifier::{Issuer, Settings, Unheard, Verifier};
+pub use verifier::{Issuer, Settings, Sought, Unheard, Unverified, Verifier};

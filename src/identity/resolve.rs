@@ -2,13 +2,9 @@
 //!
 //! It answers with an identity, with nobody, or with why not; making a response of that is the pipeline's.
 
-use std::sync::Arc;
-
 use super::credentials::{Credential, CredentialProblem};
 use super::identity::Identity;
 use super::refused::Refused;
-use super::verifier::Verifier;
-use crate::clock::UnixMillis;
 
 /// Whether a route wants to know its callers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,6 +75,9 @@ pub enum IdentityRefusal {
     /// The caller is known but lacks a permission.
     #[error("a permission is missing")]
     Forbidden,
+    /// The route is about logins, and the caller has an API token.
+    #[error("an API token is no login")]
+    NoLogin,
 }
 
 impl IdentityRefusal {
@@ -91,6 +90,7 @@ impl IdentityRefusal {
             Self::NoSession => "no_session",
             Self::Undecided => "undecided",
             Self::Forbidden => "forbidden",
+            Self::NoLogin => "no_login",
         }
     }
 
@@ -103,12 +103,13 @@ impl IdentityRefusal {
             Self::NoSession => "Session expired",
             Self::Undecided => "The token cannot be verified at the moment",
             Self::Forbidden => "Not enough permissions",
+            Self::NoLogin => "An API token cannot be used here",
         }
     }
 
     /// Whether the caller is known (403) rather than not (401).
     pub const fn is_forbidden(self) -> bool {
-        matches!(self, Self::Forbidden)
+        matches!(self, Self::Forbidden | Self::NoLogin)
     }
 
     /// Whether the same request may be accepted a moment later (503).
@@ -135,26 +136,23 @@ impl IdentityRefusal {
             Self::NoSession => {
                 r#"Bearer realm="tollgate", error="invalid_token", error_description="Session expired""#
             }
-            Self::Forbidden => r#"Bearer realm="tollgate", error="insufficient_scope""#,
+            Self::Forbidden | Self::NoLogin => r#"Bearer realm="tollgate", error="insufficient_scope""#,
         }
     }
 }
 
-/// Who the caller is, or `None` for nobody in particular. Revocation is asked afterwards, before
-/// [`permit`].
-pub fn authenticate(
+/// The credential that is to be verified, or `None` where nobody in particular may call. Whether the caller is revoked
+/// is asked once that is done, before [`permit`].
+pub fn presented(
     requirement: Requirement,
     credential: Result<Option<Credential<'_>>, CredentialProblem>,
-    verifier: &Verifier,
-    now: UnixMillis,
-) -> Result<Option<Arc<Identity>>, IdentityRefusal> {
+) -> Result<Option<Credential<'_>>, IdentityRefusal> {
     if requirement == Requirement::None {
         return Ok(None);
     }
     match credential? {
-        Some(credential) => Ok(Some(verifier.verify(&credential.token, now)?)),
         None if requirement == Requirement::Required => Err(IdentityRefusal::NotAuthenticated),
-        None => Ok(None),
+        presented => Ok(presented),
     }
 }
 
@@ -183,8 +181,9 @@ mod tests {
     use super::super::credentials::Source;
     use super::super::keys::{Key, KeySet};
     use super::super::mint::{MintKey, MintRequest, mint};
-    use super::super::verifier::{Issuer, Settings};
+    use super::super::verifier::{Issuer, Settings, Verifier};
     use super::*;
+    use crate::clock::UnixMillis;
 
     const SECRET: &[u8] = b"correct-horse-battery-staple-0123456789";
     const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
@@ -230,7 +229,8 @@ mod tests {
         ] {
             let access =
                 Access::new(requirement, permissions.iter().map(|p| Box::from(*p)).collect()).unwrap();
-            let resolved = authenticate(access.requirement, credential, &verifier, NOW)
+            let resolved = presented(access.requirement, credential)
+                .and_then(|presented| Ok(presented.map(|it| verifier.verify(&it.token, NOW)).transpose()?))
                 .and_then(|identity| permit(&access, identity.as_deref()).map(|()| identity.is_some()));
             assert_eq!(resolved, verdict, "{requirement:?} {permissions:?}");
         }

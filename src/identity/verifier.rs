@@ -6,9 +6,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::algorithm::{Algorithm, Algorithms};
 use super::claims::{Claims, Rules, Times};
@@ -23,6 +24,10 @@ use crate::identifiers::sha256_hex;
 
 /// Tokens remembered as verified by default.
 pub const DEFAULT_CACHE_ENTRIES: usize = 10_000;
+/// Most tokens in one part of the memory, which is out of reach while it is looked through for tokens to let go of.
+const MAX_SHARD: usize = 10_000;
+/// Fewest parts, so that threads rarely meet.
+const SHARDS: usize = 16;
 /// Longest token accepted by default, in bytes.
 pub const DEFAULT_MAX_TOKEN_BYTES: usize = super::credentials::DEFAULT_MAX_BYTES;
 
@@ -164,8 +169,10 @@ pub struct Verifier {
     max_token_bytes: usize,
     key_prefix: Box<str>,
     hash_tags: bool,
-    cache: Option<Cache<Box<str>, Arc<Verified>, ByLength>>,
+    cache: Option<Memory>,
 }
+
+type Memory = Cache<Box<str>, Arc<Verified>, ByLength>;
 
 /// An issuer with keys that may be exchanged.
 pub(super) struct Trusted {
@@ -190,13 +197,52 @@ impl Verified {
     }
 }
 
-/// A token whose key has not been heard of: its issuer may have published it meanwhile.
+/// Why a token is not accepted.
+#[derive(Debug)]
+pub enum Unverified {
+    /// This is final.
+    Refused(Refused),
+    /// None of the keys known here fits, but the issuer may have published one meanwhile.
+    Unheard(Box<Unheard>),
+}
+
+impl Unverified {
+    /// The reason by what is known here.
+    pub const fn refused(&self) -> Refused {
+        match self {
+            Self::Refused(refused) => *refused,
+            Self::Unheard(unheard) => unheard.refused,
+        }
+    }
+}
+
+impl From<Refused> for Unverified {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
+}
+
+/// A token that no key fits of those that were in its issuer's ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unheard {
     /// The issuer, by its place in [`Settings`].
     pub issuer: usize,
-    /// The key identifier; `None`: the token names no key, and the issuer's keys have never been read.
-    pub kid: Option<Box<str>>,
+    /// That of the ring when the keys were tried, see [`Ring::generation`]: other keys may decide otherwise.
+    pub generation: u64,
+    /// What the token is refused for if they stay what they are.
+    pub refused: Refused,
+    /// What to look for; `None`: the token names no key, so that there is nothing to look for once there are keys.
+    pub sought: Option<Sought>,
+}
+
+/// What is looked for in keys that are read anew, and may be remembered as not found.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Sought {
+    /// A key of this identifier that fits.
+    Kid(Box<str>),
+    /// A key that fits the token of this SHA-256: the set gives no names, so that nothing may be concluded from one
+    /// token for another.
+    Token([u8; 32]),
 }
 
 /// Bounds the cache's memory: a token's weight is its started KiB.
@@ -225,7 +271,7 @@ impl Verifier {
             max_token_bytes: settings.max_token_bytes,
             key_prefix: settings.key_prefix,
             hash_tags: settings.hash_tags,
-            cache: (entries > 0).then(|| Cache::with_weighter(entries, entries as u64, ByLength)),
+            cache: (entries > 0).then(|| memory(entries)),
         }
     }
 
@@ -235,6 +281,14 @@ impl Verifier {
     /// The first reason against the token; times are judged only once the signature is known to be good, so
     /// that `Expired` is never said of a forgery.
     pub fn verify(&self, token: &str, now: UnixMillis) -> Result<Arc<Identity>, Refused> {
+        self.examine(token, now).map_err(|unverified| unverified.refused())
+    }
+
+    /// The same for callers that can have keys looked up.
+    ///
+    /// # Errors
+    /// As [`Verifier::verify`]. What to look up is of the same keys that the signature was checked by.
+    pub fn examine(&self, token: &str, now: UnixMillis) -> Result<Arc<Identity>, Unverified> {
         if let Some(known) = self.cache.as_ref().and_then(|cache| cache.get(token))
             && known.is_current()
         {
@@ -242,7 +296,8 @@ impl Verifier {
             if verdict == Err(Refused::Expired) {
                 self.forget(token);
             }
-            return verdict.map(|()| Arc::clone(&known.identity));
+            verdict?;
+            return Ok(Arc::clone(&known.identity));
         }
         let verified = self.verify_anew(token)?;
         let identity = Arc::clone(&verified.identity);
@@ -252,24 +307,8 @@ impl Verifier {
         {
             cache.insert(token.into(), Arc::new(verified));
         }
-        verdict.map(|()| identity)
-    }
-
-    /// What would have to be asked before `token`, just refused for want of a fitting key, is refused for good;
-    /// `None` where that is settled. A token without `kid` has nothing to ask for once there are keys.
-    pub fn unheard(&self, token: &str) -> Option<Unheard> {
-        let parsed = Parsed::read(token, self.max_token_bytes).ok()?;
-        let trusted = self.trusted(&parsed.claims).ok()?;
-        if !trusted.is_kept || !trusted.issuer.algorithms.contains(parsed.signed.algorithm) {
-            return None;
-        }
-        let keys = trusted.ring.keys();
-        let settled = match &parsed.signed.kid {
-            Some(kid) => keys.has(kid),
-            None => !keys.keys().is_empty(),
-        };
-        let issuer = self.issuers.iter().position(|other| std::ptr::eq(other, trusted))?;
-        (!settled).then_some(Unheard { issuer, kid: parsed.signed.kid })
+        verdict?;
+        Ok(identity)
     }
 
     /// Lets go of one remembered token.
@@ -345,11 +384,21 @@ impl Verifier {
         Ok(Identity::new(person, id, times, leeway, &self.key_prefix, self.hash_tags, realm))
     }
 
-    fn verify_anew(&self, token: &str) -> Result<Verified, Refused> {
+    fn verify_anew(&self, token: &str) -> Result<Verified, Unverified> {
         let parsed = Parsed::read(token, self.max_token_bytes)?;
         let trusted = self.trusted(&parsed.claims)?;
         let generation = trusted.ring.generation();
-        trusted.check_signature(&parsed.signed)?;
+        let keys = trusted.ring.keys();
+        if let Err(refused) = trusted.check_by(&keys, &parsed.signed) {
+            let issuer = self.issuers.iter().position(|other| std::ptr::eq(other, trusted));
+            let can_change = trusted.is_kept && refused != Refused::AlgorithmNotAllowed;
+            let Some(issuer) = issuer.filter(|_| can_change) else { return Err(refused.into()) };
+            let has_kids = keys.has_kids();
+            let seek =
+                |kid| if has_kids { Sought::Kid(kid) } else { Sought::Token(Sha256::digest(token).into()) };
+            let sought = parsed.signed.kid.map(seek);
+            return Err(Unverified::Unheard(Box::new(Unheard { issuer, generation, refused, sought })));
+        }
         let rules = &trusted.issuer.rules;
         let times = Times::read(&parsed.claims)?;
         rules.check_content(&parsed.claims, &times)?;
@@ -360,10 +409,13 @@ impl Verifier {
 
 impl Trusted {
     pub(super) fn check_signature(&self, signed: &Signed<'_>) -> Result<(), Refused> {
+        self.check_by(&self.ring.keys(), signed)
+    }
+
+    fn check_by(&self, keys: &KeySet, signed: &Signed<'_>) -> Result<(), Refused> {
         if !self.issuer.algorithms.contains(signed.algorithm) {
             return Err(Refused::AlgorithmNotAllowed);
         }
-        let keys = self.ring.keys();
         let mut verdict = Err(Refused::UnknownKey);
         for key in keys.candidates(signed.algorithm, signed.kid.as_deref()) {
             if key.verifies(signed.algorithm, signed.signing_input.as_bytes(), signed.signature) {
@@ -373,6 +425,18 @@ impl Trusted {
         }
         verdict
     }
+}
+
+/// Room for so many tokens.
+fn memory(entries: usize) -> Memory {
+    let shards = entries.div_ceil(MAX_SHARD).max(SHARDS);
+    let options = OptionsBuilder::new()
+        .estimated_items_capacity(entries)
+        .weight_capacity(entries as u64)
+        .shards(shards)
+        .build()
+        .unwrap_or_else(|_| unreachable!("both capacities are set"));
+    Cache::with_options(options, ByLength, DefaultHashBuilder::default(), DefaultLifecycle::default())
 }
 
 /// What tells this token from others. An empty `jti` counts as none: it would stand for many tokens.

@@ -18,26 +18,29 @@ use super::http::KeyUrl;
 use super::settings::{Place, Settings};
 use super::source::{Source, Trouble};
 use crate::clock::Clock;
-use crate::identity::Ring;
 use crate::identity::jwk::{Published, Skipped, read_set};
+use crate::identity::{Ring, Sought, Unheard};
 use crate::metrics::{JwksFetch, JwksMetrics, Metrics};
 
 /// Most requests that may wait for one issuer's keys at once.
 const MAX_WAITING: usize = 1_024;
-/// Most key identifiers remembered as looked up in vain.
-const MAX_ABSENT: usize = 4_096;
+/// Most that is remembered as looked for in vain.
+const MAX_VAIN: usize = 4_096;
 /// Longest time a request waits for keys, whatever the settings.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// After failures the pause doubles from the cooldown up to this, or to the refresh where that is shorter.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
-/// What is known of a key after asking.
+/// What is known after asking for a key that fits a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The issuer publishes it: the token can be judged.
-    Known,
-    /// The issuer did not publish it when it was asked for.
-    Absent,
+    /// The keys are others than those the token was judged by: it is to be judged anew, and asked for again where they
+    /// do not fit either.
+    Changed,
+    /// The same, and they were read since the question: what they say is final.
+    Renewed,
+    /// The keys are those the token was judged by, although it was looked for others: what they said is final.
+    Final,
     /// Nobody can say: keys cannot be read, or too many wait for them.
     Unavailable,
 }
@@ -63,8 +66,8 @@ pub struct Keeper {
     wanted: AtomicU64,
     wake: Notify,
     waiting: AtomicUsize,
-    /// Identifiers looked up in vain, and until when that is taken for an answer.
-    absent: Cache<Box<str>, Instant>,
+    /// What was looked for in vain, and until when that is taken for an answer.
+    vain: Cache<Sought, Instant>,
     standing: Mutex<Standing>,
     clock: Arc<dyn Clock>,
     metrics: JwksMetrics,
@@ -120,7 +123,7 @@ impl Keeper {
             wanted: AtomicU64::new(0),
             wake: Notify::new(),
             waiting: AtomicUsize::new(0),
-            absent: Cache::new(MAX_ABSENT),
+            vain: Cache::new(MAX_VAIN),
             standing: Mutex::default(),
             clock,
             metrics,
@@ -142,25 +145,37 @@ impl Keeper {
         (self.settings.cooldown.max(self.settings.timeout) + self.settings.timeout).min(LONGEST_WAIT)
     }
 
-    /// Whether the issuer publishes a key of this identifier. Waits for a read that begins after the question, so that
-    /// a key published before the token was signed is never said to be absent. `None` asks for any keys at all, and
-    /// causes no read.
-    pub async fn ask(&self, kid: Option<&str>) -> Answer {
-        if self.has(kid) {
-            return Answer::Known;
+    /// Whether the issuer publishes a key that fits, by now. Waits for a read that begins after the question, so that a
+    /// key published before the token was signed is never said to be absent, or for other keys than those that the token
+    /// was judged by. A token that names no key causes no read: it waits for the first of all, if that is under way.
+    pub async fn ask(&self, unheard: &Unheard) -> Answer {
+        if self.ring.generation() != unheard.generation {
+            return Answer::Changed;
         }
-        if kid.is_some_and(|kid| self.is_known_absent(kid)) {
-            return Answer::Absent;
+        let settled = match &unheard.sought {
+            None => self.has_keys(),
+            Some(sought) => self.vain.get(sought).is_some_and(|until| Instant::now() < until),
+        };
+        if settled {
+            return Answer::Final;
         }
         let Some(_waiting) = Waiting::enter(&self.waiting) else { return Answer::Unavailable };
-        timeout(self.patience(), self.await_read(kid)).await.unwrap_or(Answer::Unavailable)
+        timeout(self.patience(), self.await_read(unheard)).await.unwrap_or(Answer::Unavailable)
     }
 
-    async fn await_read(&self, kid: Option<&str>) -> Answer {
+    /// Takes note that keys read since the question do not fit: for the cooldown this is answer enough.
+    pub fn remember(&self, unheard: &Unheard) {
+        if let Some(sought) = &unheard.sought {
+            self.vain.insert(sought.clone(), Instant::now() + self.settings.cooldown);
+        }
+    }
+
+    async fn await_read(&self, unheard: &Unheard) -> Answer {
+        let has_changed = || self.ring.generation() != unheard.generation;
         let mut rounds = self.rounds.subscribe();
-        // Without a kid the first read of all decides; it is made without being asked for.
+        // Without a name the first read of all decides; it is made without being asked for.
         let mut needed = 1;
-        if kid.is_some() {
+        if unheard.sought.is_some() {
             let Rounds { begun, next, .. } = *rounds.borrow_and_update();
             needed = begun + 1;
             self.wanted.fetch_max(needed, Ordering::AcqRel);
@@ -169,25 +184,21 @@ impl Keeper {
                 return Answer::Unavailable;
             }
         }
-        let settled = rounds.wait_for(|rounds| rounds.ended >= needed || self.has(kid)).await;
-        let succeeded = settled.is_ok_and(|rounds| rounds.succeeded);
-        match kid {
-            _ if self.has(kid) => Answer::Known,
-            Some(kid) if succeeded => {
-                self.absent.insert(kid.into(), Instant::now() + self.settings.cooldown);
-                Answer::Absent
+        let settled = rounds.wait_for(|rounds| rounds.ended >= needed || has_changed()).await;
+        let was_read = settled.is_ok_and(|rounds| rounds.ended >= needed && rounds.succeeded);
+        match (was_read, has_changed()) {
+            (true, true) => Answer::Renewed,
+            (true, false) => {
+                self.remember(unheard);
+                Answer::Final
             }
-            _ => Answer::Unavailable,
+            (false, true) => Answer::Changed,
+            (false, false) => Answer::Unavailable,
         }
     }
 
-    fn has(&self, kid: Option<&str>) -> bool {
-        let keys = self.ring.keys();
-        kid.map_or_else(|| !keys.keys().is_empty(), |kid| keys.has(kid))
-    }
-
-    fn is_known_absent(&self, kid: &str) -> bool {
-        self.absent.get(kid).is_some_and(|until| Instant::now() < until)
+    fn has_keys(&self) -> bool {
+        !self.ring.keys().keys().is_empty()
     }
 
     /// Reads now, and from then on whenever it is time. Never returns.
@@ -301,7 +312,7 @@ impl Keeper {
             return;
         }
         let (issuer, from) = (&*self.settings.issuer, self.source.place());
-        if self.has(None) {
+        if self.has_keys() {
             tracing::warn!(issuer, from, "the source of keys {trouble}; those read before go on");
         } else {
             tracing::warn!(

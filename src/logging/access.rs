@@ -51,6 +51,8 @@ label! {
         UpstreamMs = "upstream_ms",
         /// The subject of the verified token.
         User = "user",
+        /// The id of the API token that the request came with.
+        ApiToken = "api_token",
         /// The plan of the caller.
         Plan = "plan",
         /// What the cache did.
@@ -81,6 +83,7 @@ impl AccessField {
         Self::Upstream,
         Self::UpstreamMs,
         Self::User,
+        Self::ApiToken,
         Self::Plan,
         Self::Cache,
         Self::Limit,
@@ -127,6 +130,8 @@ pub struct AccessEntry<'a> {
     pub upstream_us: Option<u64>,
     /// The subject of the verified token.
     pub user: Option<&'a str>,
+    /// The id of the API token.
+    pub api_token: Option<&'a str>,
     /// The caller's plan.
     pub plan: Option<&'a str>,
     /// What the cache did.
@@ -252,6 +257,7 @@ impl FieldWriter<'_> {
             AccessField::Route => self.text(name, entry.route, SHORT),
             AccessField::Upstream => self.text(name, entry.upstream, SHORT),
             AccessField::User => self.text(name, entry.user, SHORT),
+            AccessField::ApiToken => self.text(name, entry.api_token, SHORT),
             AccessField::Plan => self.text(name, entry.plan, SHORT),
             AccessField::Cache => self.text(name, entry.cache, SHORT),
             AccessField::Limit => self.text(name, entry.limit, SHORT),
@@ -327,6 +333,7 @@ mod tests {
             upstream: Some("127.0.0.1:8000"),
             upstream_us: Some(900),
             user: Some("alice"),
+            api_token: Some("q7Zc0NfT3sVbYx1K"),
             cache: Some("hit"),
             user_agent: Some("curl/8"),
             ..AccessEntry::default()
@@ -341,6 +348,7 @@ mod tests {
                 r#"{"level":"INFO","target":"access","time":"2023-11-14T22:13:20.123Z","request_id":"r-1","#,
                 r#""client_ip":"2001:db8::1","method":"GET","path":"/todo/","status":200,"bytes":17,"#,
                 r#""duration_ms":1.234,"upstream":"127.0.0.1:8000","upstream_ms":0.900,"user":"alice","#,
+                r#""api_token":"q7Zc0NfT3sVbYx1K","#,
                 r#""cache":"hit","user_agent":"curl/8"}"#,
                 "\n"
             )

@@ -13,7 +13,7 @@ use super::context::{Admission, Admitted, Context, Target};
 use super::gateway::Gateway;
 use super::head::{self, Framing, Head, HeadInput, Upgrade};
 use super::limit::{Limiting, PendingCache};
-use super::lookup::{self, Lookup};
+use super::lookup::{Lookup, Lookups};
 use super::quota;
 use super::refusal::Refusal;
 use super::vouch::vouch;
@@ -24,9 +24,9 @@ use crate::cache::tag::key_tag;
 use crate::cache::{self, Transaction};
 use crate::client_addr::{self, ClientAddr, Scheme};
 use crate::clock::UnixMillis;
-use crate::identity::resolve::{authenticate, permit};
+use crate::identity::resolve::{permit, presented};
 use crate::identity::revocation::{Effect, Revocation};
-use crate::identity::{Identity, IdentityRefusal, Refused, Requirement, credentials};
+use crate::identity::{Identity, IdentityRefusal, Refused, Requirement, Unverified, credentials};
 use crate::route::table::Found;
 use crate::route::{Route, normalise};
 use crate::upstream::forward;
@@ -79,27 +79,26 @@ pub async fn admit(
     origin: Origin,
     context: &mut Context,
 ) -> Result<(), Refusal> {
-    let mut judged = judge(gateway, &request.head(), peer, context)?;
-    if let Judgement::Unknown(lookup) = judged {
-        // Rare, and so not worth room in every request.
-        Box::pin(lookup::resolve(gateway, lookup)).await?;
-        judged = judge(gateway, &request.head(), peer, context)?;
-    }
-    let Judged { route, params, identity, api_token, client, pending, overwrites, target } = match judged {
-        Judgement::Routed(judged) => *judged,
-        Judgement::Quota(asked) => {
-            context.admission = Admission::Answered(quota::tell(gateway, &asked, context.received_at).await?);
-            return Ok(());
+    let mut lookups = Lookups::default();
+    let judged = loop {
+        match judge(gateway, &request.head(), peer, context)? {
+            // Rare, and so not worth room in every request.
+            Judgement::Unknown(lookup) => Box::pin(lookups.resolve(gateway, lookup)).await?,
+            Judgement::Routed(judged) => break judged,
+            Judgement::Quota(asked) => {
+                let told = quota::tell(gateway, &asked, context.received_at).await?;
+                context.admission = Admission::Answered(told);
+                return Ok(());
+            }
+            Judgement::Forbidden(identity, api_token, refusal) => {
+                // The client of a revoked token has to log in, whatever it may.
+                let vouched = vouch(gateway, &identity, api_token.as_ref(), false, context.received_at);
+                Box::pin(vouched).await?;
+                return Err(refusal.into());
+            }
         }
-        Judgement::Forbidden(identity, api_token) => {
-            // The client of a revoked token has to log in, whatever it may.
-            let vouched = vouch(gateway, &identity, api_token.as_ref(), false, context.received_at);
-            Box::pin(vouched).await?;
-            return Err(IdentityRefusal::Forbidden.into());
-        }
-        // Once is enough: what was looked up was forgotten at once.
-        Judgement::Unknown(_) => return Err(IdentityRefusal::Undecided.into()),
     };
+    let Judged { route, params, identity, api_token, client, pending, overwrites, target } = *judged;
     let now = context.received_at;
     let (identity_of, api_token) = (identity.as_ref(), api_token.as_ref());
     let limiting = Limiting { gateway, route: &route, client, identity: identity_of, api_token, origin, now };
@@ -115,8 +114,8 @@ pub(super) enum Judgement {
     Routed(Box<Judged>),
     /// Nowhere: it asks what is left of its own limits.
     Quota(quota::Asked),
-    /// Nowhere: the caller lacks a permission. Whether the token holds at all is still to be asked.
-    Forbidden(Arc<Identity>, Option<Used>),
+    /// Nowhere: the caller may not do this. Whether the token holds at all is still to be asked.
+    Forbidden(Arc<Identity>, Option<Used>, IdentityRefusal),
     /// Who asks cannot be said before this is looked up.
     Unknown(Lookup),
 }
@@ -183,12 +182,16 @@ fn judge(
     };
     context.identity.clone_from(&identity);
     refuse_known_revoked(gateway, identity.as_deref(), now)?;
-    if let Err(refusal) = permit(&route.access, identity.as_deref()) {
-        return identity.map(|who| Judgement::Forbidden(who, api_token)).ok_or_else(|| refusal.into());
-    }
-    // There is no login that it could end.
-    if route.logout.is_some() && api_token.is_some() {
-        return Err(IdentityRefusal::Forbidden.into());
+    // Behind an API token there is no login that could have a session or be ended.
+    let permitted = match permit(&route.access, identity.as_deref()) {
+        Ok(()) if api_token.is_some() && (route.session || route.logout.is_some()) => {
+            Err(IdentityRefusal::NoLogin)
+        }
+        permitted => permitted,
+    };
+    if let Err(refusal) = permitted {
+        let forbidden = identity.map(|who| Judgement::Forbidden(who, api_token, refusal));
+        return forbidden.ok_or_else(|| refusal.into());
     }
 
     // What may the cache do?
@@ -316,17 +319,18 @@ pub(super) fn identify<'a>(
     match found.and_then(|found| api_token::judge(gateway, found, now)) {
         Some(Verdict::Accepted(used)) => return Ok(Identified::By(used, query)),
         Some(Verdict::Refused(refused)) => return Err(IdentityRefusal::Token(refused).into()),
-        Some(Verdict::Unknown(id)) => return Ok(Identified::Unknown(Lookup::ApiToken(id))),
+        Some(Verdict::Unknown(presented)) => {
+            return Ok(Identified::Unknown(Lookup::ApiToken(presented, now)));
+        }
         None => {}
     }
-    let token = credential.as_ref().ok().and_then(Option::as_ref).map(|found| found.token.clone());
-    match authenticate(requirement, credential, &gateway.verifier, now) {
-        Ok(identity) => Ok(Identified::As(identity, query)),
-        Err(IdentityRefusal::Token(refused)) => {
-            let lookup = token.and_then(|token| lookup::of(gateway, &token, refused));
-            lookup.map(Identified::Unknown).ok_or_else(|| IdentityRefusal::Token(refused).into())
-        }
-        Err(refusal) => Err(refusal.into()),
+    let Some(credential) = presented(requirement, credential)? else {
+        return Ok(Identified::As(None, query));
+    };
+    match gateway.verifier.examine(&credential.token, now) {
+        Ok(identity) => Ok(Identified::As(Some(identity), query)),
+        Err(Unverified::Unheard(unheard)) => Ok(Identified::Unknown(Lookup::Key(unheard))),
+        Err(Unverified::Refused(refused)) => Err(IdentityRefusal::Token(refused).into()),
     }
 }
 

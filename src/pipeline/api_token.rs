@@ -25,7 +25,8 @@ pub(super) fn judge(gateway: &Gateway, credential: &Credential<'_>, now: UnixMil
     })
 }
 
-/// Whether the caller may go on by what is stored of the token, or, where nobody could say, by what it was known by.
+/// Whether the caller may go on by what is stored of the token, or, where nobody could say and no answer is `required`,
+/// by what it was known by.
 ///
 /// # Errors
 /// The refusal.
@@ -34,10 +35,12 @@ pub(super) fn recheck(
     used: &Used,
     seen: &Seen,
     access: Option<&Access>,
+    required: bool,
     now: UnixMillis,
 ) -> Result<(), Refusal> {
     let tokens = &gateway.shared.api_tokens;
     let stored = match seen {
+        Seen::Unknown if required && tokens.is_shared() => return Err(IdentityRefusal::Undecided.into()),
         Seen::Unknown => {
             tokens.note_use(used, now);
             return Ok(());

@@ -10,7 +10,7 @@ use super::admit::{CacheUse, Origin, Request, revoked};
 use super::context::Context;
 use super::exchange::{self, Answer, Guards, NoAnswer, Seen, WATCHED};
 use super::gateway::Gateway;
-use super::give_back::provisional;
+use super::give_back::{provisional, take_back};
 use super::refusal::{Limited, Refusal};
 use super::user_limits;
 use crate::api_tokens::Used;
@@ -83,7 +83,10 @@ impl Limiting<'_> {
         let plan = adjusted.as_ref().unwrap_or_else(|| self.plan());
         let verdict = self.ask(&mut checks, pending.as_ref(), now).await?;
         let Verdict { decision, source, blind, watched, generations, late } = verdict;
-        self.judge_watched(watched).await?;
+        if let Err(refusal) = self.judge_watched(watched).await {
+            self.undo(&checks, &decision, source, blind, &refusal);
+            return Err(refusal);
+        }
         if let Decision::Refused(refused) = decision {
             return Err(refuse(self.gateway, &checks, plan, refused, source, context));
         }
@@ -221,6 +224,22 @@ impl Limiting<'_> {
             return Err(Refusal::StoreRequired);
         }
         Ok(verdict)
+    }
+
+    /// Takes back what was counted for a request that is refused for another reason than its limits.
+    fn undo(
+        &self,
+        checks: &Checks,
+        decision: &Decision,
+        source: LimitSource,
+        blind: Violated,
+        refusal: &Refusal,
+    ) {
+        let unseen = |index| blind.contains(index) && says(checks, index, OnStoreFailure::Allow);
+        let in_store = |index| source == LimitSource::Redis && !blind.contains(index);
+        // Nobody knows whether it is to be refused at all.
+        let undecided = matches!(refusal, Refusal::Identity(IdentityRefusal::Undecided));
+        take_back(&self.gateway.shared, checks, decision, in_store, unseen, undecided);
     }
 
     /// Writes down what an admitted request has passed.

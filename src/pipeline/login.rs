@@ -8,11 +8,11 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 use super::gateway::Gateway;
-use super::lookup::{self, Lookup};
+use super::lookup::{Lookup, Lookups};
 use super::refusal::Refusal;
 use super::sessions::Opened;
 use crate::clock::UnixMillis;
-use crate::identity::{Identity, IdentityRefusal, Refused};
+use crate::identity::{Identity, IdentityRefusal, Refused, Unverified};
 use crate::metrics::SessionEvent;
 use crate::route::Route;
 use crate::sessions::login::NotOpened;
@@ -95,8 +95,9 @@ impl Login {
         }
         let shared = &self.gateway.shared;
         let now = shared.clock.now();
-        let identity = self.gateway.verifier.verify(token, now).map_err(|refused| {
-            lookup::of(&self.gateway, token, refused).map_or(Unopened::For(refused.into()), Unopened::Unknown)
+        let identity = self.gateway.verifier.examine(token, now).map_err(|unverified| match unverified {
+            Unverified::Unheard(unheard) => Unopened::Unknown(Lookup::Key(unheard)),
+            Unverified::Refused(refused) => Unopened::For(refused.into()),
         })?;
         if shared.known.is_revoked(&identity, now) {
             return Err(Unopened::For(Refused::Revoked.into()));
@@ -104,15 +105,19 @@ impl Login {
         Ok(identity)
     }
 
-    async fn look_up(self, lookup: Lookup, token: &str) {
-        let judged = match lookup::resolve(&self.gateway, lookup).await {
-            Ok(()) => self.judge(token).map_err(|unopened| match unopened {
-                Unopened::For(reason) => reason,
-                // Once is enough.
-                Unopened::Unknown(_) => NotOpened::KeysUnavailable,
-            }),
-            Err(Refusal::Identity(IdentityRefusal::Token(refused))) => Err(refused.into()),
-            Err(_) => Err(NotOpened::KeysUnavailable),
+    async fn look_up(self, mut lookup: Lookup, token: &str) {
+        let mut lookups = Lookups::default();
+        let judged = loop {
+            match lookups.resolve(&self.gateway, lookup).await {
+                Ok(()) => {}
+                Err(Refusal::Identity(IdentityRefusal::Token(refused))) => break Err(refused.into()),
+                Err(_) => break Err(NotOpened::KeysUnavailable),
+            }
+            match self.judge(token) {
+                Ok(identity) => break Ok(identity),
+                Err(Unopened::For(reason)) => break Err(reason),
+                Err(Unopened::Unknown(next)) => lookup = next,
+            }
         };
         match judged {
             Ok(identity) => {

@@ -3,45 +3,67 @@
 
 use super::gateway::Gateway;
 use super::refusal::Refusal;
-use crate::api_tokens::Id;
-use crate::identity::{IdentityRefusal, Refused, Unheard};
+use crate::api_tokens::Presented;
+use crate::clock::UnixMillis;
+use crate::identity::{IdentityRefusal, Unheard};
 use crate::jwks::Answer;
+
+/// Most lookups for one request: what is known may change while it waits, but not for ever.
+const MOST: u8 = 4;
 
 /// Something to be looked up.
 #[derive(Debug)]
 pub(super) enum Lookup {
     /// A key that an issuer may publish.
-    Key(Unheard),
-    /// The record of an API token.
-    ApiToken(Id),
+    Key(Box<Unheard>),
+    /// The record of an API token, for a request that came at this moment.
+    ApiToken(Presented, UnixMillis),
 }
 
-/// What to look up so that `token`, which was refused, might be accepted after all.
-pub(super) fn of(gateway: &Gateway, token: &str, refused: Refused) -> Option<Lookup> {
-    match refused {
-        Refused::UnknownKey | Refused::BadSignature => gateway.verifier.unheard(token).map(Lookup::Key),
-        _ => None,
-    }
+/// The lookups of one request.
+#[derive(Debug, Default)]
+pub(super) struct Lookups {
+    made: u8,
+    /// Whether keys were read since the request came: what they do not verify is refused.
+    keys_are_new: bool,
 }
 
-/// Looks it up. Whether anything was learned shows when the request is judged anew.
-///
-/// # Errors
-/// The refusal, where it is certain already or where nothing can be known at the moment.
-pub(super) async fn resolve(gateway: &Gateway, lookup: Lookup) -> Result<(), Refusal> {
-    match lookup {
-        Lookup::Key(Unheard { issuer, kid }) => {
-            let keeper = gateway.keepers.get(issuer).and_then(Option::as_ref);
-            let Some(keeper) = keeper else { return Err(IdentityRefusal::Undecided.into()) };
-            match keeper.ask(kid.as_deref()).await {
-                Answer::Known => Ok(()),
-                Answer::Absent => Err(IdentityRefusal::Token(Refused::UnknownKey).into()),
-                Answer::Unavailable => Err(IdentityRefusal::Undecided.into()),
+impl Lookups {
+    /// Looks it up. Whether anything was learned shows when the request is judged anew.
+    ///
+    /// # Errors
+    /// The refusal, where it is certain by now or where nothing can be known at the moment.
+    pub(super) async fn resolve(&mut self, gateway: &Gateway, lookup: Lookup) -> Result<(), Refusal> {
+        self.made += 1;
+        match lookup {
+            Lookup::Key(unheard) => self.look_for_key(gateway, &unheard).await,
+            // What was looked up may be forgotten at once, when it changes, but not for ever.
+            Lookup::ApiToken(..) if self.made > MOST => Err(IdentityRefusal::Undecided.into()),
+            Lookup::ApiToken(presented, now) => {
+                let shared = &gateway.shared;
+                let looked_up = shared.api_tokens.look_up(&presented, now, || shared.clock.now()).await;
+                looked_up.map_err(|_| IdentityRefusal::Undecided.into())
             }
         }
-        Lookup::ApiToken(id) => {
-            let looked_up = gateway.shared.api_tokens.look_up(id, || gateway.shared.clock.now()).await;
-            looked_up.map_err(|_| IdentityRefusal::Undecided.into())
+    }
+
+    async fn look_for_key(&mut self, gateway: &Gateway, unheard: &Unheard) -> Result<(), Refusal> {
+        let keeper = gateway.keepers.get(unheard.issuer).and_then(Option::as_ref);
+        let Some(keeper) = keeper.filter(|_| self.made <= MOST) else {
+            return Err(IdentityRefusal::Undecided.into());
+        };
+        if self.keys_are_new {
+            keeper.remember(unheard);
+            return Err(IdentityRefusal::Token(unheard.refused).into());
+        }
+        match keeper.ask(unheard).await {
+            Answer::Changed => Ok(()),
+            Answer::Renewed => {
+                self.keys_are_new = true;
+                Ok(())
+            }
+            Answer::Final => Err(IdentityRefusal::Token(unheard.refused).into()),
+            Answer::Unavailable => Err(IdentityRefusal::Undecided.into()),
         }
     }
 }

@@ -42,6 +42,7 @@ impl Label for AuthOutcome {
         Self::Anonymous,
         Self::Refused(IdentityRefusal::NotAuthenticated),
         Self::Refused(IdentityRefusal::Forbidden),
+        Self::Refused(IdentityRefusal::NoLogin),
         Self::Refused(IdentityRefusal::NoSession),
         Self::Refused(IdentityRefusal::Undecided),
         Self::Refused(IdentityRefusal::Credential(CredentialProblem::Repeated)),
@@ -152,6 +153,7 @@ pub fn record(gateway: &Gateway, context: &Context, sent: &Sent<'_>) {
             upstream: upstream.as_deref(),
             upstream_us: context.upstream_micros,
             user: context.identity.as_ref().map(|identity| &*identity.subject),
+            api_token: context.identity.as_ref().and_then(|identity| identity.api_token.as_deref()),
             plan: context.identity.as_ref().and_then(|identity| identity.plan.as_deref()),
             cache: context.cache_outcome.map(crate::metrics::CacheOutcome::as_str),
             limit: context.limit,
@@ -181,6 +183,7 @@ mod tests {
             AuthOutcome::Anonymous,
             AuthOutcome::Refused(IdentityRefusal::NotAuthenticated),
             AuthOutcome::Refused(IdentityRefusal::Forbidden),
+            AuthOutcome::Refused(IdentityRefusal::NoLogin),
             AuthOutcome::Refused(IdentityRefusal::NoSession),
             AuthOutcome::Refused(IdentityRefusal::Undecided),
         ];

@@ -21,6 +21,7 @@ use crate::clock::UnixMillis;
 use crate::identity::revocation::{Effect, Revocation};
 use crate::identity::{Identity, blacklist_key, subject_key};
 use crate::metrics::{Counters, Metrics, SessionEvent};
+use crate::sessions::local::Change;
 use crate::sessions::{Local, Record, Rules, Session, Times, record};
 
 /// What sessions need beside the store.
@@ -47,7 +48,7 @@ impl Sessions {
     ) -> Self {
         Self {
             rules,
-            local: Local::new(accounts, rules),
+            local: Local::new(accounts, rules, metrics.families().sessions_dropped.clone()),
             key_prefix: key_prefix.into(),
             longest_revocation,
             touches: AtomicUsize::new(0),
@@ -134,13 +135,16 @@ impl Shared {
         let (sessions, key, token) = (&self.sessions, &identity.keys.session, identity.keys.token());
         let session = self.new_session(identity, client, now);
         sessions.local.open(key, session.clone(), self.store.is_some());
-        let evicted = match self
-            .change_sessions(key, b"", |record| record.open(session.clone(), &sessions.rules, now))
-            .await
-        {
-            Ok(evicted) => {
-                sessions.local.written(key, token);
-                evicted
+        // Of an attempt whose answer was lost, too: it may have been made.
+        let mut last = Vec::new();
+        let changed = self.change_sessions(key, b"", |record| {
+            last = record.open(session.clone(), &sessions.rules, now);
+        });
+        let changed = changed.await;
+        let evicted = match changed {
+            Ok(()) => {
+                sessions.local.settle(key, &[Change::Lives(session)]);
+                last
             }
             Err(NotChanged::Refused) => {
                 sessions.local.end(key, Some(token), false, now);
@@ -148,8 +152,8 @@ impl Shared {
             }
             Err(NotChanged::Memory) => sessions.local.trim(key, token, now),
             Err(NotChanged::Away) => {
-                let evicted = sessions.local.trim(key, token, now);
-                self.evict(key, &evicted, now).await;
+                add_missing(&mut last, sessions.local.trim(key, token, now));
+                self.evict(key, &last, now).await;
                 self.hand_over_sessions_soon();
                 return Opened::Pending;
             }
@@ -200,15 +204,12 @@ impl Shared {
     /// Takes sessions out of the store and of this instance's memory; with `revoke` their tokens go too.
     async fn take_out(&self, key: &Arc<str>, only: Option<&str>, revoke: bool) -> Ended {
         let (now, local) = (self.clock.now(), &self.sessions.local);
-        let taken = self.change_sessions(key, b"", |record| record.end(only)).await;
+        // Of an attempt whose answer was lost, too: it may have been made.
+        let mut ended = Vec::new();
+        let taken = self.change_sessions(key, b"", |record| ended = record.end(only)).await;
         let away = matches!(taken, Err(NotChanged::Away));
         let shared = !away;
-        let mut ended = taken.unwrap_or_default();
-        for session in local.end(key, only, away, now) {
-            if !ended.iter().any(|known| known.token == session.token) {
-                ended.push(session);
-            }
-        }
+        add_missing(&mut ended, local.end(key, only, away, now));
         if away {
             self.hand_over_sessions_soon();
         }
@@ -266,5 +267,14 @@ impl Shared {
     async fn stored_sessions(&self, key: &str) -> Result<Record, NotChanged> {
         let store = self.store.as_ref().ok_or(NotChanged::Memory)?;
         stored::read(store, key).await.map(|value| Record::parse(&value))
+    }
+}
+
+/// Adds those of `more` whose tokens are not there yet.
+fn add_missing(sessions: &mut Vec<Session>, more: Vec<Session>) {
+    for session in more {
+        if !sessions.iter().any(|known| known.token == session.token) {
+            sessions.push(session);
+        }
     }
 }

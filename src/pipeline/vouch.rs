@@ -12,7 +12,8 @@ use crate::clock::UnixMillis;
 use crate::identity::{Identity, IdentityRefusal};
 use crate::limits::Checks;
 
-/// Asks whether the token is revoked or its user banned or cut off, and what is stored of an API token; with `required` no answer is a refusal too.
+/// Asks whether the token is revoked or its user banned or cut off, and what is stored of an API token; with `required`
+/// no answer is a refusal too.
 ///
 /// # Errors
 /// The refusal.
@@ -34,7 +35,7 @@ pub(super) async fn vouch(
         Ok(Answer::Banned) => Err(Refusal::Banned),
         Err(_) if required => Err(IdentityRefusal::Undecided.into()),
         Ok(Answer::Judged { watched: [_, seen], .. }) => match api_token {
-            Some(used) => api_token::recheck(gateway, used, &seen, None, now),
+            Some(used) => api_token::recheck(gateway, used, &seen, None, required, now),
             None => Ok(()),
         },
         Err(_) => Ok(()),

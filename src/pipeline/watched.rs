@@ -20,8 +20,7 @@ impl Limiting<'_> {
         if let (Some(used), Some(record)) = (self.api_token, watched.get_mut(API_TOKEN)) {
             *record = Some(used.entry.key.as_bytes());
         }
-        let login = self.identity.filter(|identity| identity.api_token.is_none());
-        let (Some(identity), true) = (login, self.route.session) else { return watched };
+        let (Some(identity), true) = (self.identity, self.route.session) else { return watched };
         if let Some(session) = watched.get_mut(SESSION) {
             *session = Some(identity.keys.session.as_bytes());
         }
@@ -42,10 +41,9 @@ impl Limiting<'_> {
         Ok(())
     }
 
-    /// Whether the route's session is alive. An API token never has one.
+    /// Whether the route's session is alive.
     async fn judge_session(&self, seen: Seen) -> Result<(), Refusal> {
-        let login = self.identity.filter(|identity| identity.api_token.is_none());
-        let Some(identity) = login else { return Err(IdentityRefusal::NoSession.into()) };
+        let Some(identity) = self.identity else { return Err(IdentityRefusal::NoSession.into()) };
         match self.gateway.shared.judge_session(identity, seen, self.now).await {
             Judged::Unknown if self.route.refuse_unknown => Err(IdentityRefusal::Undecided.into()),
             // Nothing is known against it.
@@ -57,6 +55,7 @@ impl Limiting<'_> {
     /// Whether the record of the API token is still the one that the caller was known by.
     fn judge_api_token(&self, seen: &Seen) -> Result<(), Refusal> {
         let Some(used) = self.api_token else { return Ok(()) };
-        api_token::recheck(self.gateway, used, seen, Some(&self.route.access), self.now)
+        let Self { gateway, route, now, .. } = *self;
+        api_token::recheck(gateway, used, seen, Some(&route.access), route.refuse_unknown, now)
     }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ahash::RandomState;
 use parking_lot::Mutex;
+use prometheus::IntCounter;
 use quick_cache::sync::Cache;
 
 use super::record::{MAX_LINES, Record, Rules, Session, Times};
@@ -15,6 +16,8 @@ use crate::clock::UnixMillis;
 
 /// Accounts whose sessions are remembered by default.
 pub const DEFAULT_ACCOUNTS: usize = 100_000;
+/// A session that was looked for in vain is looked for again no sooner, in milliseconds.
+const LOOK_AGAIN_MS: u64 = 1_000;
 
 /// What is known here of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub enum Known {
     Pending,
     /// It has ended.
     Ended,
+    /// It has ended, unless it was used elsewhere since it was last heard of.
+    Idle,
     /// Nothing.
     Nothing,
 }
@@ -51,10 +56,10 @@ pub enum Change {
 }
 
 impl Change {
-    /// Makes the change; returns the sessions that had to end for it.
+    /// Makes the change; returns the sessions that had to end for it, its own among them where others are newer.
     pub fn apply(&self, record: &mut Record, rules: &Rules, now: UnixMillis) -> Vec<Session> {
         match self {
-            Self::Lives(session) if session.times.is_live(now) => record.open(session.clone(), rules, now),
+            Self::Lives(session) if session.times.is_live(now) => record.restore(session.clone(), rules, now),
             Self::Lives(_) => Vec::new(),
             Self::Ended(token) => {
                 record.end(Some(token));
@@ -63,10 +68,11 @@ impl Change {
         }
     }
 
-    fn token(&self) -> &str {
+    /// The session that it lets live.
+    pub fn lives(&self) -> Option<&Session> {
         match self {
-            Self::Lives(session) => &session.token,
-            Self::Ended(token) => token,
+            Self::Lives(session) => Some(session),
+            Self::Ended(_) => None,
         }
     }
 }
@@ -96,7 +102,9 @@ impl Entry {
         match (self.is_live(now), self.owed) {
             (true, Owed::Opened) => Known::Pending,
             (true, _) => Known::Live,
-            (false, _) => Known::Ended,
+            (false, Owed::Ended) => Known::Ended,
+            (false, _) if self.session.times.end <= now => Known::Ended,
+            (false, _) => Known::Idle,
         }
     }
 }
@@ -113,17 +121,30 @@ pub struct Local {
     /// Accounts with changes that the store has not got.
     owing: Mutex<HashSet<Arc<str>, RandomState>>,
     owes: AtomicUsize,
+    /// As many accounts at most may owe something.
+    most_owing: usize,
+    /// Changes that the store will never get, for want of room.
+    dropped: IntCounter,
+    /// When the session of a token (a hash of account and token) was last looked for in vain.
+    missed: Cache<u64, UnixMillis>,
+    hashes: RandomState,
 }
 
 impl Local {
-    /// Room for about `capacity` accounts, those that were not used for long forgotten first.
+    /// Room for about `capacity` accounts, those that were not used for long forgotten first. `dropped` counts the
+    /// changes that the store will never get.
     #[must_use]
-    pub fn new(capacity: usize, rules: Rules) -> Self {
+    pub fn new(capacity: usize, rules: Rules, dropped: IntCounter) -> Self {
+        let capacity = capacity.max(1);
         Self {
-            accounts: Cache::new(capacity.max(1)),
+            accounts: Cache::new(capacity),
             rules,
             owing: Mutex::default(),
             owes: AtomicUsize::new(0),
+            most_owing: capacity,
+            dropped,
+            missed: Cache::new(capacity),
+            hashes: RandomState::new(),
         }
     }
 
@@ -133,15 +154,12 @@ impl Local {
         {
             let account = self.account(key);
             let mut entries = account.0.lock();
-            match entries.iter_mut().find(|entry| entry.is(&session.token)) {
-                Some(entry) => {
-                    let now = session.times.opened;
-                    let times = session.times;
-                    let times = if entry.is_live(now) { entry.session.times.latest(times) } else { times };
-                    let session = Session { times, ..session };
-                    *entry = Entry::new(session, owed);
-                }
-                None => push(&mut entries, Entry::new(session, owed)),
+            let (now, times) = (session.times.opened, session.times);
+            if let Some(entry) = entries.iter_mut().find(|entry| entry.is(&session.token)) {
+                let times = if entry.is_live(now) { entry.session.times.latest(times) } else { times };
+                *entry = Entry::new(Session { times, ..session }, owed);
+            } else {
+                push(&mut entries, Entry::new(session, owed), now);
             }
         }
         if owed != Owed::Nothing {
@@ -168,7 +186,7 @@ impl Local {
         let mut entries = account.0.lock();
         let Some(entry) = entries.iter_mut().find(|entry| entry.is(token)) else { return Known::Nothing };
         let known = entry.known(now);
-        if known != Known::Ended && entry.session.times.is_due(&self.rules, now) {
+        if entry.is_live(now) && entry.session.times.is_due(&self.rules, now) {
             entry.session.times = entry.session.times.touched(&self.rules, now);
             if owed && entry.owed == Owed::Nothing {
                 entry.owed = Owed::Used;
@@ -192,7 +210,7 @@ impl Local {
         let account = self.account(key);
         let mut entries = account.0.lock();
         if !entries.iter().any(|entry| entry.is(token)) {
-            push(&mut entries, Entry::new(make(), Owed::Nothing));
+            push(&mut entries, Entry::new(make(), Owed::Nothing), now);
         }
         let entry = entries.iter_mut().find(|entry| entry.is(token))?;
         if entry.owed == Owed::Ended {
@@ -225,13 +243,37 @@ impl Local {
         self.with(key, token, |entry| entry.known(now)).unwrap_or(Known::Nothing)
     }
 
-    /// The store has got this change.
-    pub fn written(&self, key: &str, token: &str) {
+    /// Whether the store may be asked again for a session that it has not got: not if it was, in vain, within the
+    /// last second.
+    pub fn may_look_again(&self, key: &str, token: &str, now: UnixMillis) -> bool {
+        let missed = self.missed.get(&self.hashes.hash_one((key, token)));
+        missed.is_none_or(|at| now.0.abs_diff(at.0) >= LOOK_AGAIN_MS)
+    }
+
+    /// The store was asked again for a session, in vain.
+    pub fn looked_in_vain(&self, key: &str, token: &str, now: UnixMillis) {
+        self.missed.insert(self.hashes.hash_one((key, token)), now);
+    }
+
+    /// The store has got these changes, or never will. What happened since stays owed.
+    pub fn settle(&self, key: &str, changes: &[Change]) {
         let Some(account) = self.accounts.get(key) else { return };
         let mut entries = account.0.lock();
-        entries.retain(|entry| !(entry.is(token) && entry.owed == Owed::Ended));
-        if let Some(entry) = entries.iter_mut().find(|entry| entry.is(token)) {
-            entry.owed = Owed::Nothing;
+        for change in changes {
+            match change {
+                Change::Ended(token) => {
+                    entries.retain(|entry| !(entry.is(token) && entry.owed == Owed::Ended));
+                }
+                Change::Lives(session) => {
+                    let entry = entries.iter_mut().find(|entry| entry.is(&session.token));
+                    let Some(entry) = entry.filter(|entry| entry.owed != Owed::Ended) else { continue };
+                    let same = entry.session.times.seen <= session.times.seen;
+                    entry.owed = match entry.owed {
+                        Owed::Opened | Owed::Used if !same => Owed::Used,
+                        _ => Owed::Nothing,
+                    };
+                }
+            }
         }
         if entries.iter().all(|entry| entry.owed == Owed::Nothing) {
             self.owes_no_more(key);
@@ -275,10 +317,13 @@ impl Local {
         self.owes.load(Ordering::Acquire) > 0
     }
 
-    /// At most `max` accounts that `wanted` accepts, with what the store is owed of each. It stays owed until it is
-    /// [`Self::written`].
-    pub fn owed(&self, max: usize, wanted: impl Fn(&str) -> bool) -> Vec<(Arc<str>, Vec<Change>)> {
-        let keys: Vec<_> = self.owing.lock().iter().filter(|key| wanted(key)).take(max).cloned().collect();
+    /// The keys of all accounts that owe the store anything.
+    pub fn owing(&self) -> Vec<Arc<str>> {
+        self.owing.lock().iter().cloned().collect()
+    }
+
+    /// What the store is owed of these accounts. It stays owed until it is [settled](Self::settle).
+    pub fn owed(&self, keys: &[Arc<str>]) -> Vec<(Arc<str>, Vec<Change>)> {
         let change = |entry: &Entry| match entry.owed {
             Owed::Nothing => None,
             Owed::Opened | Owed::Used => Some(Change::Lives(entry.session.clone())),
@@ -286,25 +331,18 @@ impl Local {
         };
         let mut owed = Vec::with_capacity(keys.len());
         for key in keys {
-            let account = self.accounts.get(&*key);
+            let account = self.accounts.get(&**key);
             let changes: Vec<_> = account
                 .map(|account| account.0.lock().iter().filter_map(change).collect())
                 .unwrap_or_default();
             if changes.is_empty() {
                 // The account was forgotten for want of room.
-                self.owes_no_more(&key);
+                self.owes_no_more(key);
             } else {
-                owed.push((key, changes));
+                owed.push((Arc::clone(key), changes));
             }
         }
         owed
-    }
-
-    /// The store got these changes, or never will.
-    pub fn settle(&self, key: &str, changes: &[Change]) {
-        for change in changes {
-            self.written(key, change.token());
-        }
     }
 
     /// Lets go of what has ended for good; returns how many sessions live.
@@ -341,6 +379,10 @@ impl Local {
 
     fn owe(&self, key: &Arc<str>) {
         let mut owing = self.owing.lock();
+        if owing.len() >= self.most_owing && !owing.contains(key) {
+            self.dropped.inc();
+            return;
+        }
         owing.insert(Arc::clone(key));
         self.owes.store(owing.len(), Ordering::Release);
     }
@@ -352,13 +394,13 @@ impl Local {
     }
 }
 
-/// Adds an entry; beyond all bounds the oldest that the store knows too gives way, or else the oldest.
-fn push(entries: &mut Vec<Entry>, entry: Entry) {
+/// Adds an entry; beyond all bounds the oldest gives way, first those that the store knows too, of them those that
+/// have ended.
+fn push(entries: &mut Vec<Entry>, entry: Entry, now: UnixMillis) {
     if entries.len() >= MAX_LINES {
-        let oldest = entries
-            .iter()
-            .enumerate()
-            .min_by_key(|(_, entry)| (entry.owed != Owed::Nothing, entry.session.times.opened));
+        let oldest = entries.iter().enumerate().min_by_key(|(_, entry)| {
+            (entry.owed != Owed::Nothing, entry.is_live(now), entry.session.times.opened)
+        });
         if let Some(index) = oldest.map(|(index, _)| index) {
             entries.swap_remove(index);
         }
@@ -376,7 +418,7 @@ mod tests {
     const START: u64 = 1_000_000;
 
     fn local() -> Local {
-        Local::new(100, rules())
+        Local::new(100, rules(), IntCounter::new("dropped", "dropped").unwrap())
     }
 
     /// Idle 60 s, noted every second, two per account.
@@ -409,7 +451,9 @@ mod tests {
         for seconds in [50, 100, 150] {
             assert_eq!(local.go_on(&key, "a", false, at(seconds)), Known::Live);
         }
-        assert_eq!(local.go_on(&key, "a", false, at(211)), Known::Ended);
+        assert_eq!(local.go_on(&key, "a", false, at(211)), Known::Idle, "others may have heard of it");
+        assert_eq!(local.go_on(&key, "a", false, at(212)), Known::Idle, "which is no use of it");
+        assert_eq!(local.peek(&key, "a", at(600)), Known::Ended);
         assert!(!local.owes());
         assert_eq!(local.end(&key, Some("a"), false, at(151)).len(), 1);
         assert_eq!(local.go_on(&key, "a", false, at(151)), Known::Nothing);
@@ -450,7 +494,7 @@ mod tests {
         }
         assert_eq!(local.peek(&key, "a", at(1)), Known::Pending);
         assert_eq!(local.peek(&key, "b", at(1)), Known::Nothing);
-        local.written(&key, "a");
+        local.settle(&key, &[Change::Lives(session("a", 0))]);
         local.absent(&key, "a");
         assert_eq!(local.peek(&key, "a", at(1)), Known::Nothing);
         assert!(!local.owes());
@@ -467,8 +511,8 @@ mod tests {
         assert_eq!(local.end(&key, Some("ended"), true, at(32)).len(), 1);
         assert_eq!(local.peek(&key, "ended", at(32)), Known::Ended);
         assert_eq!(heard(&local, &session("ended", 0), 32), None, "the store has not heard of it");
-        assert!(local.owes() && local.owed(10, |_| false).is_empty());
-        let owed = local.owed(10, |_| true);
+        assert!(local.owes() && local.owed(&[]).is_empty());
+        let owed = local.owed(&local.owing());
         let [(owed_key, changes)] = &*owed else { panic!("{owed:?}") };
         assert_eq!(*owed_key, key);
         let mut record = Record::default();
@@ -486,6 +530,70 @@ mod tests {
         assert!(!local.owes());
         assert_eq!(local.peek(&key, "ended", at(33)), Known::Nothing);
         assert_eq!(local.peek(&key, "opened", at(33)), Known::Live);
+    }
+
+    #[test]
+    fn what_happens_while_a_change_is_written_stays_owed() {
+        let (local, key) = (local(), key());
+        let changes = |local: &Local| local.owed(&local.owing()).remove(0).1;
+        local.open(&key, session("a", 0), true);
+        local.open(&key, session("b", 0), true);
+        let opened = changes(&local);
+        // One is used and the other ended before the answer is there.
+        assert_eq!(local.go_on(&key, "a", true, at(5)), Known::Pending);
+        local.end(&key, Some("b"), true, at(5));
+        local.settle(&key, &opened);
+        assert_eq!(local.peek(&key, "b", at(5)), Known::Ended);
+        assert_eq!(local.peek(&key, "a", at(5)), Known::Live, "the store has heard of it");
+        let later = changes(&local);
+        assert_eq!(later.len(), 2);
+        let seen = later.iter().find_map(Change::lives).map(|session| session.times.seen);
+        assert_eq!(seen, Some(at(5)));
+        local.settle(&key, &later);
+        assert!(!local.owes());
+        // And the other way round: it is opened again while its end is written.
+        local.open(&key, session("c", 6), false);
+        local.end(&key, Some("c"), true, at(7));
+        let ended = changes(&local);
+        local.open(&key, session("c", 8), true);
+        local.settle(&key, &ended);
+        assert_eq!((local.peek(&key, "c", at(9)), changes(&local).len()), (Known::Pending, 1));
+    }
+
+    #[test]
+    fn a_live_session_gives_way_to_none_that_have_ended() {
+        let (local, key) = (local(), key());
+        local.open(&key, session("old", 0), false);
+        for number in 0..(2 * MAX_LINES as u64) {
+            local.go_on(&key, "old", false, at(number));
+            let opened =
+                Session { times: Times { until: at(number), ..session("", number).times }, ..session("", 0) };
+            local.open(&key, Session { token: number.to_string().into(), ..opened }, false);
+        }
+        assert_eq!(local.peek(&key, "old", at(2 * MAX_LINES as u64)), Known::Live);
+    }
+
+    #[test]
+    fn what_is_owed_is_bounded_and_what_is_not_kept_is_counted() {
+        let dropped = IntCounter::new("dropped", "dropped").unwrap();
+        let local = Local::new(10, rules(), dropped.clone());
+        for number in 0..100 {
+            let key: Arc<str> = format!("session:{number}").into();
+            local.open(&key, session("a", 0), true);
+            local.open(&key, session("b", 0), true);
+        }
+        assert_eq!(local.owing().len(), 10);
+        assert_eq!(dropped.get(), 180);
+    }
+
+    #[test]
+    fn a_session_is_looked_for_in_vain_once_a_second() {
+        let (local, key) = (local(), key());
+        assert!(local.may_look_again(&key, "a", at(0)));
+        local.looked_in_vain(&key, "a", at(0));
+        assert!(!local.may_look_again(&key, "a", UnixMillis(at(1).0 - 1)));
+        assert!(local.may_look_again(&key, "b", at(0)) && local.may_look_again(&key, "a", at(1)));
+        assert!(local.may_look_again("session:bob", "a", at(0)));
     }
 
     #[test]

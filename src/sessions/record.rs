@@ -176,18 +176,34 @@ impl Record {
     /// Opens `session`, or goes on with the live one of the same token, and takes out those beyond the limit, the
     /// oldest first.
     pub fn open(&mut self, session: Session, rules: &Rules, now: UnixMillis) -> Vec<Session> {
-        self.prune(now);
         let token = session.token.clone();
-        match self.0.iter_mut().find(|known| known.token == token) {
+        self.merge(session, now);
+        self.trim(rules, Some(&token))
+    }
+
+    /// Brings back a session that went on where nobody heard of it, and takes out those beyond the limit, the oldest
+    /// first: that may be the one brought back.
+    pub fn restore(&mut self, session: Session, rules: &Rules, now: UnixMillis) -> Vec<Session> {
+        self.merge(session, now);
+        self.trim(rules, None)
+    }
+
+    fn merge(&mut self, session: Session, now: UnixMillis) {
+        self.prune(now);
+        match self.0.iter_mut().find(|known| known.token == session.token) {
             Some(known) => {
                 known.times = known.times.latest(session.times);
                 known.client = session.client;
             }
             None => self.0.push(session),
         }
+    }
+
+    /// Takes out the oldest beyond the limit, but not the one of `kept`.
+    fn trim(&mut self, rules: &Rules, kept: Option<&str>) -> Vec<Session> {
         let mut evicted = Vec::new();
         while self.0.len() > rules.most {
-            let others = self.0.iter().enumerate().filter(|(_, session)| session.token != token);
+            let others = self.0.iter().enumerate().filter(|(_, session)| Some(&*session.token) != kept);
             let oldest = others.min_by_key(|(_, session)| session.times.opened).map(|(index, _)| index);
             let Some(oldest) = oldest else { break };
             evicted.push(self.0.remove(oldest));
@@ -365,6 +381,22 @@ mod tests {
         assert_eq!((known.opened, known.seen), (UnixMillis(2), UnixMillis(5)));
         let one = Rules::new(Duration::from_secs(60), Duration::from_secs(200), 1);
         assert_eq!(tokens(&record.open(session("e", None, 6), &one, UnixMillis(6))), ["d", "b", "c"]);
+    }
+
+    #[test]
+    fn one_that_is_brought_back_takes_the_place_of_none_that_is_newer() {
+        let mut record = Record::default();
+        for (token, opened) in [("b", 2), ("c", 3), ("d", 4)] {
+            record.open(session(token, None, opened), &rules(), UnixMillis(4));
+        }
+        let used = |token: &str, opened, seen| {
+            let known = session(token, None, opened);
+            Session { times: known.times.touched(&rules(), UnixMillis(seen)), ..known }
+        };
+        assert_eq!(tokens(&record.restore(used("a", 1, 5), &rules(), UnixMillis(5))), ["a"]);
+        assert!(record.restore(used("b", 2, 5), &rules(), UnixMillis(5)).is_empty(), "it is there");
+        assert_eq!(record.find("b").unwrap().times.seen, UnixMillis(5));
+        assert_eq!(tokens(&record.restore(used("e", 5, 6), &rules(), UnixMillis(6))), ["b"]);
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub fn jwk(number: usize, kid: &str) -> Value {
 }
 
 /// A token of the pair with this number under this `kid`.
-fn token(number: usize, kid: &str) -> String {
+pub fn token(number: usize, kid: &str) -> String {
     token_of(number, &json!({"kid": kid}), &json!({}))
 }
 
@@ -76,7 +76,7 @@ pub fn token_of(number: usize, header: &Value, claims: &Value) -> String {
 type Answer = Box<dyn Fn() -> Reply + Send + Sync>;
 
 /// An issuer's endpoint: whatever [`Publisher::publish`] said last, at `/jwks`.
-pub struct Publisher(Origin);
+pub struct Publisher(pub Origin);
 
 impl Publisher {
     pub fn start(keys: &[Value]) -> Self {
@@ -98,7 +98,7 @@ impl Publisher {
         format!("http://{}/jwks", self.0.addr())
     }
 
-    fn reads(&self) -> usize {
+    pub fn reads(&self) -> usize {
         self.0.hits()
     }
 }
@@ -116,25 +116,25 @@ fn start(origin: &Origin, jwks: &str) -> Gateway {
     Gateway::builder().config(&config(origin, jwks)).start()
 }
 
-fn start_at(origin: &Origin, publisher: &Publisher, more: &str) -> Gateway {
+pub fn start_at(origin: &Origin, publisher: &Publisher, more: &str) -> Gateway {
     start(origin, &format!("url = \"{}\"\nallow_http = true\n{more}", publisher.url()))
 }
 
-fn ask(gateway: &Gateway, token: &str) -> Response {
+pub fn ask(gateway: &Gateway, token: &str) -> Response {
     gateway.client().get("/me").bearer(token).send()
 }
 
-fn assert_unknown(got: &Response, what: &str) {
+pub fn assert_unknown(got: &Response, what: &str) {
     assert_eq!((got.code(), &*got.detail()), (401, "Invalid token"), "{what}: {got:?}");
 }
 
-fn assert_undecided(got: &Response, what: &str) {
+pub fn assert_undecided(got: &Response, what: &str) {
     assert_eq!(got.code(), 503, "{what}: {got:?}");
     assert!(got.header("retry-after").is_some_and(|after| after.parse::<u32>().is_ok()), "{what}: {got:?}");
     assert_eq!(got.header("www-authenticate"), None, "{what}: nobody is at fault");
 }
 
-fn fetches(gateway: &Gateway, result: &str) -> usize {
+pub fn fetches(gateway: &Gateway, result: &str) -> usize {
     whole(gateway, "tollgate_jwks_fetches_total", &[("issuer", "main"), ("result", result)])
 }
 
@@ -150,17 +150,17 @@ fn whole<T: std::str::FromStr<Err: std::fmt::Debug>>(
 fn published_keys_verify_tokens_by_their_kid() {
     let origin = Origin::start();
     let publisher = Publisher::start(&[jwk(0, "a"), jwk(1, "b"), jwk(2, "c")]);
-    let gateway = start_at(&origin, &publisher, "");
+    let gateway = start_at(&origin, &publisher, "cooldown = \"100ms\"\nrefresh = \"1h\"");
     gateway.wait_for_log("is http: whoever");
     for (number, kid) in [(0, "a"), (1, "b"), (2, "c")] {
         assert_eq!(ask(&gateway, &token(number, kid)).code(), 200, "{kid}");
         assert_eq!(origin.last().header("x-user-id"), Some("ada"));
         assert_eq!(ask(&gateway, &token_of(number, &json!({}), &json!({}))).code(), 200, "{kid} unnamed");
     }
-    assert_unknown(&ask(&gateway, &token(0, "b")), "signed by another key than named");
-    assert_unknown(&ask(&gateway, &token(3, "c")), "signed by another key of the same kind");
     assert_unknown(&ask(&gateway, &token_of(3, &json!({}), &json!({}))), "signed by an unpublished key");
     assert_eq!(publisher.reads(), 1, "keys that are known are not asked for");
+    assert_unknown(&ask(&gateway, &token(0, "b")), "signed by another key than named");
+    assert_unknown(&ask(&gateway, &token(3, "c")), "signed by another key of the same kind");
     let request = publisher.0.last();
     assert_eq!((request.method.as_str(), &*request.path, request.query.as_deref()), ("GET", "/jwks", None));
     assert_eq!(request.header("authorization"), None);
@@ -476,7 +476,14 @@ fn https_is_believed_only_with_a_certificate_for_the_name() {
     let publisher = Publisher::start(&[jwk(0, "a")]);
     let tokens = [token(0, "a"), token_of(0, &json!({}), &json!({}))];
     let ca = format!("ca_file = {:?}", certificate("ca").display().to_string());
-    for (name, ca, code) in [("server", &*ca, 200), ("server", "", 503), ("elsewhere", &*ca, 503)] {
+    let expired_ca = format!("ca_file = {:?}", certificate("expired-ca").display().to_string());
+    let foreign = "invalid peer certificate";
+    for (name, ca, code, why) in [
+        ("server", &*ca, 200, ""),
+        ("server", "", 503, foreign),
+        ("elsewhere", &*ca, 503, foreign),
+        ("expired", &*expired_ca, 503, "certificate expired"),
+    ] {
         let front = TlsFront::to(publisher.0.addr(), name);
         let url = format!("url = \"https://{}/jwks\"\n{ca}\ncooldown = \"100ms\"", front.addr());
         let reads = publisher.reads();
@@ -486,7 +493,7 @@ fn https_is_believed_only_with_a_certificate_for_the_name() {
         }
         assert_eq!(publisher.reads() > reads, code == 200, "{name}, {ca:?}");
         if code == 503 {
-            gateway.wait_for_log("invalid peer certificate");
+            gateway.wait_for_log(why);
         }
     }
 }

@@ -9,6 +9,7 @@ use sfv::{BareItem, ListEntry, Parser};
 use crate::setup::{PATIENT, address, admitted, codes, config, counter, gateway, get_from, pair, ttl};
 use crate::support::client::{Client, Response};
 use crate::support::concurrently;
+use crate::support::gateway::ADMIN_TOKEN;
 use crate::support::load::Load;
 use crate::support::origin::Origin;
 use crate::support::redis::Redis;
@@ -385,4 +386,44 @@ fn a_counter_that_was_reset_or_flushed_admits_again_within_five_seconds_and_exac
     takes_notice(1);
     assert_eq!(admitted(&run()), 1);
     assert_eq!(counter(&redis, "rate_limit:ip:10.0.0.1"), Some(10));
+}
+
+#[test]
+fn an_api_token_that_is_found_to_be_deleted_uses_up_no_limit() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let rest = r#"
+[api_tokens]
+enabled = true
+[policies.user]
+key = "user"
+limit = 3
+window = "1h"
+[policies.abuse]
+key = "ip"
+limit = 100
+window = "1h"
+penalise = true
+[[routes]]
+name = "all"
+path = "/**"
+upstream = "app"
+auth = "required"
+limits = ["user", "abuse"]
+"#;
+    let gateway = gateway(&config(&origin, PATIENT, rest), &redis.url());
+    let create = || -> (String, String) {
+        let order = json!({"name": "ci", "owner": "ada"});
+        let made = gateway.admin().post("/api/v1/api-tokens/create").bearer(ADMIN_TOKEN).json(&order).send();
+        let made: Value = made.json();
+        (made["id"].as_str().unwrap().to_owned(), made["token"].as_str().unwrap().to_owned())
+    };
+    let ask = |token: &str| gateway.client().get("/x").header("x-api-key", token).send().code();
+    let tokens = [create(), create()];
+    assert_eq!(tokens.each_ref().map(|(_, token)| ask(token)), [200, 200]);
+    // Not by a call of the gateway's, which would hear of it.
+    redis::cmd("DEL").arg(format!("api_token:{}", tokens[0].0)).exec(&mut redis.client()).unwrap();
+    assert_eq!([(); 4].map(|()| ask(&tokens[0].1)), [401; 4]);
+    assert_eventually!(counter(&redis, "rate_limit:user:ada") == Some(2), "what was counted is taken back");
+    assert_eq!(counter(&redis, "rate_limit:abuse:127.0.0.1"), Some(3), "but by policies that count refusals");
+    assert_eq!([(); 2].map(|()| ask(&tokens[1].1)), [200, 429]);
 }

@@ -30,6 +30,7 @@
 mod support;
 
 mod admin;
+mod api_token_edges;
 mod api_tokens;
 mod cache;
 mod cache_attacks;
@@ -43,6 +44,7 @@ mod forwarding;
 mod framing;
 mod identity;
 mod jwks;
+mod jwks_changes;
 mod jwt_attacks;
 mod kit;
 mod limit_agreement;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::setup::{PATIENT, ROOMY, config, gateway, get_as, pair, ttl};
+use crate::setup::{PATIENT, ROOMY, config, counter, gateway, get_as, pair, ttl};
 use crate::support::cluster::Cluster;
 use crate::support::gateway::{ADMIN_TOKEN, Gateway};
 use crate::support::origin::{Origin, Reply};
@@ -276,7 +276,6 @@ fn sessions_that_are_known_go_on_while_redis_is_away_and_unknown_ones_are_believ
         assert!(is_in(&gateway, &known));
         unix_seconds() * 1_000 > ends
     }));
-    assert!(!is_in(&gateway, &idle), "what was not used has ended");
     redis.restart();
     assert!(holds_within(BACK * 5, || !degraded(&gateway)), "Redis is back");
     // It lost everything; what was used meanwhile was handed over.
@@ -366,20 +365,39 @@ fn a_session_that_is_under_way_from_another_instance_is_waited_for() {
     let relay = Relay::to(redis.addr());
     let gateway = gateway(&with_sessions(&origin, PATIENT, ""), &relay.redis_url());
     assert!(!is_in(&gateway, &Token::of("warm-up")));
-    let token = Token::of("ada");
     // So that its questions take long, whatever else goes on here.
     relay.delay(Duration::from_millis(250));
-    std::thread::scope(|scope| {
-        let mut monitor = redis.monitor();
-        let asking = scope.spawn(|| is_in(&gateway, &token));
-        // It has asked once.
-        assert_eventually!(
-            monitor.commands().iter().any(|command| command.words.iter().any(|word| word == "session:ada")),
-            "the gateway asks for the session"
-        );
-        write(&redis, "ada", &[Line::of(&token)]);
-        assert!(asking.join().unwrap(), "a login a moment ago holds");
-    });
+    let old = Token::of("bob").claim("iat", unix_seconds() - 3_000);
+    for (user, token) in [("ada", Token::of("ada")), ("bob", old), ("eve", Token::of("eve").without("iat"))] {
+        std::thread::scope(|scope| {
+            let (mut monitor, key) = (redis.monitor(), format!("session:{user}"));
+            let asking = scope.spawn(|| is_in(&gateway, &token));
+            // It has asked once.
+            assert_eventually!(
+                monitor.commands().iter().any(|command| command.words.contains(&key)),
+                "the gateway asks for the session"
+            );
+            write(&redis, user, &[Line::of(&token)]);
+            assert!(asking.join().unwrap(), "a login a moment ago holds, however old the token is");
+        });
+    }
+}
+
+#[test]
+fn a_session_that_is_not_there_is_looked_for_again_once_a_second() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let relay = Relay::to(redis.addr());
+    let gateway = gateway(&with_sessions(&origin, PATIENT, ""), &relay.redis_url());
+    let token = Token::of("ada");
+    relay.take_traffic();
+    let start = std::time::Instant::now();
+    for _ in 0..20 {
+        assert!(!is_in(&gateway, &token));
+    }
+    let seconds = start.elapsed().as_secs();
+    let commands = relay.traffic().commands;
+    let looks = commands.iter().filter(|command| **command == ["GET", "session:ada"]).count();
+    assert!((3..=3 * (1 + usize::try_from(seconds).unwrap())).contains(&looks), "{looks} in {seconds} s");
 }
 
 #[test]
@@ -604,4 +622,214 @@ fn in_a_cluster_the_sessions_of_a_user_live_with_his_other_keys() {
     assert!(!is_in(&second, &tokens[2]) && is_in(&second, &tokens[3]));
     let told = |gateway: &Gateway| gateway.metric("tollgate_sessions_live", &[]) == Some(2.0);
     assert_eventually!(told(&first) || told(&second), "the sweep goes over all nodes");
+}
+
+const COUNTED: &str = r#"
+[policies.fixed]
+key = "user"
+limit = 5
+window = "1h"
+[policies.slide]
+key = "user"
+limit = 5
+window = "1h"
+algorithm = "sliding-window"
+[policies.log]
+key = "user"
+limit = 5
+window = "1h"
+algorithm = "sliding-log"
+[policies.bucket]
+key = "user"
+limit = 5
+window = "100h"
+algorithm = "token-bucket"
+[policies.abuse]
+key = "user"
+limit = 1000
+window = "1h"
+penalise = true
+[[routes]]
+name = "counted"
+path = "/counted/**"
+upstream = "app"
+auth = "required"
+session = "required"
+limits = ["fixed", "slide", "log", "bucket", "abuse"]
+"#;
+
+/// Eight requests without a session leave the limit of five as it was for those that have one.
+fn assert_uncounted(gateway: &Gateway, inside: &Token, taken_back: impl Fn() -> bool) {
+    let outside = Token::of("ada");
+    let ask = |token: &Token| {
+        let reply = get_as(gateway.addr(), "/counted/x", &token.sign());
+        (reply.code(), if reply.code() == 401 { reply.detail() } else { String::new() })
+    };
+    for _ in 0..8 {
+        assert_eq!(ask(&outside), (401, "Session expired".to_owned()));
+    }
+    assert_eventually!(taken_back(), "what they were counted is taken back");
+    let codes: Vec<u16> = (0..6).map(|_| ask(inside).0).collect();
+    assert_eq!(codes, [200, 200, 200, 200, 200, 429]);
+    assert_eq!(ask(&outside).0, 401, "and nothing is taken back of what counts nothing");
+    assert_eq!(ask(inside).0, 429);
+}
+
+#[test]
+fn requests_without_a_session_use_up_no_limit_but_those_that_count_refusals() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let gateway = gateway(&with_sessions(&origin, PATIENT, COUNTED), &redis.url());
+    let inside = Token::of("ada");
+    write(&redis, "ada", &[Line::of(&inside)]);
+    let refunds = || gateway.metric("tollgate_limit_refunds_total", &[("result", "done")]);
+    assert_uncounted(&gateway, &inside, || refunds() == Some(32.0));
+    assert_eq!(counter(&redis, "rate_limit:fixed:ada"), Some(5));
+    assert!(counter(&redis, "rate_limit:abuse:ada") >= Some(14), "refused ones count there");
+}
+
+#[test]
+fn requests_without_a_session_use_up_no_limit_of_a_gateway_without_redis() {
+    let origin = issuer();
+    let gateway = gateway(&with_sessions(&origin, PATIENT, COUNTED), "");
+    let inside = Token::of("ada");
+    log_in(&gateway, &inside);
+    assert_uncounted(&gateway, &inside, || true);
+}
+
+#[test]
+fn a_session_that_was_used_elsewhere_is_not_taken_for_idle_when_redis_goes_away() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let relay = Relay::to(redis.addr());
+    let refusing =
+        ROUTES.replace("session = \"required\"", "session = \"required\"\nwhen_unknown = \"refuse\"");
+    let config = |routes: &str| self::config(&origin, ROOMY, &format!("{SHORT}{routes}"));
+    let here = gateway(&config(ROUTES), &relay.redis_url());
+    let strict = gateway(&config(&refusing), &relay.redis_url());
+    let there = gateway(&config(ROUTES), &redis.url());
+    let token = Token::of("ada");
+    let now = unix_seconds() * 1_000;
+    write(&redis, "ada", &[Line { until: now + 3_000, end: now + 600_000, ..Line::of(&token) }]);
+    assert!(is_in(&here, &token) && is_in(&strict, &token));
+    assert_eventually!(
+        {
+            assert!(is_in(&there, &token));
+            unix_seconds() * 1_000 > now + 4_000
+        },
+        "it would have ended"
+    );
+    relay.cut();
+    for _ in 0..3 {
+        assert!(is_in(&here, &token), "nobody can say that it has ended");
+        assert_eq!(get_as(strict.addr(), "/inside/x", &token.sign()).code(), 503);
+    }
+    assert!(is_in(&there, &token));
+}
+
+/// Two gateways of at most one session per user, the first behind the relay; `ada` has logged in at the first.
+fn partitioned<'a>(redis: &Redis, relay: &Relay, origin: &'a Origin, token: &Token) -> [Gateway; 2] {
+    let config = with_sessions(origin, ROOMY, "[sessions]\nmax_per_user = 1\nidle = \"60s\"\n");
+    let gateways = [gateway(&config, &relay.redis_url()), gateway(&config, &redis.url())];
+    log_in(&gateways[0], token);
+    assert!(gateways.iter().all(|gateway| is_in(gateway, token)));
+    relay.cut();
+    assert_eventually!(
+        {
+            is_in(&gateways[0], token);
+            degraded(&gateways[0])
+        },
+        "the outage is noticed"
+    );
+    gateways
+}
+
+#[test]
+fn a_session_that_was_ended_elsewhere_is_not_brought_back_by_its_use_during_a_partition() {
+    let (redis, origin) = (Redis::start(), issuer());
+    let relay = Relay::to(redis.addr());
+    let (old, new) = (Token::of("ada"), Token::of("ada"));
+    let [first, second] = partitioned(&redis, &relay, &origin, &old);
+    log_in(&second, &new);
+    let since = unix_seconds();
+    assert_eventually!(
+        {
+            assert!(is_in(&first, &old), "it has not heard");
+            unix_seconds() > since + 2
+        },
+        "its use would be written down"
+    );
+    relay.restore();
+    assert!(holds_within(BACK * 5, || !degraded(&first)), "Redis is back");
+    for gateway in [&first, &second] {
+        assert!(is_in(gateway, &new) && !is_in(gateway, &old));
+    }
+    let stored = stored(&redis, "ada");
+    assert!(stored.contains(new.jti()) && !stored.contains(old.jti()), "{stored}");
+}
+
+#[test]
+fn a_login_during_a_partition_gives_way_to_later_ones() {
+    let (redis, origin) = (Redis::start(), issuer());
+    let relay = Relay::to(redis.addr());
+    let (before, during, later) = (Token::of("ada"), Token::of("ada"), Token::of("ada"));
+    let [first, second] = partitioned(&redis, &relay, &origin, &before);
+    log_in(&first, &during);
+    assert!(is_in(&first, &during));
+    log_in(&second, &later);
+    relay.restore();
+    assert!(holds_within(BACK * 5, || !degraded(&first)), "Redis is back");
+    for gateway in [&first, &second] {
+        assert!(is_in(gateway, &later));
+        assert_eventually!(!is_in(gateway, &during) && !is_in(gateway, &before), "the last login holds");
+        assert_eq!(get_as(gateway.addr(), "/x", &during.sign()).detail(), "Token revoked");
+    }
+}
+
+#[test]
+fn the_token_of_an_evicted_session_is_revoked_even_if_nobody_hears_that_it_was() {
+    let (redis, origin) = (Redis::start(), issuer());
+    let relay = Relay::to(redis.addr());
+    let config = with_sessions(&origin, PATIENT, "[sessions]\nmax_per_user = 1\n");
+    let (first, second) = (gateway(&config, &relay.redis_url()), gateway(&config, &redis.url()));
+    let (old, new) = (Token::of("ada"), Token::of("ada"));
+    log_in(&first, &Token::of("warm-up"));
+    write(&redis, "ada", &[Line::of(&old)]);
+    relay.delay(Duration::from_millis(300));
+    std::thread::scope(|scope| {
+        let mut monitor = redis.monitor();
+        let login = scope.spawn(|| log_in(&first, &new));
+        let mut tries = 0;
+        assert_eventually!(
+            {
+                let commands = monitor.commands();
+                let about = |words: &[String]| {
+                    words[0].eq_ignore_ascii_case("evalsha") && words.contains(&"session:ada".to_owned())
+                };
+                tries += commands.iter().filter(|command| about(&command.words)).count();
+                tries >= 2
+            },
+            "the second attempt, which knows what is there, is made"
+        );
+        relay.cut();
+        login.join().unwrap();
+    });
+    relay.delay(Duration::ZERO);
+    relay.restore();
+    assert_eventually!(get_as(second.addr(), "/x", &old.sign()).code() == 401, "it is revoked all the same");
+    assert_eventually!(is_in(&second, &new) && is_in(&first, &new), "the new session is there");
+}
+
+#[test]
+fn a_login_that_a_late_answer_kept_from_redis_is_handed_over_although_that_has_forgotten_the_script() {
+    let (redis, origin) = (Redis::start(), issuer());
+    let [first, second] =
+        pair(&with_sessions(&origin, &format!("{ROOMY}\nbreaker_failures = 100"), ""), &redis);
+    let token = Token::of("ada");
+    log_in(&first, &Token::of("warm-up"));
+    let run = |words: &[&str]| redis::cmd(words[0]).arg(&words[1..]).exec(&mut redis.client()).unwrap();
+    run(&["SCRIPT", "FLUSH"]);
+    run(&["CLIENT", "PAUSE", "1000", "WRITE"]);
+    log_in(&first, &token);
+    assert!(is_in(&first, &token), "it is open here");
+    assert_eventually!(stored(&redis, "ada").contains(token.jti()), "Redis gets it", BACK);
+    assert!(is_in(&second, &token));
 }

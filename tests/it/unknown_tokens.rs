@@ -13,7 +13,7 @@ use crate::support::holds_within;
 use crate::support::origin::Origin;
 use crate::support::redis::Redis;
 use crate::support::relay::Relay;
-use crate::support::token::Token;
+use crate::support::token::{Token, unix_seconds};
 
 const ROUTES: &str = r#"
 [limits]
@@ -57,6 +57,15 @@ upstream = "app"
 auth = "required"
 permissions = ["admin"]
 when_unknown = "refuse"
+[[routes]]
+name = "kept"
+path = "/kept/**"
+upstream = "app"
+auth = "required"
+session = "required"
+when_unknown = "refuse"
+[routes.cache]
+ttl = "1m"
 [[routes]]
 name = "logout"
 path = "/logout"
@@ -257,4 +266,40 @@ fn a_lost_node_of_a_cluster_leaves_only_its_own_tokens_undecided() {
     );
     assert!(!revoke(&first, &json!({"jti": by_token.jti()})), "it is not written yet");
     assert_eventually!(ask(&second, "/accepting", &by_token).code() == 401, "the other instance knows", BACK);
+}
+
+#[test]
+fn a_lost_node_of_the_cache_leaves_known_what_the_others_say_of_a_session() {
+    let (cluster, origin) = (Cluster::start(), Origin::start());
+    let text = config(&origin, ROOMY, ROUTES);
+    let [first, second] = [gateway(&text, &cluster.url()), gateway(&text, &cluster.url())];
+    let lost = cluster.owner("cache_tag:-epoch");
+    let (here, there) = ((lost + 1) % 3, (lost + 2) % 3);
+    let whole = |name: &str| name.to_owned();
+    let user = on(&cluster, here, |n| format!("u{n}"), whole);
+    let jti = on(&cluster, there, |n| format!("j{n}"), |jti| format!("blacklist:{jti}"));
+    let token = Token::of(&user).claim("jti", jti);
+    let lonely = Token::of(&on(&cluster, lost, |n| format!("v{n}"), whole));
+    let key = format!("session:{{{user}}}");
+    let now = unix_seconds() * 1_000;
+    let (until, end) = (now + 3_600_000, now + 86_400_000);
+    let line = format!("{} {now} {now} {until} {end} {end} -\n", token.jti());
+    cluster.query::<()>(&key, redis::cmd("SET").arg(&key).arg(line));
+    assert_eq!(code(&first, "/kept/1", &token), 200);
+    cluster.kill(lost);
+    for gateway in [&first, &second] {
+        assert_eventually!(
+            {
+                code(gateway, "/accepting", &lonely);
+                degraded(gateway)
+            },
+            "the loss is noticed"
+        );
+    }
+    assert_eq!(code(&second, "/kept/2", &token), 200, "it is read, although it was never heard of here");
+    cluster.query::<()>(&key, redis::cmd("DEL").arg(&key));
+    for gateway in [&first, &second] {
+        let reply = get_as(gateway.addr(), "/kept/3", &token.sign());
+        assert_eq!((reply.code(), &*reply.detail()), (401, "Session expired"));
+    }
 }

@@ -401,29 +401,62 @@ fn kept(keys: KeySet) -> (Verifier, Arc<Ring>) {
 }
 
 #[test]
-fn only_a_kid_that_a_kept_ring_has_not_is_unheard() {
+fn a_token_that_fits_no_key_of_a_kept_ring_is_unheard() {
     let named = |kid: &str| Key::secret(SECRET).unwrap().named(kid);
-    let token = |header: &str| forge(header, &Value::Object(good_claims()).to_string(), SECRET);
-    let unheard = |kid: Option<&str>| Some(Unheard { issuer: 0, kid: kid.map(Into::into) });
+    let signed = |header: &str, secret| forge(header, &Value::Object(good_claims()).to_string(), secret);
+    let token = |header: &str| signed(header, SECRET);
     let (with, without) = (token(r#"{"alg":"HS256","kid":"a"}"#), token(r#"{"alg":"HS256"}"#));
+    let unheard = |verifier: &Verifier, token: &str| match verifier.examine(token, NOW) {
+        Err(Unverified::Unheard(unheard)) => {
+            assert_eq!(verifier.verify(token, NOW).err(), Some(unheard.refused));
+            Some((unheard.generation, unheard.refused, unheard.sought))
+        }
+        other => {
+            assert_eq!(other.is_ok(), verifier.verify(token, NOW).is_ok());
+            None
+        }
+    };
+    let kid = || Some(Sought::Kid("a".into()));
+    let itself = |token: &str| Some(Sought::Token(Sha256::digest(token).into()));
     let (verifier, ring) = kept(KeySet::default());
-    assert_eq!(verifier.verify(&with, NOW).err(), Some(Refused::UnknownKey));
-    assert_eq!((verifier.unheard(&with), verifier.unheard(&without)), (unheard(Some("a")), unheard(None)));
+    assert_eq!(unheard(&verifier, &with), Some((0, Refused::UnknownKey, itself(&with))));
+    assert_eq!(unheard(&verifier, &without), Some((0, Refused::UnknownKey, None)));
+    // A set that gives names.
     ring.replace(KeySet::new(vec![named("b")]).unwrap());
-    assert_eq!(verifier.verify(&with, NOW).err(), Some(Refused::UnknownKey));
-    assert_eq!((verifier.unheard(&with), verifier.unheard(&without)), (unheard(Some("a")), None));
+    assert_eq!(unheard(&verifier, &with), Some((1, Refused::UnknownKey, kid())));
+    assert_eq!(unheard(&verifier, &without), None, "any key may fit");
     ring.replace(KeySet::new(vec![named("a")]).unwrap());
-    assert!(verifier.verify(&with, NOW).is_ok());
-    assert_eq!((verifier.unheard(&with), verifier.unheard(&without)), (None, None));
+    assert_eq!((unheard(&verifier, &with), unheard(&verifier, &without)), (None, None));
+    let other: &[u8] = b"another-secret-of-sufficient-length-98765";
+    let forged = signed(r#"{"alg":"HS256","kid":"a"}"#, other);
+    assert_eq!(unheard(&verifier, &forged), Some((2, Refused::BadSignature, kid())));
+    let forged = signed(r#"{"alg":"HS256"}"#, other);
+    assert_eq!(unheard(&verifier, &forged), Some((2, Refused::BadSignature, None)));
+    // One that gives none.
+    ring.replace(KeySet::new(vec![Key::secret(SECRET).unwrap()]).unwrap());
+    assert_eq!((unheard(&verifier, &with), unheard(&verifier, &without)), (None, None));
+    let forged = signed(r#"{"alg":"HS256","kid":"a"}"#, other);
+    assert_eq!(unheard(&verifier, &forged), Some((3, Refused::BadSignature, itself(&forged))));
     for foreign in
         [r#"{"alg":"RS256","kid":"c"}"#, r#"{"alg":"HS256","kid":1}"#, r#"{"alg":"none","kid":"c"}"#]
     {
-        assert_eq!(verifier.unheard(&token(foreign)), None, "{foreign}");
+        assert_eq!(unheard(&verifier, &token(foreign)), None, "{foreign}");
     }
     // Keys of the configuration are all there are.
     let fixed = self::verifier(vec![issuer([Algorithm::HS256], vec![named("b")])]);
     assert_eq!(fixed.verify(&with, NOW).err(), Some(Refused::UnknownKey));
-    assert_eq!(fixed.unheard(&with), None);
+    assert_eq!(unheard(&fixed, &with), None);
+}
+
+#[test]
+fn a_large_memory_is_looked_through_in_small_parts() {
+    for entries in [64, 10_000, 1_000_000, 10_000_000] {
+        let memory = memory(entries);
+        assert!(memory.shard_capacity() <= MAX_SHARD as u64, "{entries}: {}", memory.shard_capacity());
+        assert!((entries as u64..=entries as u64 * 2).contains(&memory.capacity()), "{entries}");
+    }
+    // And each part has room for the longest tokens.
+    assert!(memory(10_000).shard_capacity() > DEFAULT_MAX_TOKEN_BYTES as u64 / 1024);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::clock::{ManualClock, UnixMillis};
-use crate::identity::Algorithm;
+use crate::identity::{Algorithm, KeySet, Refused};
 
 const COOLDOWN: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -59,6 +59,46 @@ impl Source for Scripted {
     }
 }
 
+/// What becomes of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Known,
+    Absent,
+    Unavailable,
+}
+
+/// A token that names this key and does not fit the keys of now.
+fn unheard(keeper: &Keeper, kid: Option<&str>) -> Unheard {
+    Unheard {
+        issuer: 0,
+        generation: keeper.ring().generation(),
+        refused: Refused::UnknownKey,
+        sought: kid.map(|kid| Sought::Kid(kid.into())),
+    }
+}
+
+/// What becomes of a token that fits any key of its `kid`: judged, looked for and judged anew as requests are.
+async fn find(keeper: &Keeper, kid: Option<&str>) -> Found {
+    let mut is_final = false;
+    loop {
+        let unheard = unheard(keeper, kid);
+        let keys = keeper.ring().keys().clone();
+        if keys.keys().iter().any(|key| kid.is_none() || key.kid() == kid) {
+            return Found::Known;
+        }
+        if is_final {
+            keeper.remember(&unheard);
+            return Found::Absent;
+        }
+        match keeper.ask(&unheard).await {
+            Answer::Changed => {}
+            Answer::Renewed => is_final = true,
+            Answer::Final => return Found::Absent,
+            Answer::Unavailable => return Found::Unavailable,
+        }
+    }
+}
+
 struct Stage {
     script: Arc<Script>,
     keeper: Arc<Keeper>,
@@ -97,16 +137,16 @@ impl Stage {
         Self { script, keeper, clock, metrics }
     }
 
-    async fn ask(&self, kid: &str) -> (Answer, Duration) {
+    async fn ask(&self, kid: &str) -> (Found, Duration) {
         let began = Instant::now();
-        (self.keeper.ask(Some(kid)).await, began.elapsed())
+        (find(&self.keeper, Some(kid)).await, began.elapsed())
     }
 
     /// Asks at once for all of these from tasks of their own.
-    async fn ask_all(&self, kids: impl Iterator<Item = String>) -> Vec<Answer> {
+    async fn ask_all(&self, kids: impl Iterator<Item = String>) -> Vec<Found> {
         let ask = |kid: String| {
             let keeper = Arc::clone(&self.keeper);
-            tokio::spawn(async move { keeper.ask(Some(&kid)).await })
+            tokio::spawn(async move { find(&keeper, Some(&kid)).await })
         };
         let asked: Vec<_> = kids.map(ask).collect();
         let mut answers = Vec::new();
@@ -128,8 +168,8 @@ async fn pass(time: Duration) {
 #[tokio::test(start_paused = true)]
 async fn keys_are_read_at_once_and_again_at_intervals() {
     let stage = Stage::start(&["a"]);
-    assert_eq!(stage.keeper.ask(None).await, Answer::Known);
-    assert_eq!((stage.ask("a").await, stage.script.reads()), ((Answer::Known, Duration::ZERO), 1));
+    assert_eq!(find(&stage.keeper, None).await, Found::Known);
+    assert_eq!((stage.ask("a").await, stage.script.reads()), ((Found::Known, Duration::ZERO), 1));
     pass(REFRESH * 4).await;
     assert!((4..=6).contains(&stage.script.reads()), "{}", stage.script.reads());
     assert!(stage.script.shortest_pause() >= REFRESH.mul_f64(0.9));
@@ -153,7 +193,11 @@ async fn the_same_keys_void_nothing_and_others_do() {
     stage.script.publish(&["b"]);
     pass(REFRESH + TIMEOUT).await;
     assert_eq!(stage.keeper.ring().generation(), generation + 1);
-    assert!(!stage.keeper.ring().keys().has("a"), "what is no longer published is no longer trusted");
+    let keys = stage.keeper.ring().keys();
+    assert!(
+        keys.keys().iter().all(|key| key.kid() == Some("b")),
+        "what is no longer published is no longer trusted"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -162,14 +206,14 @@ async fn an_unheard_key_waits_for_the_next_read_that_is_allowed() {
     stage.ask("a").await;
     stage.script.publish(&["a", "b"]);
     let (answer, waited) = stage.ask("b").await;
-    assert_eq!(answer, Answer::Known);
+    assert_eq!(answer, Found::Known);
     assert!(waited <= COOLDOWN + TIMEOUT, "{waited:?}");
     assert_eq!(stage.script.reads(), 2);
     // Long after the last read nothing is waited for but the read itself.
     pass(COOLDOWN * 2).await;
     stage.script.publish(&["a", "b", "c"]);
     let (answer, waited) = stage.ask("c").await;
-    assert_eq!(answer, Answer::Known);
+    assert_eq!(answer, Found::Known);
     assert!(waited < Duration::from_secs(1), "{waited:?}");
     assert_eq!(stage.script.reads(), 3);
 }
@@ -181,14 +225,14 @@ async fn a_read_that_began_before_the_question_proves_no_absence() {
     pass(COOLDOWN).await;
     stage.script.delays.lock().push_back(Duration::from_secs(1));
     let keeper = Arc::clone(&stage.keeper);
-    let first = tokio::spawn(async move { keeper.ask(Some("nobody")).await });
+    let first = tokio::spawn(async move { find(&keeper, Some("nobody")).await });
     while stage.script.reads() < 2 {
         pass(Duration::from_millis(1)).await;
     }
     // Published, and asked for, while a read is under way that cannot know of it.
     stage.script.publish(&["a", "b"]);
-    assert_eq!(stage.ask("b").await.0, Answer::Known);
-    assert_eq!(first.await.unwrap(), Answer::Absent);
+    assert_eq!(stage.ask("b").await.0, Found::Known);
+    assert_eq!(first.await.unwrap(), Found::Absent);
     assert_eq!(stage.script.reads(), 3);
     assert!(stage.script.shortest_pause() >= COOLDOWN);
 }
@@ -196,12 +240,12 @@ async fn a_read_that_began_before_the_question_proves_no_absence() {
 #[tokio::test(start_paused = true)]
 async fn what_is_absent_stays_so_for_the_cooldown_and_is_looked_up_again_after_it() {
     let stage = Stage::start(&["a"]);
-    assert_eq!(stage.ask("b").await.0, Answer::Absent);
+    assert_eq!(stage.ask("b").await.0, Found::Absent);
     let reads = stage.script.reads();
     stage.script.publish(&["a", "b"]);
-    assert_eq!((stage.ask("b").await, stage.script.reads()), ((Answer::Absent, Duration::ZERO), reads));
+    assert_eq!((stage.ask("b").await, stage.script.reads()), ((Found::Absent, Duration::ZERO), reads));
     pass(COOLDOWN).await;
-    assert_eq!((stage.ask("b").await.0, stage.script.reads()), (Answer::Known, reads + 1));
+    assert_eq!((stage.ask("b").await.0, stage.script.reads()), (Found::Known, reads + 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -211,12 +255,12 @@ async fn however_many_ask_there_is_one_read_per_cooldown() {
     let began = Instant::now();
     for round in 0..6 {
         let answers = stage.ask_all((0..800).map(|n| format!("{round}/{n}"))).await;
-        assert!(answers.iter().all(|answer| *answer == Answer::Absent), "{round}");
+        assert!(answers.iter().all(|answer| *answer == Found::Absent), "{round}");
     }
     let cooldowns = began.elapsed().as_secs() / COOLDOWN.as_secs();
     assert!(stage.script.reads() as u64 <= cooldowns + 2, "{} in {cooldowns}", stage.script.reads());
     assert!(stage.script.shortest_pause() >= COOLDOWN);
-    assert!(stage.keeper.absent.len() <= MAX_ABSENT);
+    assert!(stage.keeper.vain.len() <= MAX_VAIN);
 }
 
 #[tokio::test(start_paused = true)]
@@ -225,10 +269,10 @@ async fn no_more_wait_than_there_is_room_for() {
     stage.ask("a").await;
     let answers = stage.ask_all((0..MAX_WAITING + 10).map(|n| n.to_string())).await;
     let count = |wanted| answers.iter().filter(|answer| **answer == wanted).count();
-    assert_eq!((count(Answer::Absent), count(Answer::Unavailable)), (MAX_WAITING, 10));
+    assert_eq!((count(Found::Absent), count(Found::Unavailable)), (MAX_WAITING, 10));
     assert_eq!(stage.keeper.waiting.load(Ordering::SeqCst), 0);
     // One that stops waiting makes room.
-    let waiting = tokio::time::timeout(Duration::from_millis(1), stage.keeper.ask(Some("gone"))).await;
+    let waiting = tokio::time::timeout(Duration::from_millis(1), find(&stage.keeper, Some("gone"))).await;
     assert!(waiting.is_err());
     assert_eq!(stage.keeper.waiting.load(Ordering::SeqCst), 0);
 }
@@ -239,17 +283,17 @@ async fn without_any_keys_nothing_can_be_said() {
     script.publish(&["a"]);
     script.down.store(true, Ordering::SeqCst);
     let stage = Stage::of(script);
-    assert_eq!(stage.keeper.ask(None).await, Answer::Unavailable);
+    assert_eq!(find(&stage.keeper, None).await, Found::Unavailable);
     let reads = stage.script.reads();
-    assert_eq!(stage.keeper.ask(None).await, Answer::Unavailable);
+    assert_eq!(find(&stage.keeper, None).await, Found::Unavailable);
     assert_eq!(stage.script.reads(), reads, "a token without kid causes no read");
     let (answer, waited) = stage.ask("a").await;
-    assert_eq!(answer, Answer::Unavailable);
+    assert_eq!(answer, Found::Unavailable);
     assert!(waited <= COOLDOWN + TIMEOUT, "{waited:?}");
     assert!(stage.script.reads() > reads);
     stage.script.down.store(false, Ordering::SeqCst);
-    assert_eq!(stage.ask("a").await.0, Answer::Known);
-    assert_eq!(stage.keeper.ask(None).await, Answer::Known);
+    assert_eq!(stage.ask("a").await.0, Found::Known);
+    assert_eq!(find(&stage.keeper, None).await, Found::Known);
 }
 
 #[tokio::test(start_paused = true)]
@@ -263,7 +307,7 @@ async fn keys_come_without_being_asked_for_once_the_source_is_back() {
     assert!((8..=20).contains(&reads), "the pause doubles up to a minute: {reads}");
     stage.script.down.store(false, Ordering::SeqCst);
     pass(LONGEST_RETRY + TIMEOUT).await;
-    assert_eq!(stage.ask("a").await, (Answer::Known, Duration::ZERO));
+    assert_eq!(stage.ask("a").await, (Found::Known, Duration::ZERO));
 }
 
 #[tokio::test(start_paused = true)]
@@ -272,14 +316,14 @@ async fn nobody_waits_for_a_read_that_is_far_away() {
     script.publish(&["a"]);
     let hour = Duration::from_secs(3_600);
     let stage = Stage::with(script, |settings| (settings.cooldown, settings.refresh) = (hour, hour * 10));
-    assert_eq!(stage.ask("a").await.0, Answer::Known);
+    assert_eq!(stage.ask("a").await.0, Found::Known);
     stage.script.publish(&["a", "b"]);
-    assert_eq!(stage.ask("b").await, (Answer::Unavailable, Duration::ZERO));
+    assert_eq!(stage.ask("b").await, (Found::Unavailable, Duration::ZERO));
     pass(hour.saturating_sub(LONGEST_WAIT)).await;
     assert_eq!(stage.script.reads(), 1);
     // It was asked for, though, and comes when it may.
     pass(LONGEST_WAIT + TIMEOUT).await;
-    assert_eq!((stage.ask("b").await, stage.script.reads()), ((Answer::Known, Duration::ZERO), 2));
+    assert_eq!((stage.ask("b").await, stage.script.reads()), ((Found::Known, Duration::ZERO), 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -295,21 +339,21 @@ async fn a_failure_takes_no_key_away() {
     ];
     for set in junk {
         *stage.script.set.lock() = set.clone();
-        assert_eq!(stage.ask("b").await.0, Answer::Unavailable, "{set}");
+        assert_eq!(stage.ask("b").await.0, Found::Unavailable, "{set}");
     }
     stage.script.down.store(true, Ordering::SeqCst);
-    assert_eq!(stage.ask("b").await.0, Answer::Unavailable);
+    assert_eq!(stage.ask("b").await.0, Found::Unavailable);
     // A read that takes too long is given up.
     stage.script.down.store(false, Ordering::SeqCst);
     stage.script.publish(&["a", "b"]);
     stage.script.delays.lock().push_back(TIMEOUT * 10);
-    assert_eq!(stage.ask("b").await.0, Answer::Unavailable);
-    assert_eq!(stage.ask("a").await, (Answer::Known, Duration::ZERO));
+    assert_eq!(stage.ask("b").await.0, Found::Unavailable);
+    assert_eq!(stage.ask("a").await, (Found::Known, Duration::ZERO));
     assert_eq!(stage.keeper.ring().generation(), generation);
     assert!(stage.line("tollgate_jwks_fetches_total{issuer=\"main\",result=\"invalid\"} 4"));
     assert!(stage.line("tollgate_jwks_fetches_total{issuer=\"main\",result=\"unreachable\"} 2"));
     assert!(stage.line("tollgate_jwks_keys{issuer=\"main\"} 1"));
-    assert_eq!(stage.ask("b").await.0, Answer::Known);
+    assert_eq!(stage.ask("b").await.0, Found::Known);
 }
 
 #[tokio::test(start_paused = true)]
@@ -323,10 +367,71 @@ async fn a_keeper_begins_with_what_was_read_already_and_is_kept_with_its_setting
     let keepers = crate::jwks::Keepers::default();
     let get = |settings: &Settings, set: Option<&[u8]>| keepers.keeper(settings, set, &clock, &stage.metrics);
     let first = get(&settings, Some(set.as_bytes())).unwrap();
-    assert_eq!(first.ask(Some("a")).await, Answer::Known);
+    assert_eq!(find(&first, Some("a")).await, Found::Known);
     assert!(Arc::ptr_eq(&first, &get(&settings, None).unwrap()));
     let other = get(&Settings { cooldown: COOLDOWN * 2, ..settings.clone() }, Some(set.as_bytes())).unwrap();
     assert!(!Arc::ptr_eq(&first, &other));
     assert_eq!(keepers.all().len(), 1);
     assert!(get(&Settings { issuer: "b".into(), ..settings }, Some(b"{}")).is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_verdict_by_keys_that_were_replaced_is_not_final() {
+    let stage = Stage::start(&["a"]);
+    stage.ask("a").await;
+    let reads = stage.script.reads();
+    // Judged by the old keys; before anything is asked, others are there.
+    for kid in [Some("b"), None] {
+        let unheard = unheard(&stage.keeper, kid);
+        stage.keeper.ring().replace(KeySet::default());
+        assert_eq!(stage.keeper.ask(&unheard).await, Answer::Changed, "{kid:?}");
+    }
+    // Not even where it was looked for in vain.
+    let before = unheard(&stage.keeper, Some("b"));
+    stage.keeper.remember(&before);
+    assert_eq!(stage.keeper.ask(&before).await, Answer::Final);
+    stage.keeper.ring().replace(KeySet::default());
+    assert_eq!(stage.keeper.ask(&before).await, Answer::Changed);
+    assert_eq!(stage.script.reads(), reads);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_does_not_fit_is_looked_for_whatever_it_is_called() {
+    let stage = Stage::start(&["a"]);
+    stage.ask("a").await;
+    // A token that the key of its name did not sign: perhaps another has this name by now.
+    let forged = unheard(&stage.keeper, Some("a"));
+    assert_eq!((stage.keeper.ask(&forged).await, stage.script.reads()), (Answer::Final, 2));
+    // Until the cooldown has passed no more are waited for.
+    let again = Instant::now();
+    for _ in 0..1_000 {
+        assert_eq!(stage.keeper.ask(&forged).await, Answer::Final);
+    }
+    assert_eq!((again.elapsed(), stage.script.reads()), (Duration::ZERO, 2));
+    pass(COOLDOWN).await;
+    let mut set = stage.script.set.lock().clone();
+    set["keys"][0]["x"] = json!("PUAXw-hDiVqStwqnTRt-vJyYLM8uxJaMwM1V8Sr0Zgw");
+    *stage.script.set.lock() = set;
+    assert_eq!((stage.keeper.ask(&forged).await, stage.script.reads()), (Answer::Renewed, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_come_meanwhile_are_tried_before_those_that_were_asked_for() {
+    let stage = Stage::start(&["a"]);
+    stage.ask("a").await;
+    pass(COOLDOWN).await;
+    stage.script.delays.lock().push_back(Duration::from_secs(1));
+    stage.script.publish(&["a", "b"]);
+    let first = unheard(&stage.keeper, Some("z"));
+    let (keeper, question) = (Arc::clone(&stage.keeper), first.clone());
+    let first = tokio::spawn(async move { keeper.ask(&question).await });
+    while stage.script.reads() < 2 {
+        pass(Duration::from_millis(1)).await;
+    }
+    // Asked while a read is under way: what that brings may do, but is not final.
+    let began = Instant::now();
+    let late = unheard(&stage.keeper, Some("b"));
+    assert_eq!(stage.keeper.ask(&late).await, Answer::Changed);
+    assert!(began.elapsed() <= Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(first.await.unwrap(), Answer::Renewed);
 }

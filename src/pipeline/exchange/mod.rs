@@ -117,7 +117,7 @@ pub(super) enum Answer {
         decision: Decision,
         /// What the watched keys hold, in their order.
         watched: [Seen; WATCHED],
-        /// Generations of the tags, in their order; `None` when they could not be asked.
+        /// Generations of the tags, in their order; `None` when one of them gave no answer.
         generations: Option<Vec<Option<Bytes>>>,
         /// The checks whose part of the store is away: they were decided from memory.
         away: Violated,
@@ -140,6 +140,12 @@ pub(super) enum Seen {
     Absent,
     /// This.
     Value(Bytes),
+}
+
+impl From<Option<Bytes>> for Seen {
+    fn from(value: Option<Bytes>) -> Self {
+        value.map_or(Self::Absent, Self::Value)
+    }
 }
 
 /// Whose guards are asked: is the token revoked, the user banned or cut off?
@@ -221,13 +227,14 @@ pub(super) async fn ask(
         });
     }
     let (decision, away) = conclude(&link, shared, checks, &told, &positions, &leased, owed, now);
-    let mut values = told.tags.map(Vec::into_iter);
-    let mut next = || match values.as_mut()?.next()? {
-        None => Some(Seen::Absent),
-        Some(value) => Some(Seen::Value(value)),
+    let mut values = told.tags.into_iter();
+    let seen = watched.map(|key| key.and_then(|_| values.next()).unwrap_or_default());
+    let generation = |seen| match seen {
+        Seen::Unknown => None,
+        Seen::Absent => Some(None),
+        Seen::Value(value) => Some(Some(value)),
     };
-    let seen = watched.map(|key| key.and_then(|_| next()).unwrap_or_default());
-    let generations = values.map(Iterator::collect);
+    let generations = values.map(generation).collect();
     Ok(Answer::Judged { decision, watched: seen, generations, away })
 }
 
@@ -256,6 +263,12 @@ pub(super) async fn refund(store: &Arc<Store>, shared: &Shared, owed: Vec<Owed>)
         sent => note(owed, sent),
     }))
     .await;
+}
+
+/// Takes `owed` back in the background.
+pub(super) fn refund_soon(store: &Arc<Store>, shared: &Shared, owed: Vec<Owed>) {
+    let link = Link { store: Arc::clone(store), exchange: Arc::clone(&shared.exchange) };
+    background::refund(&link, owed);
 }
 
 /// A check passed by a lease, and its state.
@@ -342,7 +355,7 @@ fn nothing() -> Told {
         violated: Violated::default(),
         counters: Vec::new(),
         clock: None,
-        tags: Some(Vec::new()),
+        tags: Vec::new(),
         waited: false,
     }
 }

@@ -1,6 +1,7 @@
 //! One question over several parts of the store: what goes where, and what the answers say together. A part that
 //! grants more than the others is owed a refund; nothing here sends anything.
 
+use super::Seen;
 use super::question::{Asked, Judged, Owed, Reply, rewind};
 use crate::limits::batch::{Batch, BatchReply, Counted, Item, ItemReply};
 use crate::limits::policy::Algorithm;
@@ -106,7 +107,8 @@ pub(super) fn whole(asked: &Asked<'_>, reply: BatchReply) -> Reply {
             Judged { barred: None, guarded: true, granted, counters }
         }
     });
-    Reply { clock: reply.clock, tags: Some(reply.tags), items: items.collect() }
+    let tags = reply.tags.into_iter().map(Seen::from).collect();
+    Reply { clock: reply.clock, tags, items: items.collect() }
 }
 
 /// What the parts say together, and what those that granted more than others are owed. `None` when no part
@@ -121,7 +123,7 @@ pub(super) fn merge<S>(
     }
     let mut reply = Reply {
         clock: replies.iter().flatten().find_map(|reply| reply.clock),
-        tags: Some(vec![None; asked.batch.tags.len()]),
+        tags: vec![Seen::Unknown; asked.batch.tags.len()],
         items: asked.batch.items.iter().map(unanswered).collect(),
     };
     // What each counter's own part granted.
@@ -129,9 +131,6 @@ pub(super) fn merge<S>(
         asked.batch.items.iter().map(|item| vec![0; item.counters.len()]).collect();
     for (part, answer) in parts.iter().zip(replies) {
         let Some(answer) = answer else {
-            if !part.tags.is_empty() {
-                reply.tags = None;
-            }
             for piece in part.pieces.iter().filter(|piece| !piece.guards.is_empty()) {
                 if let Some(item) = reply.items.get_mut(piece.item) {
                     item.guarded = false;
@@ -140,8 +139,8 @@ pub(super) fn merge<S>(
             continue;
         };
         for (index, value) in part.tags.iter().zip(answer.tags) {
-            if let Some(tag) = reply.tags.as_mut().and_then(|tags| tags.get_mut(*index)) {
-                *tag = value;
+            if let Some(tag) = reply.tags.get_mut(*index) {
+                *tag = value.into();
             }
         }
         for (piece, judged) in part.pieces.iter().zip(answer.items) {
@@ -287,9 +286,28 @@ mod tests {
         let parts = split(&whole, by_last);
         let (reply, owed) =
             merge(&whole, &parts, vec![None, Some(answer(vec![judged(1, &[(1, 1)])]))]).unwrap();
-        assert_eq!((reply.items[0].granted, reply.tags.is_none(), owed.len()), (1, true, 0));
+        assert_eq!((reply.items[0].granted, &*reply.tags, owed.len()), (1, &[Seen::Unknown][..], 0));
         assert!(reply.items[0].counters[0].is_none() && reply.items[0].counters[1].is_some());
         assert!(merge(&whole, &parts, vec![None, None]).is_none());
+    }
+
+    #[test]
+    fn a_part_that_is_away_leaves_only_its_own_tags_unknown() {
+        let whole = asked(&[b"g1"], Vec::new(), &[b"t3", b"t2", b"u3", b"t1"], 1);
+        let parts = split(&whole, by_last);
+        let replies = parts.iter().map(|part| {
+            let tags: &[&[u8]] = if part.shard == b'1' { &[b"t1"] } else { &[b"t2"] };
+            let value = |_: &&[u8]| (part.shard == b'1').then(|| bytes::Bytes::from_static(b"7"));
+            assert!(part.shard == b'3' || part.asked.batch.tags == tags);
+            (part.shard != b'3').then(|| BatchReply {
+                clock: None,
+                tags: tags.iter().map(value).collect(),
+                items: part.asked.batch.items.iter().map(|_| judged(1, &[])).collect(),
+            })
+        });
+        let (reply, _) = merge(&whole, &parts, replies.collect()).unwrap();
+        let seven = Seen::Value(bytes::Bytes::from_static(b"7"));
+        assert_eq!(reply.tags, [Seen::Unknown, Seen::Absent, Seen::Unknown, seven]);
     }
 
     #[test]

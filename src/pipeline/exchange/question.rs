@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
 
 use ahash::RandomState;
-use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use super::Seen;
 use super::combine::Waiter;
 use crate::clock::UnixMillis;
 use crate::limits::Violated;
@@ -54,8 +54,8 @@ pub(super) struct Judged {
 pub(super) struct Reply {
     /// The store's clock, where it was read.
     pub(super) clock: Option<UnixMillis>,
-    /// The tags' values in the order asked; `None` within: absent, `None` outside: not all could be asked.
-    pub(super) tags: Option<Vec<Option<Bytes>>>,
+    /// What the tags hold, in the order asked.
+    pub(super) tags: Vec<Seen>,
     /// In the order of the items.
     pub(super) items: Vec<Judged>,
 }
@@ -73,8 +73,8 @@ pub(super) struct Told {
     pub(super) counters: Vec<Option<CounterTold>>,
     /// The store's clock, where it was read.
     pub(super) clock: Option<UnixMillis>,
-    /// The values of its tags.
-    pub(super) tags: Option<Vec<Option<Bytes>>>,
+    /// What its tags hold, in its order.
+    pub(super) tags: Vec<Seen>,
     /// Whether it was asked with others, some time after it came.
     pub(super) waited: bool,
 }
@@ -110,7 +110,7 @@ impl Judged {
         item: &Item<'_>,
         position: u32,
         clock: Option<UnixMillis>,
-        tags: Option<Vec<Option<Bytes>>>,
+        tags: Vec<Seen>,
     ) -> Told {
         let admitted = self.barred.is_none() && position < self.granted;
         let mut violated = Violated::default();
@@ -358,11 +358,9 @@ impl<'a> Merged<'a> {
         let (item, position) = *self.places.get(index)?;
         let judged = reply.items.get(item)?;
         let item = self.asked.batch.items.get(item)?;
-        let tags = reply.tags.as_ref().map(|values| {
-            let value = |tag: &[u8]| values.get(*self.tags.get(tag)?).cloned().flatten();
-            question.tags.iter().map(|tag| value(tag)).collect()
-        });
-        Some((item, judged.tell(item, position, reply.clock, tags)))
+        let value = |tag: &[u8]| reply.tags.get(*self.tags.get(tag)?).cloned();
+        let tags = question.tags.iter().map(|tag| value(tag).unwrap_or_default());
+        Some((item, judged.tell(item, position, reply.clock, tags.collect())))
     }
 }
 
@@ -419,7 +417,7 @@ mod tests {
         let counters = vec![counted(3), counted(1), counted(3), counted(3), counted(1), None];
         let undone_of = |granted, position| {
             let judged = Judged { barred: None, guarded: false, granted, counters: counters.clone() };
-            let told = judged.tell(&item, position, None, None);
+            let told = judged.tell(&item, position, None, Vec::new());
             assert!(!told.guarded);
             let undone = undone(&item, &told).into_iter();
             let mut keys: Vec<_> =
@@ -434,5 +432,38 @@ mod tests {
         );
         assert_eq!(undone_of(3, 2), named(&["cool-down", "penalising", "plain"]), "no room was left there");
         assert_eq!(undone_of(1, 2), named(&["cool-down", "penalising"]), "refused by another");
+    }
+
+    #[test]
+    fn each_request_is_told_of_its_own_tags_whatever_became_of_its_neighbours() {
+        let question = |key: &'static [u8], tags: &[&'static [u8]]| {
+            let counters = vec![counter(key, Algorithm::FixedWindow, false, false)];
+            let item = Item { counters, count: 1, ..Item::default() };
+            let batch = Batch { tags: tags.to_vec(), items: vec![item] };
+            let asked = Asked { batch, used: vec![vec![UNKNOWN]], ..Asked::default() };
+            Question::new(&asked, &[1], oneshot::channel().0)
+        };
+        let questions = [
+            question(b"a", &[b"lost"]),
+            question(b"b", &[b"kept", b"none"]),
+            question(b"b", &[b"lost", b"kept"]),
+        ];
+        let merged = Merged::of(&questions);
+        assert_eq!(merged.asked.batch.tags, [b"lost" as &[u8], b"kept", b"none"]);
+        let kept = Seen::Value(bytes::Bytes::from_static(b"7"));
+        let items = merged.asked.batch.items.iter().map(|item| Judged {
+            barred: None,
+            guarded: true,
+            granted: item.count,
+            counters: vec![None],
+        });
+        let reply = Reply {
+            clock: None,
+            tags: vec![Seen::Unknown, kept.clone(), Seen::Absent],
+            items: items.collect(),
+        };
+        let told: Vec<_> =
+            merged.parts(&questions, Some(&reply)).into_iter().map(|part| part.unwrap().0.tags).collect();
+        assert_eq!(told, [vec![Seen::Unknown], vec![kept.clone(), Seen::Absent], vec![Seen::Unknown, kept]]);
     }
 }

@@ -17,9 +17,8 @@ use crate::redis::Lane;
 use crate::sessions::local::Known;
 use crate::sessions::{Session, record};
 
-/// A token that was issued so recently, in seconds, may be ahead of the news of its login.
-const FRESH: u64 = 60;
-/// Pauses before the store is asked again for the session of such a token.
+/// Pauses before the store is asked again for a session that it has not got: the token may be ahead of the news of
+/// its login.
 const REREADS: [Duration; 3] =
     [Duration::from_millis(20), Duration::from_millis(60), Duration::from_millis(110)];
 /// Uses that are written down at the same time; what comes then is written down with the next use.
@@ -83,7 +82,7 @@ impl Shared {
     fn judge_absent(&self, identity: &Identity, now: UnixMillis) -> Judged {
         match self.sessions.local.peek(&identity.keys.session, identity.keys.token(), now) {
             Known::Pending => Judged::Live,
-            Known::Live | Known::Ended | Known::Nothing => Judged::None,
+            Known::Live | Known::Ended | Known::Idle | Known::Nothing => Judged::None,
         }
     }
 
@@ -93,8 +92,9 @@ impl Shared {
         match self.sessions.local.go_on(key, identity.keys.token(), away, now) {
             Known::Live | Known::Pending => Judged::Live,
             Known::Ended => Judged::None,
-            Known::Nothing if self.store.is_none() => Judged::None,
-            Known::Nothing => Judged::Unknown,
+            Known::Idle | Known::Nothing if self.store.is_none() => Judged::None,
+            // It may have been opened or used at another instance.
+            Known::Idle | Known::Nothing => Judged::Unknown,
         }
     }
 
@@ -104,14 +104,14 @@ impl Shared {
         let Some(store) = &self.store else { return Judged::None };
         let (local, key, token) = (&self.sessions.local, &identity.keys.session, identity.keys.token());
         let known = local.peek(key, token, now);
-        let issued_now = identity.issued_at.is_some_and(|second| now.as_secs().abs_diff(second) < FRESH);
         let pauses = match known {
             Known::Live | Known::Pending => REREADS.as_slice().get(..1),
-            Known::Nothing if issued_now => Some(REREADS.as_slice()),
-            Known::Nothing | Known::Ended => None,
+            Known::Nothing if local.may_look_again(key, token, now) => Some(REREADS.as_slice()),
+            Known::Nothing | Known::Ended | Known::Idle => None,
         };
         let shard = store.shard(key.as_bytes());
-        for pause in pauses.unwrap_or_default() {
+        let pauses = pauses.unwrap_or_default();
+        for pause in pauses {
             tokio::time::sleep(*pause).await;
             let answer = store.call(Lane::Decisions, shard, &stored::get(key)).await;
             let seen = match answer.map(stored::value) {
@@ -123,6 +123,9 @@ impl Shared {
                 Judged::None => {}
                 judged => return judged,
             }
+        }
+        if pauses.len() == REREADS.len() {
+            local.looked_in_vain(key, token, self.clock.now());
         }
         local.absent(key, token);
         Judged::None

@@ -43,6 +43,7 @@ pub struct Traffic {
 #[derive(Debug, Default)]
 struct Shared {
     delay_micros: AtomicU64,
+    answer_delay_micros: AtomicU64,
     traffic: Mutex<Traffic>,
 }
 
@@ -111,6 +112,11 @@ impl Relay {
     /// Adds this much to every round trip, without narrowing the link. Zero takes it away.
     pub fn delay(&self, delay: Duration) {
         self.shared.delay_micros.store(u64::try_from(delay.as_micros()).unwrap(), SeqCst);
+    }
+
+    /// Holds back every answer for this long, although what was asked is done.
+    pub fn delay_answers(&self, delay: Duration) {
+        self.shared.answer_delay_micros.store(u64::try_from(delay.as_micros()).unwrap(), SeqCst);
     }
 
     pub fn traffic(&self) -> Traffic {
@@ -197,7 +203,7 @@ async fn relay(client: TcpStream, server: SocketAddr, mut link: watch::Receiver<
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = upstream.into_split();
         let turn = Mutex::new(Turn { last_was_client: false, commands: CommandReader::default() });
-        // The delay lies on the way to the server alone, so that it is counted once per round trip.
+        // The usual delay lies on the way to the server alone, so that it is counted once per round trip.
         let towards_server = carry(
             from_client,
             to_server,
@@ -211,7 +217,7 @@ async fn relay(client: TcpStream, server: SocketAddr, mut link: watch::Receiver<
             from_server,
             to_client,
             link.clone(),
-            || Duration::ZERO,
+            || Duration::from_micros(shared.answer_delay_micros.load(SeqCst)),
             |bytes| {
                 shared.count_from_server(&turn, bytes);
             },

@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use super::ports::free_addr;
 use super::{RUNTIME, wait_for};
 
-/// Where the certificates of the tests are; `ca.pem` signed all of them, and nobody has its key any more.
+/// Where the certificates of the tests are; nobody has the key of `ca.pem`, which signed them, any more.
 pub fn certificate(name: &str) -> PathBuf {
     PathBuf::from(format!("{}/tests/fixtures/tls/{name}.pem", env!("CARGO_MANIFEST_DIR")))
 }
@@ -29,6 +29,7 @@ pub struct TlsFront {
 
 impl TlsFront {
     /// In front of `origin`, with this certificate: `server` is for 127.0.0.1 and localhost, `elsewhere` is not.
+    /// `expired` is for them too, signed by `expired-ca`, and ended with the year 2020.
     pub fn to(origin: SocketAddr, name: &str) -> Self {
         let chain = CertificateDer::pem_file_iter(certificate(name)).unwrap().map(Result::unwrap).collect();
         let key = PrivateKeyDer::from_pem_file(certificate(&format!("{name}-key"))).unwrap();
