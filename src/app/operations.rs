@@ -214,7 +214,7 @@ impl Operations for GatewayOperations {
     ) -> Result<SessionsEnded, OperationError> {
         let gateway = self.current.load_full();
         let account = qualified(&gateway, user.issuer.as_deref(), &user.name)?;
-        let ended = gateway.shared.end_account_sessions(&account, only.as_deref()).await;
+        let ended = gateway.shared.end_sessions(&account, only.as_deref(), Some(PATIENCE)).await;
         tracing::info!(user = %account, session = only.as_deref(), ended = ended.count, "sessions ended by an operator");
         if only.is_none() && !ended.complete {
             return Err(OperationError::StoreUnavailable);

@@ -101,11 +101,11 @@ impl Shared {
     }
 
     /// Ends what an account was given until now: all of its tokens, by `cutoff`, its sessions and everything cached for
-    /// it. The store is given at least `patience` for the cut-off and the cache. Returns whether it knows of the cut-off.
+    /// it. The store is given at least `patience` for each answer. Returns whether it knows of the cut-off.
     pub async fn end_account(&self, account: &str, cutoff: Revocation, patience: Option<Duration>) -> bool {
         let forgotten = self.invalidate_within(vec![user_tag(Some(account))], patience);
         let revoked = self.revoke_within(cutoff, patience);
-        let (shared, _, _) = tokio::join!(revoked, self.end_sessions(account, None), forgotten);
+        let (shared, _, _) = tokio::join!(revoked, self.end_sessions(account, None, patience), forgotten);
         shared
     }
 

@@ -165,25 +165,20 @@ impl Shared {
     /// Ends the session of this token, if it has one. The token is not revoked by this.
     pub async fn end_session(&self, identity: &Identity) {
         let Ended { count, .. } =
-            self.take_out(&identity.keys.session, Some(identity.keys.token()), false).await;
+            self.take_out(&identity.keys.session, Some(identity.keys.token()), false, None).await;
         (0..count).for_each(|_| self.sessions.count(SessionEvent::Ended));
     }
 
-    /// Ends all sessions of the account, or the one named; each one's token is revoked until its own end. Returns how
-    /// many there were.
-    pub async fn end_sessions(&self, account: &str, only: Option<&str>) -> usize {
-        self.end_account_sessions(account, only).await.count
-    }
-
-    /// As [`Self::end_sessions`]; tells whether all instances know, too. The token of the one named is revoked also where
-    /// the session is not known here and nobody can be asked.
-    pub async fn end_account_sessions(&self, account: &str, only: Option<&str>) -> Ended {
-        let ended = self.take_out(&self.session_key(account), only, true).await;
+    /// Ends all sessions of the account, or the one named; each one's token is revoked until its own end. The token of the
+    /// one named is revoked also where the session is not known here and nobody can be asked. The store is given at
+    /// least `patience` for each answer, where no client waits.
+    pub async fn end_sessions(&self, account: &str, only: Option<&str>, patience: Option<Duration>) -> Ended {
+        let ended = self.take_out(&self.session_key(account), only, true, patience).await;
         (0..ended.count).for_each(|_| self.sessions.count(SessionEvent::Ended));
         if let Some(token) =
             only.filter(|token| ended.count == 0 && !ended.complete && record::is_token(token))
         {
-            self.revoke(self.end_of_token(token, None, self.clock.now())).await;
+            self.revoke_within(self.end_of_token(token, None, self.clock.now()), patience).await;
         }
         ended
     }
@@ -202,11 +197,17 @@ impl Shared {
     }
 
     /// Takes sessions out of the store and of this instance's memory; with `revoke` their tokens go too.
-    async fn take_out(&self, key: &Arc<str>, only: Option<&str>, revoke: bool) -> Ended {
+    async fn take_out(
+        &self,
+        key: &Arc<str>,
+        only: Option<&str>,
+        revoke: bool,
+        patience: Option<Duration>,
+    ) -> Ended {
         let (now, local) = (self.clock.now(), &self.sessions.local);
         // Of an attempt whose answer was lost, too: it may have been made.
         let mut ended = Vec::new();
-        let taken = self.change_sessions(key, b"", |record| ended = record.end(only)).await;
+        let taken = self.change_sessions_within(key, b"", patience, |record| ended = record.end(only)).await;
         let away = matches!(taken, Err(NotChanged::Away));
         let shared = !away;
         add_missing(&mut ended, local.end(key, only, away, now));
@@ -216,7 +217,7 @@ impl Shared {
         ended.retain(|session| session.times.is_live(now));
         let mut told = true;
         if revoke {
-            told = self.revoke_tokens(&ended, now).await;
+            told = self.revoke_tokens(&ended, now, patience).await;
         }
         Ended { count: ended.len(), shared: shared && told, complete: !away }
     }
@@ -227,15 +228,15 @@ impl Shared {
             self.sessions.local.end(key, Some(&session.token), false, now);
             self.sessions.count(SessionEvent::Evicted);
         }
-        self.revoke_tokens(evicted, now).await;
+        self.revoke_tokens(evicted, now, None).await;
     }
 
     /// Revokes the tokens of sessions that were ended, each until its own end. Returns whether the store knows.
-    async fn revoke_tokens(&self, sessions: &[Session], now: UnixMillis) -> bool {
-        let told =
-            join_all(sessions.iter().map(|session| {
-                self.revoke(self.end_of_token(&session.token, session.times.token_until, now))
-            }));
+    async fn revoke_tokens(&self, sessions: &[Session], now: UnixMillis, patience: Option<Duration>) -> bool {
+        let told = join_all(sessions.iter().map(|session| {
+            let revocation = self.end_of_token(&session.token, session.times.token_until, now);
+            self.revoke_within(revocation, patience)
+        }));
         told.await.into_iter().all(|told| told)
     }
 

@@ -275,11 +275,19 @@ fn an_operator_may_wait_longer_than_a_request_for_all_instances_to_know() {
     let relay = Relay::to(redis.addr());
     let settings = "deadline = \"20ms\"\nbreaker_failures = 1000";
     let gateway = gateway(&with_sessions(&origin, settings, ""), &relay.redis_url());
+    let calls = [
+        ("revocations", json!({"jti": "a"})),
+        ("revocations", json!({"subject": "ada"})),
+        ("sessions/end", json!({"user": "ada", "session": "a"})),
+        ("sessions/end", json!({"user": "ada"})),
+        ("cache/purge", json!({"user": "ada"})),
+    ];
+    let is_shared = |(call, body): &(&str, Value)| admin(&gateway, call, body).json()["shared"] == true;
+    // Whoever answers operators is connected then.
+    assert_eventually!(calls.iter().all(is_shared), "Redis answers");
     relay.delay(Duration::from_millis(60));
-    for (call, body) in [("revocations", json!({"jti": "a"})), ("cache/purge", json!({"user": "ada"}))] {
-        // Not at once: it may not be connected yet.
-        let shared = || admin(&gateway, call, &body).json()["shared"] == true;
-        assert_eventually!(shared(), format!("{call} {body}"));
+    for call in &calls {
+        assert!(is_shared(call), "{call:?}");
     }
 }
 
