@@ -283,12 +283,16 @@ fn an_operator_may_wait_longer_than_a_request_for_all_instances_to_know() {
         ("cache/purge", json!({"user": "ada"})),
     ];
     let is_shared = |(call, body): &(&str, Value)| admin(&gateway, call, body).json()["shared"] == true;
-    // Whoever answers operators is connected then.
-    assert_eventually!(calls.iter().all(is_shared), "Redis answers");
-    relay.delay(Duration::from_millis(60));
-    for call in &calls {
-        assert!(is_shared(call), "{call:?}");
-    }
+    assert_eventually!(
+        {
+            relay.delay(Duration::ZERO);
+            // Whoever answers operators is connected then.
+            assert_eventually!(calls.iter().all(is_shared), "Redis answers");
+            relay.delay(Duration::from_millis(60));
+            calls.iter().all(is_shared)
+        },
+        "an answer that is late for requests is not for operators"
+    );
 }
 
 #[test]
