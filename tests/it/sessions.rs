@@ -726,7 +726,7 @@ fn a_session_that_was_used_elsewhere_is_not_taken_for_idle_when_redis_goes_away(
 }
 
 /// Two gateways of at most one session per user, the first behind the relay; `ada` has logged in at the first.
-fn partitioned<'a>(redis: &Redis, relay: &Relay, origin: &'a Origin, token: &Token) -> [Gateway; 2] {
+fn partitioned(redis: &Redis, relay: &Relay, origin: &Origin, token: &Token) -> [Gateway; 2] {
     let config = with_sessions(origin, ROOMY, "[sessions]\nmax_per_user = 1\nidle = \"60s\"\n");
     let gateways = [gateway(&config, &relay.redis_url()), gateway(&config, &redis.url())];
     log_in(&gateways[0], token);
@@ -797,15 +797,12 @@ fn the_token_of_an_evicted_session_is_revoked_even_if_nobody_hears_that_it_was()
     std::thread::scope(|scope| {
         let mut monitor = redis.monitor();
         let login = scope.spawn(|| log_in(&first, &new));
-        let mut tries = 0;
+        let key = "session:ada".to_owned();
         assert_eventually!(
             {
-                let commands = monitor.commands();
-                let about = |words: &[String]| {
-                    words[0].eq_ignore_ascii_case("evalsha") && words.contains(&"session:ada".to_owned())
-                };
-                tries += commands.iter().filter(|command| about(&command.words)).count();
-                tries >= 2
+                let mut commands = monitor.commands();
+                commands.retain(|command| command.name() == "EVALSHA" && command.words.contains(&key));
+                commands.len() == 2
             },
             "the second attempt, which knows what is there, is made"
         );
@@ -832,4 +829,40 @@ fn a_login_that_a_late_answer_kept_from_redis_is_handed_over_although_that_has_f
     assert!(is_in(&first, &token), "it is open here");
     assert_eventually!(stored(&redis, "ada").contains(token.jti()), "Redis gets it", BACK);
     assert!(is_in(&second, &token));
+}
+
+#[test]
+fn a_node_that_has_lost_everything_gets_back_only_sessions_whose_tokens_hold_on_the_others() {
+    let (cluster, origin) = (Cluster::start(), Origin::start());
+    let config = with_sessions(&origin, ROOMY, "[sessions]\nidle = \"60s\"\n");
+    let gateway = gateway(&config, &cluster.url());
+    let users = ["ada", "bob"].map(|name| cluster.key_on(0, name));
+    let tokens = [(0, "a"), (1, "b")].map(|(user, family)| {
+        let key = cluster.key_on(1, &format!("blacklist:{family}"));
+        Token::of(&users[user]).claim("jti", key.strip_prefix("blacklist:").unwrap())
+    });
+    let keys = users.each_ref().map(|user| format!("session:{{{user}}}"));
+    for (key, token) in keys.iter().zip(&tokens) {
+        cluster.query::<()>(key, redis::cmd("SET").arg(key).arg(Line::of(token).text()).arg("EX").arg(600));
+        assert!(is_in(&gateway, token));
+    }
+    let since = unix_seconds();
+    cluster.kill(0);
+    assert_eventually!(
+        {
+            assert!(tokens.iter().all(|token| is_in(&gateway, token)));
+            degraded(&gateway) && unix_seconds() > since + 2
+        },
+        "they are used without their node"
+    );
+    // As another instance would, whose message does not arrive.
+    let revoked = format!("blacklist:{}", tokens[1].jti());
+    cluster.query::<()>(&revoked, redis::cmd("SET").arg(&revoked).arg(1).arg("EX").arg(600));
+    cluster.node(0).restart();
+    assert!(holds_within(BACK * 10, || !degraded(&gateway)), "the node is back");
+    let stored =
+        |key: &str| cluster.query::<Option<String>>(key, redis::cmd("GET").arg(key)).unwrap_or_default();
+    assert_eventually!(stored(&keys[0]).contains(tokens[0].jti()), "it is brought back");
+    assert!(is_in(&gateway, &tokens[0]) && !is_in(&gateway, &tokens[1]));
+    assert_eq!(stored(&keys[1]), "");
 }
