@@ -194,7 +194,7 @@ mod tests {
         }
         let secret = "s".repeat(43);
         for bad in &["", "0123", "x123456789abcde!", &format!("tgk_0123456789abcdef_{secret}"), &secret] {
-            let line = format!("tollgate api-token delete -c a.toml");
+            let line = "tollgate api-token delete -c a.toml";
             let parsed = Cli::try_parse_from(line.split(' ').chain([*bad])).unwrap();
             let Command::ApiToken(ApiToken::Delete(one)) = parsed.command else { panic!() };
             assert_eq!(one.id.id(), Err(NoId), "{bad}");

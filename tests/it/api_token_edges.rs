@@ -63,6 +63,54 @@ fn the_list_loses_ids_without_a_record_and_never_a_token() {
 }
 
 #[test]
+fn a_token_that_is_made_while_the_list_is_read_stays_on_it() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let relay = Relay::to(redis.addr());
+    let text = text(&origin, PATIENT);
+    let (near, far) = (gateway(&text, &redis.url()), gateway(&text, &relay.redis_url()));
+    let (model, _) = create(&far, &json!({}));
+    done(&far, "list", &json!({}));
+    relay.delay(Duration::from_millis(200));
+    std::thread::scope(|scope| {
+        // Its record is not there yet when the list is read.
+        let making = scope.spawn(|| create(&far, &json!({})).0);
+        assert_eventually!(members(&redis).len() == 2, "it is listed first");
+        assert_eq!(done(&near, "list", &json!({}))["tokens"].as_array().unwrap().len(), 1);
+        let made = making.join().unwrap();
+        assert!(members(&redis).contains(&made), "{made} is lost");
+        delete_quietly(&redis, &made);
+
+        // It is there when the list is tidied for want of it.
+        let late = "late000000000000".to_owned();
+        enlist(&redis, std::iter::once(late.clone()));
+        relay.take_traffic();
+        let listing = scope.spawn(|| done(&far, "list", &json!({})));
+        let mut asked = Vec::new();
+        assert_eventually!(
+            {
+                asked.extend(relay.take_traffic().commands);
+                asked.iter().any(|words| words[0] == "SREM" && words.contains(&late))
+            },
+            "its id is to be taken off"
+        );
+        let () = redis::cmd("COPY")
+            .arg(format!("api_token:{model}"))
+            .arg(format!("api_token:{late}"))
+            .query(&mut redis.client())
+            .unwrap();
+        enlist(&redis, std::iter::once(late.clone()));
+        listing.join().unwrap();
+        assert!(members(&redis).contains(&late), "{late} is lost");
+    });
+}
+
+/// As if its record had expired, and with nothing on the list.
+fn delete_quietly(redis: &Redis, id: &str) {
+    let () = redis::cmd("DEL").arg(format!("api_token:{id}")).query(&mut redis.client()).unwrap();
+    let () = redis::cmd("SREM").arg("api_tokens").arg(id).query(&mut redis.client()).unwrap();
+}
+
+#[test]
 fn what_was_read_before_a_change_is_not_believed_after_it() {
     let (redis, origin) = (Redis::start(), Origin::start());
     let relay = Relay::to(redis.addr());
@@ -248,8 +296,15 @@ fn a_token_that_holds_no_more_hears_so_on_a_logout_route_too() {
     let unfit = (403, "An API token cannot be used here".to_owned());
     assert_eq!(said(&logout()), unfit);
     assert_eq!(said(&get(&two, "/logged-in", &token)), unfit, "nor has it a session");
-    done(&one, "disable", &json!({ "id": id }));
+    // Nobody tells the instance.
+    let (key, mut store) = (format!("api_token:{id}"), redis.client());
+    let record: String = redis::cmd("GET").arg(&key).query(&mut store).unwrap();
+    let disabled = record.replace("\"disabled\":false", "\"disabled\":true");
+    let () = redis::cmd("SET").arg(&key).arg(disabled).query(&mut store).unwrap();
     assert_eq!(said(&logout()), refused("Token revoked"));
+    let () = redis::cmd("SET").arg(&key).arg(record).query(&mut store).unwrap();
+    assert_eq!(said(&get(&two, "/a", &token)), ok());
+    done(&one, "disable", &json!({ "id": id }));
     assert_eq!(said(&get(&two, "/logged-in", &token)), refused("Token revoked"));
     done(&one, "delete", &json!({ "id": id }));
     assert_eq!(said(&logout()), refused("Invalid token"));
