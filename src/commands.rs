@@ -64,14 +64,18 @@ fn check(path: &Path) -> ExitCode {
     let Spec { environment, routes, policies, upstreams, issuers, redis, .. } = &loaded.spec;
     let store = redis.url.as_ref().map_or_else(|| "memory only".to_owned(), ToString::to_string);
     println!(
-        "OK: {} ({environment}): {} routes, {} policies, {} upstreams, {} issuers; store: {store}",
+        "OK: {} ({environment}): {}, {}, {}, {}; store: {store}",
         path.display(),
-        routes.len(),
-        policies.len(),
-        upstreams.len(),
-        issuers.len(),
+        counted(routes.len(), "route", "routes"),
+        counted(policies.len(), "policy", "policies"),
+        counted(upstreams.len(), "upstream", "upstreams"),
+        counted(issuers.len(), "issuer", "issuers"),
     );
     ExitCode::SUCCESS
+}
+
+fn counted(number: usize, one: &str, several: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { several })
 }
 
 fn run_demo(arguments: &cli::Demo) -> anyhow::Result<ExitCode> {

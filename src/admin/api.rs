@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::api_tokens::{self, Call};
 use super::auth::{authorize, check_host, check_origin};
-use super::operations::{OperationError, Purge, QuotaSubject, Revoke, RevokeTarget};
+use super::operations::{OperationError, Purge, QuotaSubject, Revoke, RevokeTarget, User};
 use super::reply::Reply;
 use super::{Admin, HealthDetail, health};
 
@@ -188,17 +188,8 @@ impl Admin {
             Ok(revoke) => revoke,
             Err(detail) => return Reply::problem(StatusCode::BAD_REQUEST, detail),
         };
-        let (kind, reason) = (revoke.target.kind(), revoke.reason.clone());
         match self.operations.revoke(revoke).await {
-            Ok(revoked) => {
-                tracing::info!(
-                    kind,
-                    reason = reason.as_deref(),
-                    shared = revoked.shared,
-                    "revoked by the admin API"
-                );
-                Reply::json(StatusCode::OK, &revoked)
-            }
+            Ok(revoked) => Reply::json(StatusCode::OK, &revoked),
             Err(error) => failed(error),
         }
     }
@@ -208,12 +199,8 @@ impl Admin {
             Ok(purge) => purge,
             Err(detail) => return Reply::problem(StatusCode::BAD_REQUEST, detail),
         };
-        let kind = purge.kind();
         match self.operations.purge(purge).await {
-            Ok(purged) => {
-                tracing::info!(kind, shared = purged.shared, "cache purged by the admin API");
-                Reply::json(StatusCode::OK, &purged)
-            }
+            Ok(purged) => Reply::json(StatusCode::OK, &purged),
             Err(error) => failed(error),
         }
     }
@@ -315,17 +302,22 @@ struct PurgeBody {
     all: Option<bool>,
     tag: Option<Box<str>>,
     user: Option<Box<str>>,
+    issuer: Option<Box<str>>,
     route: Option<Box<str>>,
     key: Option<Box<str>>,
 }
 
 fn parse_purge(body: &[u8]) -> Result<Purge, &'static str> {
-    const SHAPE: &str = "send a JSON object with one of all (true), tag, user, route, key";
+    const SHAPE: &str =
+        "send a JSON object with one of all (true), tag, user (and optionally its issuer), route, key";
     let body: PurgeBody = parse(body, SHAPE)?;
+    if body.issuer.is_some() && body.user.is_none() {
+        return Err(SHAPE);
+    }
     match (body.all, body.tag, body.user, body.route, body.key) {
         (Some(true), None, None, None, None) => Ok(Purge::All),
         (None, Some(tag), None, None, None) => named(tag, MAX_PURGE).map(Purge::Tag),
-        (None, None, Some(user), None, None) => named(user, MAX_PURGE).map(Purge::User),
+        (None, None, Some(user), None, None) => self::user(user, body.issuer).map(Purge::User),
         (None, None, None, Some(route), None) => named(route, MAX_PURGE).map(Purge::Route),
         (None, None, None, None, Some(key)) => named(key, MAX_PURGE).map(Purge::Key),
         _ => Err(SHAPE),
@@ -337,6 +329,7 @@ fn parse_purge(body: &[u8]) -> Result<Purge, &'static str> {
 struct QuotaBody {
     ip: Option<IpAddr>,
     user: Option<Box<str>>,
+    issuer: Option<Box<str>>,
     token: Option<Box<str>>,
     api_token: Option<Box<str>>,
     plan: Option<Box<str>>,
@@ -349,13 +342,16 @@ struct QuotaBody {
 
 fn parse_quota(call: QuotaCall, body: &[u8]) -> Result<(QuotaSubject, u64), &'static str> {
     const SHAPE: &str = "send a JSON object with at least one of ip, user, token, api_token, plan, route and values \
-                         (an object such as {\"header:x-key\": \"…\"}), and optionally policy; a grant also needs \
-                         requests, at least 1";
+                         (an object such as {\"header:x-key\": \"…\"}), and optionally the issuer of the user and policy; \
+                         a grant also needs requests, at least 1";
     let body: QuotaBody = parse(body, SHAPE)?;
+    if body.issuer.is_some() && body.user.is_none() {
+        return Err(SHAPE);
+    }
     let text = |text: Option<Box<str>>| text.map(|text| named(text, MAX_PURGE)).transpose();
     let subject = QuotaSubject {
         ip: body.ip,
-        user: text(body.user)?,
+        user: body.user.map(|user| self::user(user, body.issuer)).transpose()?,
         token: text(body.token)?,
         // Its secret does not belong into an answer or a log.
         api_token: body.api_token.map(|id| api_tokens::id(&id).map(|_| id)).transpose()?,
@@ -380,24 +376,32 @@ fn parse_quota(call: QuotaCall, body: &[u8]) -> Result<(QuotaSubject, u64), &'st
 #[serde(deny_unknown_fields)]
 struct SessionListBody {
     user: Box<str>,
+    issuer: Option<Box<str>>,
 }
 
-fn parse_session_list(body: &[u8]) -> Result<Box<str>, &'static str> {
-    let body: SessionListBody = parse(body, "send a JSON object with user")?;
-    named(body.user, MAX_PURGE)
+fn parse_session_list(body: &[u8]) -> Result<User, &'static str> {
+    let body: SessionListBody = parse(body, "send a JSON object with user, and optionally its issuer")?;
+    user(body.user, body.issuer)
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SessionEndBody {
     user: Box<str>,
+    issuer: Option<Box<str>>,
     session: Option<Box<str>>,
 }
 
-fn parse_session_end(body: &[u8]) -> Result<(Box<str>, Option<Box<str>>), &'static str> {
-    let body: SessionEndBody = parse(body, "send a JSON object with user, and optionally session")?;
+fn parse_session_end(body: &[u8]) -> Result<(User, Option<Box<str>>), &'static str> {
+    let body: SessionEndBody =
+        parse(body, "send a JSON object with user, and optionally its issuer and session")?;
     let only = body.session.map(|session| named(session, MAX_NAME)).transpose()?;
-    Ok((named(body.user, MAX_PURGE)?, only))
+    Ok((user(body.user, body.issuer)?, only))
+}
+
+fn user(name: Box<str>, issuer: Option<Box<str>>) -> Result<User, &'static str> {
+    let issuer = issuer.map(|issuer| named(issuer, MAX_NAME)).transpose()?;
+    Ok(User { name: named(name, MAX_PURGE)?, issuer })
 }
 
 pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], shape: &'static str) -> Result<T, &'static str> {

@@ -19,7 +19,7 @@ pub use health::HealthDetail;
 pub use operations::{
     CacheHealth, ConfigStatus, Health, HealthStatus, NotReady, OperationError, Operations, Purge, Purged,
     Quota, QuotaCounter, QuotaSubject, RedisHealth, RedisStatus, Revoke, RevokeTarget, Revoked, SessionList,
-    SessionStatus, SessionsEnded, Status, UpstreamHealth,
+    SessionStatus, SessionsEnded, Status, UpstreamHealth, User,
 };
 pub use service::{AdminApp, service};
 

@@ -53,15 +53,12 @@ pub trait Operations: Send + Sync + 'static {
     async fn grant_quota(&self, subject: QuotaSubject, requests: u64) -> Result<Quota, OperationError>;
 
     /// The live sessions of a user.
-    async fn list_sessions(&self, user: Box<str>) -> Result<SessionList, OperationError>;
+    async fn list_sessions(&self, user: User) -> Result<SessionList, OperationError>;
 
     /// Ends all sessions of a user, or the one named, and revokes their tokens, on every instance where the store is
-    /// reachable.
-    async fn end_sessions(
-        &self,
-        user: Box<str>,
-        only: Option<Box<str>>,
-    ) -> Result<SessionsEnded, OperationError>;
+    /// reachable. Where it is not, those that are known here end all the same, and so does the token of the one named.
+    async fn end_sessions(&self, user: User, only: Option<Box<str>>)
+    -> Result<SessionsEnded, OperationError>;
 
     /// Makes, shows, changes or ends API tokens, on every instance where there is a store.
     async fn api_tokens(&self, call: ApiTokenCall) -> Result<ApiTokenAnswer, OperationError>;
@@ -202,6 +199,16 @@ impl Serialize for NotReady {
     }
 }
 
+/// A user as an operator names one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// The subject, or `<issuer>~<subject>` where there are several issuers: at most 1 KiB, no control characters.
+    pub name: Box<str>,
+    /// The configuration's name of the issuer, where the subject stands alone: at most 256 bytes, no control
+    /// characters.
+    pub issuer: Option<Box<str>>,
+}
+
 /// What to revoke.
 #[derive(Clone, PartialEq, Eq)]
 pub enum RevokeTarget {
@@ -270,7 +277,7 @@ pub enum Purge {
     /// What carries a tag.
     Tag(Box<str>),
     /// What was stored for a user.
-    User(Box<str>),
+    User(User),
     /// What a route stored.
     Route(Box<str>),
     /// One entry by the fingerprint in `X-Cache-Key`.
@@ -308,9 +315,9 @@ pub struct Purged {
 pub struct QuotaSubject {
     /// Client address; IPv6 by its network, as the gateway counts it.
     pub ip: Option<IpAddr>,
-    /// The user: the subject of the token, or `<issuer>~<subject>` where there are several issuers.
-    pub user: Option<Box<str>>,
-    /// The token: its `jti`, or the SHA-256 of one without.
+    /// The user.
+    pub user: Option<User>,
+    /// The token: its `jti`, `<issuer>~<jti>` where there are several issuers, or the SHA-256 of one without.
     pub token: Option<Box<str>>,
     /// The id of an API token.
     pub api_token: Option<Box<str>>,
@@ -386,8 +393,7 @@ pub struct SessionStatus {
 pub struct SessionsEnded {
     /// How many there were.
     pub ended: usize,
-    /// Whether every instance knows; `false` while the store is away, when only those that this instance knew were
-    /// ended.
+    /// Whether every instance knows; `false` while the store is away, when the others hear of it later.
     pub shared: bool,
 }
 

@@ -22,7 +22,7 @@ struct Notes {
     purged: Mutex<Vec<Purge>>,
     api_tokens: Mutex<Vec<ApiTokenCall>>,
     quota: Mutex<Vec<(&'static str, QuotaSubject, u64)>>,
-    ended: Mutex<Vec<String>>,
+    ended: Mutex<Vec<(User, Option<Box<str>>)>>,
     health_asked: Mutex<u32>,
     refuse: Mutex<Option<OperationError>>,
     hang: Mutex<bool>,
@@ -42,6 +42,10 @@ impl Notes {
         };
         Quota { counters: vec![counter], shared: true }
     }
+}
+
+fn user(name: &str, issuer: Option<&str>) -> User {
+    User { name: name.into(), issuer: issuer.map(Into::into) }
 }
 
 fn full_health() -> Health {
@@ -102,9 +106,9 @@ impl Operations for Notes {
         Ok(Purged { kind, entries: Some(4), shared: false })
     }
 
-    async fn list_sessions(&self, user: Box<str>) -> Result<SessionList, OperationError> {
+    async fn list_sessions(&self, user: User) -> Result<SessionList, OperationError> {
         let session = SessionStatus {
-            session: user,
+            session: user.name,
             opened: 1,
             seen: 2,
             until: 3,
@@ -116,10 +120,10 @@ impl Operations for Notes {
 
     async fn end_sessions(
         &self,
-        user: Box<str>,
+        user: User,
         only: Option<Box<str>>,
     ) -> Result<SessionsEnded, OperationError> {
-        self.ended.lock().push(format!("{user} {only:?}"));
+        self.ended.lock().push((user, only));
         Ok(SessionsEnded { ended: 2, shared: true })
     }
 
@@ -350,7 +354,8 @@ async fn a_purge_names_exactly_one_thing() {
     for (body, purge) in [
         (r#"{"all":true}"#, Purge::All),
         (r#"{"tag":"todos:alice"}"#, Purge::Tag("todos:alice".into())),
-        (r#"{"user":"alice"}"#, Purge::User("alice".into())),
+        (r#"{"user":"alice"}"#, Purge::User(user("alice", None))),
+        (r#"{"user":"alice","issuer":"main"}"#, Purge::User(user("alice", Some("main")))),
         (r#"{"route":"todo"}"#, Purge::Route("todo".into())),
         (r#"{"key":"abc"}"#, Purge::Key("abc".into())),
     ] {
@@ -359,7 +364,15 @@ async fn a_purge_names_exactly_one_thing() {
         assert_eq!(json(&response)["kind"], purge.kind());
         assert_eq!(bench.notes.purged.lock().last(), Some(&purge));
     }
-    for bad in ["{}", r#"{"all":false}"#, r#"{"all":true,"tag":"x"}"#, r#"{"prefix":"x"}"#, r#"{"tag":""}"#] {
+    for bad in [
+        "{}",
+        r#"{"all":false}"#,
+        r#"{"all":true,"tag":"x"}"#,
+        r#"{"prefix":"x"}"#,
+        r#"{"tag":""}"#,
+        r#"{"issuer":"main"}"#,
+        r#"{"all":true,"issuer":"main"}"#,
+    ] {
         assert_eq!(bench.post("/api/v1/cache/purge", bad).await.status(), 400, "{bad}");
     }
 }
@@ -367,22 +380,26 @@ async fn a_purge_names_exactly_one_thing() {
 #[tokio::test]
 async fn a_quota_call_names_somebody_and_a_grant_an_amount() {
     let bench = bench(Some(TOKEN), HealthDetail::Full);
-    let alice = QuotaSubject { user: Some("alice".into()), ..QuotaSubject::default() };
-    for (call, body, requests) in [
-        ("read", r#"{"user":"alice"}"#, 0),
-        ("reset", r#"{"user":"alice"}"#, 0),
-        ("grant", r#"{"user":"alice","requests":500}"#, 500),
+    for (call, body, issuer, requests) in [
+        ("read", r#"{"user":"alice"}"#, None, 0),
+        ("read", r#"{"user":"alice","issuer":"main"}"#, Some("main"), 0),
+        ("reset", r#"{"user":"alice"}"#, None, 0),
+        ("grant", r#"{"user":"alice","requests":500}"#, None, 500),
     ] {
+        let alice = QuotaSubject { user: Some(user("alice", issuer)), ..QuotaSubject::default() };
         let response = bench.post(&format!("/api/v1/quota/{call}"), body).await;
         assert_eq!(response.status(), 200, "{call}");
         assert_eq!(json(&response)["counters"][0]["remaining"], 7);
-        assert_eq!(*bench.notes.quota.lock().last().unwrap(), (call, alice.clone(), requests));
+        assert_eq!(*bench.notes.quota.lock().last().unwrap(), (call, alice, requests));
     }
     for (call, bad) in [
         ("read", "{}"),
         ("read", r#"{"policy":"login"}"#),
         ("read", r#"{"ip":"not an address"}"#),
         ("read", r#"{"user":""}"#),
+        ("read", r#"{"issuer":"main"}"#),
+        ("read", r#"{"ip":"192.0.2.1","issuer":"main"}"#),
+        ("read", r#"{"user":"a","issuer":""}"#),
         ("read", r#"{"user":"a","requests":5}"#),
         ("reset", r#"{"name":"alice"}"#),
         ("grant", r#"{"user":"alice"}"#),
@@ -407,16 +424,32 @@ async fn sessions_are_listed_and_ended_by_user() {
             "session": "alice", "opened": 1, "seen": 2, "until": 3, "end": 4, "client": "192.0.2.1"
         })
     );
-    for body in [r#"{"user":"alice"}"#, r#"{"user":"alice","session":"j-1"}"#] {
+    for body in [
+        r#"{"user":"alice"}"#,
+        r#"{"user":"alice","session":"j-1"}"#,
+        r#"{"user":"alice","issuer":"main","session":"j-1"}"#,
+    ] {
         let ended = bench.post("/api/v1/sessions/end", body).await;
         assert_eq!(json(&ended), serde_json::json!({"ended": 2, "shared": true}));
     }
-    assert_eq!(*bench.notes.ended.lock(), ["alice None", r#"alice Some("j-1")"#]);
-    for bad in ["{}", r#"{"user":""}"#, r#"{"user":7}"#, r#"{"user":"a","all":true}"#, r#"{"session":"j"}"#] {
+    let one = Some(Box::from("j-1"));
+    assert_eq!(
+        *bench.notes.ended.lock(),
+        [(user("alice", None), None), (user("alice", None), one.clone()), (user("alice", Some("main")), one),]
+    );
+    for bad in [
+        "{}",
+        r#"{"user":""}"#,
+        r#"{"user":7}"#,
+        r#"{"user":"a","all":true}"#,
+        r#"{"session":"j"}"#,
+        r#"{"issuer":"main"}"#,
+        r#"{"user":"a","issuer":""}"#,
+    ] {
         assert_eq!(bench.post("/api/v1/sessions/list", bad).await.status(), 400, "{bad}");
         assert_eq!(bench.post("/api/v1/sessions/end", bad).await.status(), 400, "{bad}");
     }
-    assert_eq!(bench.notes.ended.lock().len(), 2);
+    assert_eq!(bench.notes.ended.lock().len(), 3);
     assert_eq!(bench.get("/api/v1/sessions/list").await.status(), 401);
 }
 

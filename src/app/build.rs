@@ -2,6 +2,7 @@
 //! It opens nothing and starts nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use http::HeaderName;
 use http::header::AUTHORIZATION;
@@ -307,6 +308,7 @@ fn entries(
             place,
             peek: spec.sessions.peek,
             not_opened: metrics.not_opened(&route.name),
+            absence_told: AtomicU64::new(0),
         }),
         max_body: route.max_body,
         allow_encoded_slashes: route.allow_encoded_slashes,

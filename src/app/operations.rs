@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderValue};
 use crate::admin::{
     ApiTokenAnswer, ApiTokenCall, ApiTokenDone, CacheHealth, ConfigStatus, Health, HealthStatus, NotReady,
     OperationError, Operations, Purge, Purged, Quota, QuotaCounter, QuotaSubject, RedisHealth, RedisStatus,
-    Revoke, RevokeTarget, Revoked, SessionList, SessionStatus, SessionsEnded, Status, UpstreamHealth,
+    Revoke, RevokeTarget, Revoked, SessionList, SessionStatus, SessionsEnded, Status, UpstreamHealth, User,
 };
 use crate::api_tokens::{Id, Problem, is_api_token};
 use crate::cache::tag::{epoch_tag, key_tag, route_tag, user_tag};
@@ -107,12 +107,13 @@ impl Operations for GatewayOperations {
         let gateway = self.current.load_full();
         let shared = &gateway.shared;
         let now = shared.clock.now();
-        let prefix = shared.store.as_ref().map_or("", |store| &store.settings().key_prefix);
+        let prefix = shared.sessions.key_prefix();
         let kind = revoke.target.kind();
         let longest = revoke.ttl.unwrap_or(gateway.longest_revocation);
+        let mut shown = None;
         let (id, revocation) = match &revoke.target {
             RevokeTarget::Jti(jti) => {
-                let jti: Box<str> = qualified(&gateway, &revoke, jti)?.into();
+                let jti: Box<str> = qualified(&gateway, revoke.issuer.as_deref(), jti)?.into();
                 let key = TokenId::Jti(jti.clone()).blacklist_key(prefix).into();
                 (jti, Revocation { key, effect: Effect::Token, until: now.plus(longest) })
             }
@@ -122,25 +123,34 @@ impl Operations for GatewayOperations {
                     .verifier
                     .verify(token, now)
                     .map_err(|_| OperationError::Invalid("the token is not accepted anyway"))?;
-                shared.end_session(&identity).await;
                 let mut revocation = identity.revocation(now, longest);
                 if let Some(ttl) = revoke.ttl {
                     revocation.until = now.plus(ttl);
                 }
-                (identity.token_id.as_str().into(), revocation)
+                let id = identity.token_id.as_str().into();
+                shown = Some(identity);
+                (id, revocation)
             }
             RevokeTarget::Subject(subject) => {
-                let account: Box<str> = qualified(&gateway, &revoke, subject)?.into();
+                let account: Box<str> = qualified(&gateway, revoke.issuer.as_deref(), subject)?.into();
                 let key = subject_key(prefix, "revoked_before", &account, shared.keys.is_tagged()).into();
                 (account, Revocation::everywhere(key, now, longest))
             }
         };
         let expires_in_seconds = revocation.until.millis_since(now) / 1_000;
         let shared_everywhere = match revocation.effect {
-            Effect::Token => shared.revoke(revocation).await,
-            Effect::IssuedBefore(_) => shared.end_account(&id, revocation).await,
+            Effect::Token => {
+                let session = async {
+                    if let Some(identity) = &shown {
+                        shared.end_session(identity).await;
+                    }
+                };
+                tokio::join!(shared.revoke_within(revocation, Some(PATIENCE)), session).0
+            }
+            Effect::IssuedBefore(_) => shared.end_account(&id, revocation, Some(PATIENCE)).await,
         };
-        tracing::info!(kind, id = %id, reason = revoke.reason.as_deref(), "revoked by an operator");
+        let reason = revoke.reason.as_deref();
+        tracing::info!(kind, id = %id, reason, shared = shared_everywhere, "revoked by an operator");
         Ok(Revoked { kind, id, expires_in_seconds, shared: shared_everywhere })
     }
 
@@ -149,7 +159,7 @@ impl Operations for GatewayOperations {
         let tag = match &purge {
             Purge::All => epoch_tag(),
             Purge::Tag(tag) => tag.clone(),
-            Purge::User(user) => user_tag(Some(user)),
+            Purge::User(user) => user_tag(Some(&account_of_anyone(&gateway, user)?)),
             Purge::Route(route) => {
                 let exists = gateway.table.values().any(|(name, _)| *name == **route);
                 if !exists {
@@ -159,13 +169,14 @@ impl Operations for GatewayOperations {
             }
             Purge::Key(key) => key_tag(key),
         };
-        let shared = gateway.shared.invalidate(vec![tag]).await;
-        tracing::info!(kind = purge.kind(), "cached responses purged by an operator");
+        let shared = gateway.shared.invalidate_within(vec![tag], Some(PATIENCE)).await;
+        tracing::info!(kind = purge.kind(), shared, "cached responses purged by an operator");
         Ok(Purged { kind: purge.kind(), entries: None, shared })
     }
 
     async fn read_quota(&self, subject: QuotaSubject) -> Result<Quota, OperationError> {
         let gateway = self.current.load_full();
+        let subject = known_to(&gateway, subject)?;
         let given = Given::of(&gateway, &subject)?;
         let plan = named_plan(&gateway, &subject)?.unwrap_or_else(|| assumed_plan(&gateway, &subject));
         let own_limits = own_limits(&gateway, &subject).await;
@@ -174,16 +185,17 @@ impl Operations for GatewayOperations {
     }
 
     async fn reset_quota(&self, subject: QuotaSubject) -> Result<Quota, OperationError> {
-        self.change_quota(&subject, Change::Reset).await
+        self.change_quota(subject, Change::Reset).await
     }
 
     async fn grant_quota(&self, subject: QuotaSubject, requests: u64) -> Result<Quota, OperationError> {
-        self.change_quota(&subject, Change::Grant(requests)).await
+        self.change_quota(subject, Change::Grant(requests)).await
     }
 
-    async fn list_sessions(&self, user: Box<str>) -> Result<SessionList, OperationError> {
+    async fn list_sessions(&self, user: User) -> Result<SessionList, OperationError> {
         let gateway = self.current.load_full();
-        let listed = gateway.shared.list_sessions(&user).await;
+        let account = qualified(&gateway, user.issuer.as_deref(), &user.name)?;
+        let listed = gateway.shared.list_sessions(&account).await;
         let status = |session: Session| SessionStatus {
             opened: session.times.opened.as_secs(),
             seen: session.times.seen.as_secs(),
@@ -197,12 +209,16 @@ impl Operations for GatewayOperations {
 
     async fn end_sessions(
         &self,
-        user: Box<str>,
+        user: User,
         only: Option<Box<str>>,
     ) -> Result<SessionsEnded, OperationError> {
         let gateway = self.current.load_full();
-        let ended = gateway.shared.end_account_sessions(&user, only.as_deref()).await;
-        tracing::info!(user = %user, session = only.as_deref(), ended = ended.count, "sessions ended by an operator");
+        let account = qualified(&gateway, user.issuer.as_deref(), &user.name)?;
+        let ended = gateway.shared.end_sessions(&account, only.as_deref(), Some(PATIENCE)).await;
+        tracing::info!(user = %account, session = only.as_deref(), ended = ended.count, "sessions ended by an operator");
+        if only.is_none() && !ended.complete {
+            return Err(OperationError::StoreUnavailable);
+        }
         Ok(SessionsEnded { ended: ended.count, shared: ended.shared })
     }
 
@@ -229,8 +245,9 @@ impl Operations for GatewayOperations {
 }
 
 impl GatewayOperations {
-    async fn change_quota(&self, subject: &QuotaSubject, change: Change) -> Result<Quota, OperationError> {
+    async fn change_quota(&self, subject: QuotaSubject, change: Change) -> Result<Quota, OperationError> {
         let gateway = self.current.load_full();
+        let subject = &known_to(&gateway, subject)?;
         let given = Given::of(&gateway, subject)?;
         let plans = match named_plan(&gateway, subject)? {
             Some(plan) => vec![plan],
@@ -242,7 +259,7 @@ impl GatewayOperations {
             ?change,
             policy = subject.policy.as_deref(),
             ip = subject.ip.map(tracing::field::display),
-            user = subject.user.as_deref(),
+            user = subject.user.as_ref().map(|user| &*user.name),
             api_token = subject.api_token.as_deref(),
             "an operator changes limit counters"
         );
@@ -254,13 +271,34 @@ impl GatewayOperations {
     }
 }
 
-/// The `name` of what is to be revoked among those of all issuers.
-fn qualified<'a>(gateway: &Gateway, revoke: &Revoke, name: &'a str) -> Result<Cow<'a, str>, OperationError> {
-    let unknown = match revoke.issuer {
+/// The `name` of a token or a user among those of all issuers.
+fn qualified<'a>(
+    gateway: &Gateway,
+    issuer: Option<&str>,
+    name: &'a str,
+) -> Result<Cow<'a, str>, OperationError> {
+    let unknown = match issuer {
         Some(_) => OperationError::NotFound("no issuer has this name"),
         None => OperationError::Invalid("there are several issuers; name the one that is meant"),
     };
-    gateway.verifier.qualified(revoke.issuer.as_deref(), name).ok_or(unknown)
+    gateway.verifier.qualified(issuer, name).ok_or(unknown)
+}
+
+/// The account of a user who may have no token of any issuer: owners of API tokens are called as their operator likes.
+fn account_of_anyone<'a>(gateway: &Gateway, user: &'a User) -> Result<Cow<'a, str>, OperationError> {
+    match qualified(gateway, user.issuer.as_deref(), &user.name) {
+        Err(_) if user.issuer.is_none() && gateway.api_tokens => Ok(Cow::Borrowed(&user.name)),
+        account => account,
+    }
+}
+
+/// The subject with its user as limits know it.
+fn known_to(gateway: &Gateway, mut subject: QuotaSubject) -> Result<QuotaSubject, OperationError> {
+    if let Some(user) = &mut subject.user {
+        user.name = account_of_anyone(gateway, user)?.into();
+        user.issuer = None;
+    }
+    Ok(subject)
 }
 
 /// Not the gateway's to revoke: its owner's logins and it have nothing to do with each other.
@@ -410,7 +448,7 @@ fn possible_plans<'a>(gateway: &'a Gateway, subject: &QuotaSubject) -> Vec<&'a P
 fn whose<'a>(subject: &'a QuotaSubject, given: &'a Given, plan: &'a Plan) -> quota::Subject<'a> {
     quota::Subject {
         ip: given.address.as_ref().map(SubjectText::as_str),
-        user: subject.user.as_deref(),
+        user: subject.user.as_ref().map(|user| &*user.name),
         token: subject.token.as_deref(),
         api_token: subject.api_token.as_deref(),
         own_limits: [None; 3],

@@ -399,7 +399,11 @@ fn read_key(reader: &Reader<'_>, key: &str, name: &str, most: u64) -> Option<Vec
             None
         }
         Err(error) => {
-            reader.refuse(key, format!("cannot be read: {}", error.kind()));
+            let why = match error.kind() {
+                std::io::ErrorKind::NotFound => "no such file".to_owned(),
+                kind => kind.to_string(),
+            };
+            reader.refuse(key, format!("cannot be read: {}: {why}", path.display()));
             None
         }
     }

@@ -185,6 +185,7 @@ fn sections(root: &Reader<'_>, environment: Environment) -> Spec {
             limits: &limits,
             upstreams: root.names("upstreams"),
             has_issuers: !root.names("issuers").is_empty() || api_tokens.enabled,
+            has_store: redis.url.is_some(),
         },
     );
     limits::quota_path_is_free(root, &limits, &server, &routes);

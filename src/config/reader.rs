@@ -106,11 +106,7 @@ impl<'a> Reader<'a> {
         }
         self.refuse(
             key,
-            format!(
-                "is out of range; accepted: {} to {}",
-                humantime::format_duration(*bounds.start()),
-                humantime::format_duration(*bounds.end())
-            ),
+            format!("is out of range; accepted: {} to {}", spelled(*bounds.start()), spelled(*bounds.end())),
         );
         value
     }
@@ -394,6 +390,15 @@ impl<'a> Reader<'a> {
         if !all.contains(&found) {
             all.push(found);
         }
+    }
+}
+
+/// Whole days as such: `humantime` makes years of 365.25 days of them.
+fn spelled(duration: std::time::Duration) -> String {
+    const DAY: u64 = 86_400;
+    match (duration.as_secs() / DAY, duration.as_secs() % DAY, duration.subsec_nanos()) {
+        (days @ 2.., 0, 0) => format!("{days}days"),
+        _ => humantime::format_duration(duration).to_string(),
     }
 }
 

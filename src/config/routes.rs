@@ -55,6 +55,8 @@ pub(super) struct Known<'a> {
     /// Names as declared, even of tables that are otherwise wrong.
     pub(super) upstreams: Vec<&'a str>,
     pub(super) has_issuers: bool,
+    /// Whether other gateways may share what is kept.
+    pub(super) has_store: bool,
 }
 
 impl<'a> Known<'a> {
@@ -97,7 +99,15 @@ pub(super) fn routes(root: &Reader<'_>, known: &Known<'_>) -> Vec<Route> {
     if !routes.iter().any(|route| route.login.is_some())
         && let Some((reader, _)) = tables.iter().zip(&routes).find(needs_session)
     {
-        reader.warn("session", "nobody ever has one: no route has a [routes.login]");
+        if known.has_store {
+            reader.warn(
+                "session",
+                "no route here has a [routes.login]: every request is refused, unless another gateway on the same \
+                 Redis opens sessions",
+            );
+        } else {
+            reader.refuse("session", "is never there; accepted: a route with a [routes.login]");
+        }
     }
     routes
 }
@@ -171,8 +181,8 @@ fn check(reader: &Reader<'_>, known: &Known<'_>, route: &Route) {
         reader.refuse(
             "auth",
             format!(
-                "{:?} needs somebody who issues tokens; accepted: an [issuers.<name>] table, or JWT_SECRET in the \
-                 environment",
+                "{:?} needs somebody who issues tokens; accepted: an [issuers.<name>] table, JWT_SECRET in the \
+                 environment, or api_tokens.enabled = true",
                 route.auth.as_str()
             ),
         );

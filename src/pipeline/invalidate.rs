@@ -19,6 +19,11 @@ const PATIENCE: Duration = Duration::from_secs(1);
 impl Shared {
     /// Makes everything stored under `tags` unreachable, on every instance once this returns `true`.
     pub async fn invalidate(&self, tags: Vec<Box<str>>) -> bool {
+        self.invalidate_within(tags, None).await
+    }
+
+    /// As [`Self::invalidate`]; the store is given at least this time to answer, where no client waits.
+    pub async fn invalidate_within(&self, tags: Vec<Box<str>>, patience: Option<Duration>) -> bool {
         let writes = self.cache.generations().invalidate(tags);
         let Some(store) = &self.store else { return true };
         if writes.is_empty() {
@@ -26,10 +31,10 @@ impl Shared {
         }
         let commands: Vec<Cmd> = writes.iter().map(|write| command(write, false)).collect();
         // A call to a node that is away ends at once.
-        let calls = writes
-            .iter()
-            .zip(&commands)
-            .map(|(write, command)| store.call(Lane::Decisions, store.shard(write.key.as_bytes()), command));
+        let deadline = store.deadline(patience);
+        let calls = writes.iter().zip(&commands).map(|(write, command)| {
+            store.call_within(deadline, Lane::Decisions, store.shard(write.key.as_bytes()), command)
+        });
         let outcomes = futures::future::join_all(calls).await;
         let mut all = true;
         let mut settled = Vec::with_capacity(writes.len());

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -10,6 +11,7 @@ use super::gateway::Gateway;
 use super::lookup::{Lookup, Lookups};
 use super::refusal::Refusal;
 use super::sessions::Opened;
+use crate::clock::UnixMillis;
 use crate::identity::{Identity, IdentityRefusal, Refused, Unverified};
 use crate::metrics::SessionEvent;
 use crate::route::Route;
@@ -20,6 +22,8 @@ const API_TOKEN: &str = "tgk_";
 /// Longest time that an answer is held back for its session. Longer than the store takes to answer; only a key that
 /// must be fetched first may take more.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Milliseconds between two lines about answers of one route without a token: clients may cause them at will.
+const SILENCE: u64 = 60_000;
 
 /// A session that is being opened, whether anybody waits for it or not.
 #[derive(Debug)]
@@ -75,8 +79,12 @@ impl Login {
     }
 
     fn explain(&self, reason: NotOpened) {
-        if let Some(login) = &self.route.login {
-            login.not_opened.count(reason);
+        let Some(login) = &self.route.login else { return };
+        login.not_opened.count(reason);
+        if matches!(reason, NotOpened::Absent | NotOpened::MediaType)
+            && !is_due(&login.absence_told, self.gateway.shared.clock.now())
+        {
+            return;
         }
         tracing::warn!(route = &*self.route.name, reason = reason.as_str(), "a login opened no session");
     }
@@ -134,8 +142,29 @@ impl Login {
     }
 }
 
+/// Whether it is to be said again; for one of those who ask at the same time.
+fn is_due(told: &AtomicU64, now: UnixMillis) -> bool {
+    let last = told.load(Ordering::Relaxed);
+    (last == 0 || now.0.abs_diff(last) >= SILENCE)
+        && told.compare_exchange(last, now.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+}
+
 /// Why a token opens no session, at least not yet.
 enum Unopened {
     For(NotOpened),
     Unknown(Lookup),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_due_once_a_minute_whichever_way_the_clock_goes() {
+        let told = AtomicU64::new(0);
+        let due = |at: u64| is_due(&told, UnixMillis(at));
+        assert!(due(1_000_000) && !due(1_000_000) && !due(1_059_999));
+        assert!(due(1_060_000) && !due(1_000_001));
+        assert!(due(1_000_000) && !due(1_000_001));
+    }
 }

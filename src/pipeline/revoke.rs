@@ -38,7 +38,7 @@ impl Gateway {
             let mut cutoff = identity.revocation_everywhere(now, longest);
             cutoff.until = cutoff.until.max(token.until);
             // The token by itself too: it may have been issued by a clock that is ahead of this one.
-            tokio::join!(shared.revoke(token), shared.end_account(&identity.account, cutoff));
+            tokio::join!(shared.revoke(token), shared.end_account(&identity.account, cutoff, None));
         } else {
             let forgotten = shared.invalidate(vec![user_tag(Some(&identity.account))]);
             tokio::join!(shared.revoke(token), shared.end_session(identity), forgotten);
@@ -49,6 +49,11 @@ impl Gateway {
 impl Shared {
     /// Revokes on this instance at once and tells the store. Returns whether the store knows.
     pub async fn revoke(&self, revocation: Revocation) -> bool {
+        self.revoke_within(revocation, None).await
+    }
+
+    /// As [`Self::revoke`]; the store is given at least this time to answer, where no client waits.
+    pub async fn revoke_within(&self, revocation: Revocation, patience: Option<Duration>) -> bool {
         let now = self.clock.now();
         self.learn(&revocation, now);
         self.metrics.revocations().count(match revocation.effect {
@@ -64,9 +69,12 @@ impl Shared {
         pipeline.add_command(command(&revocation, ttl)).add_command(store.publication(message.as_bytes()));
         let shard = store.shard(revocation.key.as_bytes());
         let written = store.available(shard)
-            && store.pipeline(Lane::Decisions, shard, &pipeline).await.is_ok_and(|answers| {
-                answers.first().is_some_and(|answer| !matches!(answer, Value::ServerError(_)))
-            });
+            && store
+                .pipeline_within(store.deadline(patience), Lane::Decisions, shard, &pipeline)
+                .await
+                .is_ok_and(|answers| {
+                    answers.first().is_some_and(|answer| !matches!(answer, Value::ServerError(_)))
+                });
         if !written {
             self.owe(revocation);
             // Even while the store is there: one late answer must not leave the other instances in the dark.
@@ -93,11 +101,11 @@ impl Shared {
     }
 
     /// Ends what an account was given until now: all of its tokens, by `cutoff`, its sessions and everything cached for
-    /// it.
-    /// Returns whether the store knows of the cut-off.
-    pub async fn end_account(&self, account: &str, cutoff: Revocation) -> bool {
-        let forgotten = self.invalidate(vec![user_tag(Some(account))]);
-        let (shared, _, _) = tokio::join!(self.revoke(cutoff), self.end_sessions(account, None), forgotten);
+    /// it. The store is given at least `patience` for each answer. Returns whether it knows of the cut-off.
+    pub async fn end_account(&self, account: &str, cutoff: Revocation, patience: Option<Duration>) -> bool {
+        let forgotten = self.invalidate_within(vec![user_tag(Some(account))], patience);
+        let revoked = self.revoke_within(cutoff, patience);
+        let (shared, _, _) = tokio::join!(revoked, self.end_sessions(account, None, patience), forgotten);
         shared
     }
 

@@ -22,7 +22,7 @@ use crate::identity::revocation::{Effect, Revocation};
 use crate::identity::{Identity, blacklist_key, subject_key};
 use crate::metrics::{Counters, Metrics, SessionEvent};
 use crate::sessions::local::Change;
-use crate::sessions::{Local, Record, Rules, Session, Times};
+use crate::sessions::{Local, Record, Rules, Session, Times, record};
 
 /// What sessions need beside the store.
 pub struct Sessions {
@@ -61,6 +61,11 @@ impl Sessions {
         self.local.owes()
     }
 
+    /// What the keys of sessions and revocations begin with, whether there is a store or not.
+    pub fn key_prefix(&self) -> &str {
+        &self.key_prefix
+    }
+
     /// Counts one event.
     pub fn count(&self, event: SessionEvent) {
         self.events.count(event);
@@ -89,6 +94,8 @@ pub struct Ended {
     pub count: usize,
     /// Whether all instances know; `false` while the store is away.
     pub shared: bool,
+    /// Whether these are all there were; `false` while the store is away, when there may be others that only it knows.
+    pub complete: bool,
 }
 
 /// The live sessions of an account.
@@ -158,20 +165,21 @@ impl Shared {
     /// Ends the session of this token, if it has one. The token is not revoked by this.
     pub async fn end_session(&self, identity: &Identity) {
         let Ended { count, .. } =
-            self.take_out(&identity.keys.session, Some(identity.keys.token()), false).await;
+            self.take_out(&identity.keys.session, Some(identity.keys.token()), false, None).await;
         (0..count).for_each(|_| self.sessions.count(SessionEvent::Ended));
     }
 
-    /// Ends all sessions of the account, or the one named; each one's token is revoked until its own end. Returns how
-    /// many there were.
-    pub async fn end_sessions(&self, account: &str, only: Option<&str>) -> usize {
-        self.end_account_sessions(account, only).await.count
-    }
-
-    /// As [`Self::end_sessions`]; tells whether all instances know, too.
-    pub async fn end_account_sessions(&self, account: &str, only: Option<&str>) -> Ended {
-        let ended = self.take_out(&self.session_key(account), only, true).await;
+    /// Ends all sessions of the account, or the one named; each one's token is revoked until its own end. The token of the
+    /// one named is revoked also where the session is not known here and nobody can be asked. The store is given at
+    /// least `patience` for each answer, where no client waits.
+    pub async fn end_sessions(&self, account: &str, only: Option<&str>, patience: Option<Duration>) -> Ended {
+        let ended = self.take_out(&self.session_key(account), only, true, patience).await;
         (0..ended.count).for_each(|_| self.sessions.count(SessionEvent::Ended));
+        if let Some(token) =
+            only.filter(|token| ended.count == 0 && !ended.complete && record::is_token(token))
+        {
+            self.revoke_within(self.end_of_token(token, None, self.clock.now()), patience).await;
+        }
         ended
     }
 
@@ -189,11 +197,17 @@ impl Shared {
     }
 
     /// Takes sessions out of the store and of this instance's memory; with `revoke` their tokens go too.
-    async fn take_out(&self, key: &Arc<str>, only: Option<&str>, revoke: bool) -> Ended {
+    async fn take_out(
+        &self,
+        key: &Arc<str>,
+        only: Option<&str>,
+        revoke: bool,
+        patience: Option<Duration>,
+    ) -> Ended {
         let (now, local) = (self.clock.now(), &self.sessions.local);
         // Of an attempt whose answer was lost, too: it may have been made.
         let mut ended = Vec::new();
-        let taken = self.change_sessions(key, b"", |record| ended = record.end(only)).await;
+        let taken = self.change_sessions_within(key, b"", patience, |record| ended = record.end(only)).await;
         let away = matches!(taken, Err(NotChanged::Away));
         let shared = !away;
         add_missing(&mut ended, local.end(key, only, away, now));
@@ -203,9 +217,9 @@ impl Shared {
         ended.retain(|session| session.times.is_live(now));
         let mut told = true;
         if revoke {
-            told = self.revoke_tokens(&ended, now).await;
+            told = self.revoke_tokens(&ended, now, patience).await;
         }
-        Ended { count: ended.len(), shared: shared && told }
+        Ended { count: ended.len(), shared: shared && told, complete: !away }
     }
 
     /// Ends what had to give way to other sessions.
@@ -214,20 +228,25 @@ impl Shared {
             self.sessions.local.end(key, Some(&session.token), false, now);
             self.sessions.count(SessionEvent::Evicted);
         }
-        self.revoke_tokens(evicted, now).await;
+        self.revoke_tokens(evicted, now, None).await;
     }
 
     /// Revokes the tokens of sessions that were ended, each until its own end. Returns whether the store knows.
-    async fn revoke_tokens(&self, sessions: &[Session], now: UnixMillis) -> bool {
+    async fn revoke_tokens(&self, sessions: &[Session], now: UnixMillis, patience: Option<Duration>) -> bool {
         let told = join_all(sessions.iter().map(|session| {
-            let until = session.times.token_until;
-            self.revoke(Revocation {
-                key: blacklist_key(&self.sessions.key_prefix, &session.token).into(),
-                effect: Effect::Token,
-                until: until.unwrap_or_else(|| now.plus(self.sessions.longest_revocation)),
-            })
+            let revocation = self.end_of_token(&session.token, session.times.token_until, now);
+            self.revoke_within(revocation, patience)
         }));
         told.await.into_iter().all(|told| told)
+    }
+
+    /// The revocation of the token of a session, until the token's own end where that is known.
+    fn end_of_token(&self, token: &str, until: Option<UnixMillis>, now: UnixMillis) -> Revocation {
+        Revocation {
+            key: blacklist_key(&self.sessions.key_prefix, token).into(),
+            effect: Effect::Token,
+            until: until.unwrap_or_else(|| now.plus(self.sessions.longest_revocation)),
+        }
     }
 
     fn new_session(&self, identity: &Identity, client: IpAddr, now: UnixMillis) -> Session {

@@ -16,13 +16,14 @@ pub(super) fn head(exchange: &mut Exchange, method: &Method, response: &Response
     // An earlier attempt may have broken off.
     exchange.login_body = None;
     let route = login_route(exchange).filter(|_| response.status.is_success())?;
+    // Whoever asks for a head, or for what may be asked, need not mean to log in.
+    let expects_token = !matches!(*method, Method::HEAD | Method::OPTIONS);
     let settings = route.login.as_ref()?;
     let headers = &response.headers;
     let found = match &settings.place {
         Place::Header(name) => in_header(headers, name),
         Place::Cookie(name) => in_cookies(headers, name, exchange.gateway.shared.clock.now()),
-        // Nobody logs in by asking for a head.
-        Place::Json(_) if method == Method::HEAD => return None,
+        Place::Json(_) if !expects_token => return None,
         Place::Json(_) => match BodyCopy::new(response.status, headers, settings.peek) {
             Ok(copy) => {
                 exchange.login_body = Some(Box::new(copy));
@@ -31,6 +32,9 @@ pub(super) fn head(exchange: &mut Exchange, method: &Method, response: &Response
             Err(reason) => Err(reason),
         },
     };
+    if !expects_token && found == Err(NotOpened::Absent) {
+        return None;
+    }
     login(exchange, Arc::clone(&route)).and_then(|login| login.found(found))
 }
 

@@ -188,6 +188,12 @@ impl Store {
         self.call_within(self.settings.deadline, lane, shard, command).await
     }
 
+    /// The configured deadline, or `patience` where that is longer.
+    #[must_use]
+    pub fn deadline(&self, patience: Option<Duration>) -> Duration {
+        patience.map_or(self.settings.deadline, |patience| patience.max(self.settings.deadline))
+    }
+
     /// As [`Store::call`], with a deadline of its own: for work that no request waits for.
     pub async fn call_within(
         &self,
@@ -232,7 +238,18 @@ impl Store {
         shard: Shard,
         pipeline: &Pipeline,
     ) -> Result<Vec<Value>, Unavailable> {
-        let until = tokio::time::Instant::now() + self.settings.deadline;
+        self.pipeline_within(self.settings.deadline, lane, shard, pipeline).await
+    }
+
+    /// As [`Store::pipeline`], with a deadline of its own: for work that no request waits for.
+    pub async fn pipeline_within(
+        &self,
+        deadline: Duration,
+        lane: Lane,
+        shard: Shard,
+        pipeline: &Pipeline,
+    ) -> Result<Vec<Value>, Unavailable> {
+        let until = tokio::time::Instant::now() + deadline;
         match &self.topology {
             Topology::One(node) => self.ask_many(node, lane, pipeline, until).await,
             Topology::Many(cluster) => {

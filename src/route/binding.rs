@@ -2,6 +2,7 @@
 //! nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use crate::cache::RouteCache;
 use crate::cache::tag::TagTemplate;
@@ -28,6 +29,8 @@ pub struct Login {
     pub peek: usize,
     /// What opened none, by reason.
     pub not_opened: Counters<NotOpened>,
+    /// When the log last said that an answer had no token, in milliseconds since the epoch; 0: never.
+    pub absence_told: AtomicU64,
 }
 
 /// A route and everything it is bound to.

@@ -263,7 +263,9 @@ fn parse_line(line: &[u8]) -> Option<(&str, Times, Option<IpAddr>)> {
     words.next().is_none().then_some((token, Times { opened, seen, until, end, token_until }, client))
 }
 
-fn is_token(token: &str) -> bool {
+/// Whether a session can have this name: at most 128 bytes of `[A-Za-z0-9._~@-]`.
+#[must_use]
+pub fn is_token(token: &str) -> bool {
     (1..=MAX_TOKEN).contains(&token.len())
         && token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._~@-".contains(&byte))
 }

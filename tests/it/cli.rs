@@ -58,6 +58,10 @@ fn check_accepts_every_shipped_configuration() {
         assert!(said.out.ends_with("store: redis://localhost:6379\n"), "{}", said.out);
         assert!(!said.out.contains(SECRET));
     }
+    let (_directory, path) = file(SMALL);
+    let said = tollgate(&["check", "--config", &path], &[("REDIS_URL", "")], "");
+    let counts = "1 route, 0 policies, 1 upstream, 0 issuers;";
+    assert!(said.out.starts_with(&format!("OK: {path} (production): {counts}")), "{}", said.out);
 }
 
 #[test]

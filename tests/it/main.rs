@@ -62,6 +62,7 @@ mod proxy;
 mod quota;
 mod redis_faults;
 mod revocation;
+mod session_faults;
 mod sessions;
 mod setup;
 mod shadow_limits;

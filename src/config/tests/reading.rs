@@ -292,9 +292,14 @@ fn what_is_probably_not_meant_gives_a_warning() {
 #[test]
 fn routes_that_need_a_session_need_a_login_somewhere() {
     let text = with("auth = \"required\"\nsession = \"required\"\n");
+    let alone = format!("{text}[redis]\nurl = \"\"\n");
+    let shown = from_str(&alone, "t.toml", &variables(&[("JWT_SECRET", SECRET)])).unwrap_err().to_string();
+    assert_eq!(shown.lines().count(), 1, "{shown}");
+    assert!(shown.contains("routes[0].session: is never there"), "{shown}");
+    // Others on the same Redis may open them.
     let shown = warnings(&text, &[("JWT_SECRET", SECRET)]);
     assert_eq!(shown.len(), 1, "{shown:#?}");
-    assert!(shown[0].contains("routes[0].session: nobody ever has one"), "{shown:#?}");
+    assert!(shown[0].contains("routes[0].session: no route here has a [routes.login]"), "{shown:#?}");
     for place in ["json:/data/0/token", "header:X-Token", "cookie:token"] {
         let text = format!(
             "{text}[[routes]]\nname = \"login\"\npath = \"/login\"\nupstream = \"app\"\nlogin = {{ token = {place:?} }}\n"

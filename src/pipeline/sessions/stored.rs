@@ -44,6 +44,17 @@ impl Shared {
         &self,
         key: &str,
         seen: &[u8],
+        change: impl FnMut(&mut Record) -> T,
+    ) -> Result<T, NotChanged> {
+        self.change_sessions_within(key, seen, None, change).await
+    }
+
+    /// As [`Self::change_sessions`]; the store is given at least this time for each answer, where no client waits.
+    pub(super) async fn change_sessions_within<T>(
+        &self,
+        key: &str,
+        seen: &[u8],
+        patience: Option<Duration>,
         mut change: impl FnMut(&mut Record) -> T,
     ) -> Result<T, NotChanged> {
         let store = self.store.as_ref().ok_or(NotChanged::Memory)?;
@@ -56,7 +67,8 @@ impl Shared {
             let mut record = Record::parse(&old);
             let outcome = change(&mut record);
             let command = compare_and_set(key, &old, &record);
-            match store.eval(Lane::Decisions, shard, &COMPARE_AND_SET, &command).await? {
+            let deadline = store.deadline(patience);
+            match store.eval_within(deadline, Lane::Decisions, shard, &COMPARE_AND_SET, &command).await? {
                 Value::Int(_) => return Ok(outcome),
                 Value::BulkString(current) => old = current.into(),
                 _ => return Err(NotChanged::Refused),

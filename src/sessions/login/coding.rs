@@ -39,6 +39,7 @@ impl Coding {
         match self {
             Self::Gzip => read(MultiGzDecoder::new(bytes), limit),
             Self::Deflate => inflate(bytes, limit),
+            Self::Brotli if is_wide(bytes) => Err(NotOpened::Coding),
             Self::Brotli => read(brotli::Decompressor::new(bytes, BROTLI_INPUT), limit),
             Self::Zstd => unzstd(bytes, limit),
         }
@@ -66,6 +67,12 @@ pub(super) fn undo<'b>(
 ) -> Result<Cow<'b, [u8]>, NotOpened> {
     let packed = Cow::Borrowed(bytes);
     codings.iter().rev().try_fold(packed, |bytes, coding| coding.undo(&bytes, limit).map(Cow::Owned))
+}
+
+/// Whether a brotli stream (RFC 7932 section 9.1) wants a window of more than 4 MiB, which its first bytes alone would
+/// have the decoder allocate: 8 or 16 MiB, or by an extension up to 1 GiB.
+fn is_wide(bytes: &[u8]) -> bool {
+    bytes.first().is_some_and(|first| matches!(first & 0x0f, 0x0d | 0x0f) || first & 0x7f == 0x11)
 }
 
 fn read(packed: impl Read, limit: usize) -> Result<Vec<u8>, NotOpened> {
@@ -240,6 +247,22 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn windows_of_brotli_are_bounded() {
+        let plain = text();
+        // So that the encoder writes down the window that it is told.
+        for (bits, is_taken) in (10..=22).map(|bits| (bits, true)).chain([(23, false), (24, false)]) {
+            let mut packed = Vec::new();
+            let mut encoder = brotli::CompressorWriter::new(&mut packed, 4_096, 5, bits);
+            encoder.write_all(&plain).unwrap();
+            encoder.flush().unwrap();
+            drop(encoder);
+            assert_eq!(undo(&[Coding::Brotli], &packed, LIMIT).is_ok(), is_taken, "{bits}");
+        }
+        // The extension: 30 bits, and nothing in it.
+        assert_eq!(undo(&[Coding::Brotli], &[0x11, 30, 3], LIMIT), Err(NotOpened::Coding));
     }
 
     #[test]
