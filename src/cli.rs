@@ -83,7 +83,7 @@ pub struct Demo {
 pub enum Token {
     /// Sign a token with an issuer of the configuration, or with a secret, and print it.
     Mint(Box<Mint>),
-    /// Explain why a token is or is not accepted.
+    /// Explain why a token is or is not accepted. Exits 0 if it is, 1 if not, 2 where the keys could not be read.
     Inspect(Inspect),
 }
 

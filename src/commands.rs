@@ -175,6 +175,9 @@ fn secret(name: &str) -> anyhow::Result<String> {
     variables.get(name).map(str::to_owned).with_context(|| format!("the variable {name} is not set"))
 }
 
+/// What `token inspect` ends with when it could not read the keys that it would take.
+const UNDECIDED: u8 = 2;
+
 fn inspect_token(arguments: &cli::Inspect) -> anyhow::Result<ExitCode> {
     let token = if let Some(token) = arguments.given() {
         token.to_owned()
@@ -187,26 +190,34 @@ fn inspect_token(arguments: &cli::Inspect) -> anyhow::Result<ExitCode> {
     if is_api_token(token) {
         return api_tokens::inspect(token, &arguments.key);
     }
-    let verifier = match &arguments.key {
+    let (verifier, is_whole) = match &arguments.key {
         KeySource { secret_env: Some(name), .. } => {
             let keys = KeySet::new(vec![Key::secret(secret(name)?.as_bytes())?])?;
             let issuer = Issuer::new(name.as_str(), Vec::new(), [Algorithm::HS256], keys)?;
-            Verifier::new(identity::verifier::Settings::new(vec![issuer])?)
+            (Verifier::new(identity::verifier::Settings::new(vec![issuer])?), true)
         }
         KeySource { config: Some(path), .. } => {
             let Some(loaded) = load(path) else { return Ok(ExitCode::FAILURE) };
             let (verifier, troubles) = app::verifier_now(&loaded.spec)?;
-            for trouble in troubles {
+            for trouble in &troubles {
                 eprintln!("tollgate: {trouble}");
             }
-            verifier
+            (verifier, troubles.is_empty())
         }
         KeySource { .. } => bail!("name a configuration (--config) or a variable (--secret-env)"),
     };
-    let report = inspect::inspect(token, &verifier, SystemClock.now());
-    write!(std::io::stdout(), "{report}")?;
-    println!();
-    Ok(if report.accepted { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let mut report = inspect::inspect(token, &verifier, SystemClock.now());
+    report.undecided &= !is_whole;
+    match writeln!(std::io::stdout(), "{report}") {
+        // Nobody reads on, as in `| head`.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        written => written?,
+    }
+    Ok(match (report.accepted, report.undecided) {
+        (true, _) => ExitCode::SUCCESS,
+        (false, true) => ExitCode::from(UNDECIDED),
+        (false, false) => ExitCode::FAILURE,
+    })
 }
 
 fn health(arguments: &cli::Health) -> anyhow::Result<ExitCode> {

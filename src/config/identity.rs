@@ -275,10 +275,11 @@ fn jwks(reader: &Reader<'_>, algorithms: &[Algorithm]) -> Option<Jwks> {
 
 fn jwks_url(reader: &Reader<'_>, text: &str, allow_http: bool) -> Option<Uri> {
     let url: Option<Uri> = text.parse().ok();
-    let url = url.filter(|url| {
-        let host = url.host().is_some_and(|host| !host.is_empty());
-        host && url.authority().is_some_and(|authority| !authority.as_str().contains('@'))
-    });
+    let url = url.filter(|url| url.host().is_some_and(|host| !host.is_empty()));
+    if url.as_ref().and_then(Uri::authority).is_some_and(|authority| authority.as_str().contains('@')) {
+        reader.refuse("url", "has credentials in it; accepted: a URL without, since it is logged");
+        return None;
+    }
     match url.as_ref().and_then(Uri::scheme_str) {
         Some("https") => url,
         Some("http") if allow_http => {
@@ -290,7 +291,7 @@ fn jwks_url(reader: &Reader<'_>, text: &str, allow_http: bool) -> Option<Uri> {
             None
         }
         _ => {
-            reader.refuse("url", "is not accepted; accepted: an absolute https URL without credentials");
+            reader.refuse("url", "is no absolute URL; accepted: https://HOST/PATH");
             None
         }
     }
@@ -361,8 +362,10 @@ fn key(reader: &Reader<'_>, algorithms: &[Algorithm], one_kind: bool) -> Option<
             None
         }
         (None, None, false) => {
-            reader
-                .refuse("public_key_file", "is missing; accepted: public_key or public_key_file with a PEM");
+            reader.refuse(
+                "public_key_file",
+                "is missing; accepted: public_key or public_key_file with a PEM, or a table jwks",
+            );
             None
         }
     }

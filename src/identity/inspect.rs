@@ -46,6 +46,9 @@ pub struct Check {
 pub struct Inspection {
     /// Whether the gateway would accept it, revocation aside.
     pub accepted: bool,
+    /// Whether a gateway that has read more keys of the issuer might say otherwise: of those here none fits. Whoever knows
+    /// that there are no others clears it.
+    pub undecided: bool,
     /// What a client would be told, when it is not accepted.
     pub detail: Option<&'static str>,
     /// The header, if it can be read.
@@ -71,6 +74,7 @@ pub fn inspect(token: &str, verifier: &Verifier, now: UnixMillis) -> Inspection 
     let verdict = verifier.verify(token, now);
     let mut report = Inspection {
         accepted: verdict.is_ok(),
+        undecided: verdict.as_ref().err() == Some(&Refused::UnknownKey),
         detail: verdict.as_ref().err().map(|refused| refused.detail()),
         header: None,
         claims: None,
@@ -159,6 +163,7 @@ impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.detail {
             None => writeln!(f, "ACCEPTED (unless revoked)")?,
+            Some(_) if self.undecided => writeln!(f, "UNDECIDED: the keys of its issuer could not be read")?,
             Some(detail) => writeln!(f, "REFUSED: {detail}")?,
         }
         for (name, members) in [("header", &self.header), ("claims", &self.claims)] {

@@ -29,7 +29,7 @@ pub enum SetProblem {
     #[error("no list of `keys`")]
     NoList,
     /// No entry of the list is a key that could verify a token of the issuer.
-    #[error("none of {entries} keys is of use to this issuer{}", first(.skipped.as_ref()))]
+    #[error("none of {entries} keys has a type, use and algorithm that tokens of this issuer need{}", first(.skipped.as_ref()))]
     NoneUsable {
         /// How many entries there are.
         entries: usize,

@@ -53,7 +53,9 @@ pub enum SettingsProblem {
     #[error("two issuers declare iss `{0}`")]
     DuplicateIss(Box<str>),
     /// More than one issuer has no `iss`, so that none could ever be chosen.
-    #[error("issuers `{0}` and `{1}` both declare no iss; a token could not be told to belong to either")]
+    #[error(
+        "issuers `{0}` and `{1}` both declare no iss; a token could not be told to belong to either: give all but one an `issuer`"
+    )]
     SeveralWithoutIss(Box<str>, Box<str>),
 }
 

@@ -284,7 +284,8 @@ impl Keeper {
         self.metrics.note(keys.keys().len(), self.clock.now());
         if changed {
             let kids: Vec<&str> = keys.keys().iter().filter_map(|key| key.kid()).collect();
-            tracing::info!(issuer = &*self.settings.issuer, keys = keys.keys().len(), kids = ?kids, "keys changed");
+            let kids = kids.join(", ");
+            tracing::info!(issuer = &*self.settings.issuer, keys = keys.keys().len(), kids, "keys changed");
             self.ring.replace(keys);
         }
         changed

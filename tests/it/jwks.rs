@@ -556,7 +556,12 @@ fn inspect_judges_by_the_keys_that_are_published_now() {
     assert!(refused.code == Some(1) && refused.out.contains("no key fits"), "{}{}", refused.out, refused.err);
     publisher.0.stop();
     let undecided = inspect(&token(0, "a"));
-    assert_eq!(undecided.code, Some(1));
+    assert_eq!(undecided.code, Some(2));
+    assert!(
+        undecided.out.starts_with("UNDECIDED: the keys of its issuer could not be read"),
+        "{}",
+        undecided.out
+    );
     assert!(
         undecided.err.contains("issuers.main.jwks: the source of keys cannot be reached"),
         "{}",
