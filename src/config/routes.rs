@@ -106,7 +106,10 @@ pub(super) fn routes(root: &Reader<'_>, known: &Known<'_>) -> Vec<Route> {
                  Redis opens sessions",
             );
         } else {
-            reader.refuse("session", "is never there; accepted: a route with a [routes.login]");
+            reader.refuse(
+                "session",
+                "is one that no route opens; accepted: a route with [routes.login] beside it",
+            );
         }
     }
     routes

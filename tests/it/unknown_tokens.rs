@@ -58,6 +58,13 @@ auth = "required"
 permissions = ["admin"]
 when_unknown = "refuse"
 [[routes]]
+name = "login"
+path = "/login"
+upstream = "app"
+auth = "none"
+[routes.login]
+token = "json:/token"
+[[routes]]
 name = "kept"
 path = "/kept/**"
 upstream = "app"

@@ -295,7 +295,7 @@ fn routes_that_need_a_session_need_a_login_somewhere() {
     let alone = format!("{text}[redis]\nurl = \"\"\n");
     let shown = from_str(&alone, "t.toml", &variables(&[("JWT_SECRET", SECRET)])).unwrap_err().to_string();
     assert_eq!(shown.lines().count(), 1, "{shown}");
-    assert!(shown.contains("routes[0].session: is never there"), "{shown}");
+    assert!(shown.contains("routes[0].session: is one that no route opens"), "{shown}");
     // Others on the same Redis may open them.
     let shown = warnings(&text, &[("JWT_SECRET", SECRET)]);
     assert_eq!(shown.len(), 1, "{shown:#?}");
