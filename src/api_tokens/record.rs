@@ -56,13 +56,13 @@ impl OwnLimits {
 /// What a token is to be.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Order {
-    /// What it is for, in the operator's words: 1 to [`MAX_NAME`] bytes, printable.
+    /// What it is for, in the operator's words: 1 to 128 bytes, printable.
     pub name: Box<str>,
     /// Whose it is: an account, 1 to 256 bytes, printable.
     pub owner: Box<str>,
     /// The plan, printable ASCII.
     pub plan: Option<Box<str>>,
-    /// At most [`MAX_PERMISSIONS`], printable, none twice.
+    /// At most 64, printable, none twice.
     pub permissions: Vec<Box<str>>,
     /// Factor on the plan's limits, above zero.
     pub multiplier: Option<f64>,

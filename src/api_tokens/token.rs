@@ -37,7 +37,7 @@ impl Id {
     /// A new one.
     ///
     /// # Errors
-    /// [`NoRandomness`].
+    /// `NoRandomness`.
     pub fn random() -> Result<Self, NoRandomness> {
         random().map(Self)
     }
@@ -150,7 +150,7 @@ impl Issued {
     /// A new secret for `id`.
     ///
     /// # Errors
-    /// [`NoRandomness`].
+    /// `NoRandomness`.
     pub fn new(id: Id) -> Result<Self, NoRandomness> {
         Ok(Self { id, secret: random()? })
     }

@@ -19,7 +19,7 @@ use super::settings::{Place, Settings};
 use super::source::{Source, Trouble};
 use crate::clock::Clock;
 use crate::identity::jwk::{Published, Skipped, read_set};
-use crate::identity::{Ring, Sought, Unheard};
+use crate::identity::{Refused, Ring, Sought, Unheard};
 use crate::metrics::{JwksFetch, JwksMetrics, Metrics};
 
 /// Most requests that may wait for one issuer's keys at once.
@@ -159,8 +159,18 @@ impl Keeper {
         if settled {
             return Answer::Final;
         }
-        let Some(_waiting) = Waiting::enter(&self.waiting) else { return Answer::Unavailable };
-        timeout(self.patience(), self.await_read(unheard)).await.unwrap_or(Answer::Unavailable)
+        // Keys were tried and none has signed it: most likely nobody has. It may be read anew for, but leaves room for
+        // tokens of names that are new; and where the key of its name is there, failing to read makes it no less forged.
+        let is_doubtful = unheard.refused == Refused::BadSignature;
+        let room = if is_doubtful { MAX_WAITING / 4 } else { MAX_WAITING };
+        let answer = match Waiting::enter(&self.waiting, room) {
+            Some(_waiting) => timeout(self.patience(), self.await_read(unheard)).await,
+            None => Ok(Answer::Unavailable),
+        };
+        match (answer.unwrap_or(Answer::Unavailable), &unheard.sought) {
+            (Answer::Unavailable, Some(Sought::Kid(_))) if is_doubtful => Answer::Final,
+            (answer, _) => answer,
+        }
     }
 
     /// Takes note that keys read since the question do not fit: for the cooldown this is answer enough.
@@ -329,9 +339,9 @@ impl Keeper {
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl<'a> Waiting<'a> {
-    fn enter(count: &'a AtomicUsize) -> Option<Self> {
+    fn enter(count: &'a AtomicUsize, room: usize) -> Option<Self> {
         let place = Self(count);
-        (count.fetch_add(1, Ordering::AcqRel) < MAX_WAITING).then_some(place)
+        (count.fetch_add(1, Ordering::AcqRel) < room).then_some(place)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Keys that issuers publish (JWK Sets, RFC 7517 section 5), kept up to date without a request having to pay for it.
 //!
-//! A [`Keeper`] reads one [`source`] again and again in the background, and sooner when a token names a key that
+//! A [`Keeper`] reads one `source` again and again in the background, and sooner when a token names a key that
 //! nobody has heard of. What a set means is `identity::jwk`'s; whose tokens wait is the pipeline's.
 
 mod file;

@@ -51,7 +51,7 @@ pub struct Caller<'a> {
     pub token: Option<&'a str>,
     /// The id of the opaque API token used.
     pub api_token: Option<&'a str>,
-    /// The API token's own limits per minute, hour and day: see [`own_limit`].
+    /// The API token's own limits per minute, hour and day: see `own_limit`.
     pub own_limits: [Option<u64>; 3],
     /// The matched route's name.
     pub route: &'a str,

@@ -435,3 +435,26 @@ async fn keys_that_come_meanwhile_are_tried_before_those_that_were_asked_for() {
     assert!(began.elapsed() <= Duration::from_secs(1), "{:?}", began.elapsed());
     assert_eq!(first.await.unwrap(), Answer::Renewed);
 }
+
+#[tokio::test(start_paused = true)]
+async fn forgeries_in_the_name_of_a_key_take_no_room_from_new_names_and_stay_forgeries_while_nothing_can_be_read()
+ {
+    let stage = Stage::start(&["a"]);
+    stage.ask("a").await;
+    let forged = |kid: &str| Unheard { refused: Refused::BadSignature, ..unheard(&stage.keeper, Some(kid)) };
+    let forgeries: Vec<Unheard> = (0..MAX_WAITING).map(|n| forged(&n.to_string())).collect();
+    let crowd = futures::future::join_all(forgeries.iter().map(|forgery| stage.keeper.ask(forgery)));
+    let (answers, genuine) = tokio::join!(crowd, async {
+        tokio::task::yield_now().await;
+        assert_eq!(stage.keeper.waiting.load(Ordering::SeqCst), MAX_WAITING / 4);
+        stage.script.publish(&["a", "new"]);
+        find(&stage.keeper, Some("new")).await
+    });
+    assert_eq!(genuine, Found::Known);
+    assert!(answers.iter().all(|answer| *answer != Answer::Unavailable));
+
+    stage.script.down.store(true, Ordering::SeqCst);
+    pass(COOLDOWN).await;
+    assert_eq!(stage.keeper.ask(&forged("a")).await, Answer::Final);
+    assert_eq!(find(&stage.keeper, Some("newer")).await, Found::Unavailable);
+}
