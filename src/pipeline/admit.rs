@@ -81,7 +81,7 @@ pub async fn admit(
 ) -> Result<(), Refusal> {
     let mut lookups = Lookups::default();
     let judged = loop {
-        match judge(gateway, &request.head(), peer, context)? {
+        match judge(gateway, &request.head(), peer, lookups.none_yet(), context)? {
             // Rare, and so not worth room in every request.
             Judgement::Unknown(lookup) => Box::pin(lookups.resolve(gateway, lookup)).await?,
             Judgement::Routed(judged) => break judged,
@@ -132,11 +132,12 @@ pub(super) struct Judged {
     target: Target,
 }
 
-/// Everything that can be said of the head, here and now.
+/// Everything that can be said of the head, here and now; `first` unless it was judged before.
 fn judge(
     gateway: &Gateway,
     input: &HeadInput<'_>,
     peer: IpAddr,
+    first: bool,
     context: &mut Context,
 ) -> Result<Judgement, Refusal> {
     let now = context.received_at;
@@ -154,7 +155,7 @@ fn judge(
     // Which route?
     let path = normalise::normalise(head.path, gateway.path_options)?;
     if gateway.quota_path.as_deref().is_some_and(|quota| gateway.table.options().same(quota, &path)) {
-        return quota::ask(gateway, input, &head, client, context);
+        return quota::ask(gateway, input, &head, client, first, context);
     }
     let (route, params) = match gateway.table.find(&head.host, input.method, &path) {
         Found::Route(found) => {

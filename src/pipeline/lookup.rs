@@ -33,6 +33,11 @@ pub(super) struct Lookups {
 }
 
 impl Lookups {
+    /// Whether the request is judged for the first time.
+    pub(super) const fn none_yet(&self) -> bool {
+        self.made == 0
+    }
+
     /// Looks it up. Whether anything was learned shows when the request is judged anew.
     ///
     /// # Errors

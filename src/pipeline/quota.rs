@@ -133,12 +133,14 @@ pub(super) struct Asked {
     headers: HeaderMap,
 }
 
-/// Whether the head of a request may ask for its quota. Asking consumes nothing of it, but is limited by itself.
+/// Whether the head of a request may ask for its quota. Asking consumes nothing of it, but is limited by itself, where
+/// only the `first` look at a request counts.
 pub(super) fn ask(
     gateway: &Gateway,
     input: &HeadInput<'_>,
     head: &Head<'_>,
     client: ClientAddr,
+    first: bool,
     context: &mut Context,
 ) -> Result<Judgement, Refusal> {
     if !matches!(*input.method, Method::GET | Method::HEAD) {
@@ -150,10 +152,8 @@ pub(super) fn ask(
     let mut reads = Checks::new();
     reads.begin(now);
     let Reads { policy, keys } = &gateway.quota_reads;
-    let counted = reads.add(keys, 0, policy, &anonymous.caller(), 1);
-    if counted.is_ok()
-        && let decision @ Decision::Refused(refused) = shared.local.decide(&mut reads, now)
-    {
+    let counted = first && reads.add(keys, 0, policy, &anonymous.caller(), 1).is_ok();
+    if counted && let decision @ Decision::Refused(refused) = shared.local.decide(&mut reads, now) {
         fields::write(&gateway.fields, &reads, &decision, |name, value| context.quota.push((name, value)));
         return Err(Refusal::Limited(Limited {
             detail: TOO_MANY_READS.into(),
