@@ -401,7 +401,8 @@ mod tests {
         }
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    // Time passes only when everybody waits: the crowd is there before the first call ends.
+    #[tokio::test(start_paused = true)]
     async fn a_crowd_at_one_key_needs_few_calls_and_is_granted_exactly_the_limit() {
         let fake = World::fake(100);
         let tasks: Vec<_> = (0..512)
@@ -455,8 +456,9 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         assert_eq!(lost.load(SeqCst), 0, "nobody who waits is forgotten");
-        assert!(fake.0.counters.lock().values().all(|count| *count <= 300));
-        assert!(admitted.load(SeqCst) > 0);
+        let counted: Vec<u64> = fake.0.counters.lock().values().copied().collect();
+        assert!(counted.iter().all(|count| *count <= 300), "{counted:?}");
+        assert!(admitted.load(SeqCst) <= counted.iter().sum(), "nobody is admitted uncounted");
         assert_eq!(ask(&fake, vec![99]).await, Some(true));
     }
 
