@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::super::exchange::Seen;
 use super::super::gateway::Shared;
-use super::stored;
+use super::stored::{self, NotChanged};
 use crate::clock::UnixMillis;
 use crate::identity::Identity;
 use crate::metrics::SessionEvent;
@@ -111,20 +111,25 @@ impl Shared {
         };
         let shard = store.shard(key.as_bytes());
         let pauses = pauses.unwrap_or_default();
+        let mut answered = true;
         for pause in pauses {
             tokio::time::sleep(*pause).await;
             let answer = store.call(Lane::Decisions, shard, &stored::get(key)).await;
-            let seen = match answer.map(stored::value) {
-                Ok(Ok(value)) if !value.is_empty() => Seen::Value(value),
-                Ok(_) => Seen::Absent,
-                Err(_) => Seen::Unknown,
+            let seen = match answer.map_err(NotChanged::from).and_then(stored::value) {
+                Ok(value) if !value.is_empty() => Seen::Value(value),
+                Ok(_) | Err(NotChanged::Refused) => Seen::Absent,
+                // What the store has said already stands.
+                Err(NotChanged::Memory | NotChanged::Away) => {
+                    answered = false;
+                    Seen::Absent
+                }
             };
             match self.judge_seen(identity, seen, now) {
                 Judged::None => {}
                 judged => return judged,
             }
         }
-        if pauses.len() == REREADS.len() {
+        if answered && pauses.len() == REREADS.len() {
             local.looked_in_vain(key, token, self.clock.now());
         }
         local.absent(key, token);
