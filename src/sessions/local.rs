@@ -100,7 +100,7 @@ impl Entry {
 
     fn known(&self, now: UnixMillis) -> Known {
         match (self.is_live(now), self.owed) {
-            (true, Owed::Opened) => Known::Pending,
+            (true, Owed::Opened | Owed::Used) => Known::Pending,
             (true, _) => Known::Live,
             (false, Owed::Ended) => Known::Ended,
             (false, _) if self.session.times.end <= now => Known::Ended,
@@ -232,10 +232,10 @@ impl Local {
         self.with(key, token, |entry| entry.touched = UnixMillis::default());
     }
 
-    /// The store has no such session: it has ended, unless it was opened here and is not written yet.
+    /// The store has no such session: it has ended, unless what happened to it here is not written yet.
     pub fn absent(&self, key: &str, token: &str) {
         let Some(account) = self.accounts.get(key) else { return };
-        account.0.lock().retain(|entry| entry.owed == Owed::Opened || !entry.is(token));
+        account.0.lock().retain(|entry| entry.owed != Owed::Nothing || !entry.is(token));
     }
 
     /// What is known of a session, without using it.
@@ -501,6 +501,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_owed_holds_when_the_store_comes_back_without_the_session() {
+        let (local, key) = (local(), key());
+        for token in ["used", "ended"] {
+            heard(&local, &session(token, 0), 0);
+        }
+        local.go_on(&key, "used", true, at(30));
+        local.end(&key, Some("ended"), true, at(30));
+        for (token, known) in [("used", Known::Pending), ("ended", Known::Ended)] {
+            local.absent(&key, token);
+            assert_eq!(local.peek(&key, token, at(31)), known);
+        }
+        let owed = local.owed(&local.owing());
+        assert_eq!(owed[0].1.len(), 2);
+        local.settle(&key, &owed[0].1);
+        assert_eq!(local.peek(&key, "used", at(31)), Known::Live);
+        local.absent(&key, "used");
+        assert_eq!(local.peek(&key, "used", at(31)), Known::Nothing);
+    }
+
+    #[test]
     fn what_happens_while_the_store_is_away_is_owed_until_it_is_written() {
         let (local, key) = (local(), key());
         for token in ["used", "unused", "ended"] {
@@ -544,7 +564,7 @@ mod tests {
         local.end(&key, Some("b"), true, at(5));
         local.settle(&key, &opened);
         assert_eq!(local.peek(&key, "b", at(5)), Known::Ended);
-        assert_eq!(local.peek(&key, "a", at(5)), Known::Live, "the store has heard of it");
+        assert_eq!(local.peek(&key, "a", at(5)), Known::Pending, "the store has not heard of its use");
         let later = changes(&local);
         assert_eq!(later.len(), 2);
         let seen = later.iter().find_map(Change::lives).map(|session| session.times.seen);
