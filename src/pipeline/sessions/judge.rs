@@ -21,6 +21,8 @@ use crate::sessions::{Session, record};
 /// its login.
 const REREADS: [Duration; 3] =
     [Duration::from_millis(20), Duration::from_millis(60), Duration::from_millis(110)];
+/// Requests that ask again at the same time; those beyond it are refused by what the store has said.
+pub(super) const MAX_REREADS: usize = 256;
 /// Uses that are written down at the same time; what comes then is written down with the next use.
 const MAX_TOUCHES: usize = 1_024;
 
@@ -106,11 +108,13 @@ impl Shared {
         let known = local.peek(key, token, now);
         let pauses = match known {
             Known::Live | Known::Pending => REREADS.as_slice().get(..1),
-            Known::Nothing if local.may_look_again(key, token, now) => Some(REREADS.as_slice()),
-            Known::Nothing | Known::Ended | Known::Idle => None,
+            // What was idle here may be used or opened again elsewhere.
+            Known::Nothing | Known::Idle if local.may_look_again(key, token, now) => Some(REREADS.as_slice()),
+            Known::Nothing | Known::Idle | Known::Ended => None,
         };
         let shard = store.shard(key.as_bytes());
-        let pauses = pauses.unwrap_or_default();
+        let place = self.sessions.rereads.try_acquire();
+        let pauses = pauses.filter(|_| place.is_ok()).unwrap_or_default();
         let mut answered = true;
         for pause in pauses {
             tokio::time::sleep(*pause).await;
