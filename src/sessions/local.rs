@@ -188,10 +188,15 @@ impl Local {
         let known = entry.known(now);
         if entry.is_live(now) && entry.session.times.is_due(&self.rules, now) {
             entry.session.times = entry.session.times.touched(&self.rules, now);
-            if owed && entry.owed == Owed::Nothing {
-                entry.owed = Owed::Used;
-                drop(entries);
-                self.owe(key);
+            if owed {
+                let before = entry.owed;
+                if before == Owed::Nothing {
+                    entry.owed = Owed::Used;
+                }
+                // Without room now, the next use may find some.
+                if !self.owe(key) {
+                    entry.owed = before;
+                }
             }
         }
         known
@@ -287,11 +292,11 @@ impl Local {
         let mut entries = account.0.lock();
         let mut ended = Vec::new();
         let ends = |entry: &Entry| only.is_none_or(|token| entry.is(token));
-        for entry in entries.iter_mut().filter(|entry| ends(entry)) {
-            if entry.is_live(now) {
-                ended.push(entry.session.clone());
+        for entry in entries.iter_mut().filter(|entry| ends(entry) && entry.is_live(now)) {
+            ended.push(entry.session.clone());
+            if owed {
+                entry.owed = Owed::Ended;
             }
-            entry.owed = if owed { Owed::Ended } else { Owed::Nothing };
         }
         if owed {
             drop(entries);
@@ -331,12 +336,19 @@ impl Local {
         };
         let mut owed = Vec::with_capacity(keys.len());
         for key in keys {
-            let account = self.accounts.get(&**key);
-            let changes: Vec<_> = account
-                .map(|account| account.0.lock().iter().filter_map(change).collect())
-                .unwrap_or_default();
+            let Some(account) = self.accounts.get(&**key) else {
+                // It was forgotten for want of room.
+                self.owes_no_more(key);
+                // If it was made again meanwhile, what it owes is seen the next time.
+                if self.accounts.get(&**key).is_some() {
+                    self.owe(key);
+                }
+                continue;
+            };
+            // Locked until that is noted: what happens meanwhile must not be taken for handed over.
+            let entries = account.0.lock();
+            let changes: Vec<_> = entries.iter().filter_map(change).collect();
             if changes.is_empty() {
-                // The account was forgotten for want of room.
                 self.owes_no_more(key);
             } else {
                 owed.push((Arc::clone(key), changes));
@@ -377,14 +389,16 @@ impl Local {
         entries.iter_mut().find(|entry| entry.is(token)).map(then)
     }
 
-    fn owe(&self, key: &Arc<str>) {
+    /// Returns whether there is room to remember that the account owes something.
+    fn owe(&self, key: &Arc<str>) -> bool {
         let mut owing = self.owing.lock();
         if owing.len() >= self.most_owing && !owing.contains(key) {
             self.dropped.inc();
-            return;
+            return false;
         }
         owing.insert(Arc::clone(key));
         self.owes.store(owing.len(), Ordering::Release);
+        true
     }
 
     fn owes_no_more(&self, key: &str) {
@@ -604,6 +618,50 @@ mod tests {
         }
         assert_eq!(local.owing().len(), 10);
         assert_eq!(dropped.get(), 180);
+    }
+
+    #[test]
+    fn a_use_that_found_no_room_is_owed_once_there_is_some() {
+        let local = Local::new(1, rules(), IntCounter::new("dropped", "dropped").unwrap());
+        let other: Arc<str> = "session:bob".into();
+        assert!(local.owe(&other));
+        heard(&local, &session("a", 0), 0);
+        assert_eq!(local.go_on(&key(), "a", true, at(1)), Known::Live);
+        assert_eq!(local.peek(&key(), "a", at(1)), Known::Live, "the store is not told, and so is believed");
+        assert!(local.owed(&[other]).is_empty());
+        local.go_on(&key(), "a", true, at(2));
+        assert_eq!(local.owing(), [key()]);
+        assert_eq!(local.peek(&key(), "a", at(2)), Known::Pending);
+    }
+
+    #[test]
+    fn a_session_that_was_idle_here_is_not_ended_for_good_where_nobody_can_be_told() {
+        let (local, key) = (local(), key());
+        heard(&local, &session("idle", 0), 0);
+        heard(&local, &session("live", 50), 50);
+        assert_eq!(local.end(&key, None, true, at(70)).len(), 1);
+        assert_eq!(local.peek(&key, "idle", at(70)), Known::Idle);
+        assert_eq!(local.peek(&key, "live", at(70)), Known::Ended);
+        assert_eq!(heard(&local, &session("idle", 60), 70), Some(true), "it was used elsewhere");
+        local.end(&key, None, false, at(70));
+        assert_eq!(local.peek(&key, "idle", at(70)), Known::Nothing);
+    }
+
+    #[test]
+    fn a_change_that_is_made_while_others_look_stays_owed() {
+        let (local, key) = (Arc::new(local()), key());
+        for number in 0..2_000 {
+            let token = number.to_string();
+            let looking = {
+                let (local, key) = (Arc::clone(&local), key.clone());
+                std::thread::spawn(move || drop(local.owed(&[key])))
+            };
+            local.open(&key, session(&token, number), true);
+            looking.join().unwrap();
+            let owed = local.owed(&local.owing());
+            assert_eq!(owed.len(), 1, "{number}");
+            local.settle(&key, &owed[0].1);
+        }
     }
 
     #[test]
