@@ -160,6 +160,7 @@ impl Shared {
             Err(NotChanged::Memory) => sessions.local.trim(key, token, now),
             Err(NotChanged::Away) => {
                 add_missing(&mut last, sessions.local.trim(key, token, now));
+                sessions.local.still_owes(key);
                 self.evict(key, &last, now).await;
                 self.hand_over_sessions_soon();
                 return Opened::Pending;
