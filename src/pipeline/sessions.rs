@@ -8,10 +8,11 @@ pub mod sweep;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use futures::future::join_all;
+use tokio::sync::Semaphore;
 
 pub(super) use self::judge::Judged;
 pub use self::stored::COMPARE_AND_SET;
@@ -33,6 +34,10 @@ pub struct Sessions {
     longest_revocation: Duration,
     /// Tasks that write down the use of a session.
     touches: AtomicUsize,
+    /// Requests that ask again for sessions that the store has not got.
+    rereads: Semaphore,
+    /// Whether what could not be handed over is tried again in a moment anyway.
+    hand_over_due: Arc<AtomicBool>,
     events: Counters<SessionEvent>,
 }
 
@@ -52,6 +57,8 @@ impl Sessions {
             key_prefix: key_prefix.into(),
             longest_revocation,
             touches: AtomicUsize::new(0),
+            rereads: Semaphore::new(judge::MAX_REREADS),
+            hand_over_due: Arc::default(),
             events: metrics.sessions(),
         }
     }
@@ -153,6 +160,7 @@ impl Shared {
             Err(NotChanged::Memory) => sessions.local.trim(key, token, now),
             Err(NotChanged::Away) => {
                 add_missing(&mut last, sessions.local.trim(key, token, now));
+                sessions.local.still_owes(key);
                 self.evict(key, &last, now).await;
                 self.hand_over_sessions_soon();
                 return Opened::Pending;

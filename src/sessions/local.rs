@@ -100,7 +100,7 @@ impl Entry {
 
     fn known(&self, now: UnixMillis) -> Known {
         match (self.is_live(now), self.owed) {
-            (true, Owed::Opened) => Known::Pending,
+            (true, Owed::Opened | Owed::Used) => Known::Pending,
             (true, _) => Known::Live,
             (false, Owed::Ended) => Known::Ended,
             (false, _) if self.session.times.end <= now => Known::Ended,
@@ -163,8 +163,14 @@ impl Local {
             }
         }
         if owed != Owed::Nothing {
-            self.owe(key);
+            // Most are written in a moment: what is not is [owed again](Self::still_owes).
+            self.remember(key);
         }
+    }
+
+    /// The store could not be told what was opened here, and is to hear of it later.
+    pub fn still_owes(&self, key: &Arc<str>) {
+        self.owe(key);
     }
 
     /// Ends the sessions beyond the limit, the oldest first and never that of `token`.
@@ -188,10 +194,15 @@ impl Local {
         let known = entry.known(now);
         if entry.is_live(now) && entry.session.times.is_due(&self.rules, now) {
             entry.session.times = entry.session.times.touched(&self.rules, now);
-            if owed && entry.owed == Owed::Nothing {
-                entry.owed = Owed::Used;
-                drop(entries);
-                self.owe(key);
+            if owed {
+                let before = entry.owed;
+                if before == Owed::Nothing {
+                    entry.owed = Owed::Used;
+                }
+                // Without room now, the next use may find some.
+                if !self.owe(key) {
+                    entry.owed = before;
+                }
             }
         }
         known
@@ -232,10 +243,10 @@ impl Local {
         self.with(key, token, |entry| entry.touched = UnixMillis::default());
     }
 
-    /// The store has no such session: it has ended, unless it was opened here and is not written yet.
+    /// The store has no such session: it has ended, unless what happened to it here is not written yet.
     pub fn absent(&self, key: &str, token: &str) {
         let Some(account) = self.accounts.get(key) else { return };
-        account.0.lock().retain(|entry| entry.owed == Owed::Opened || !entry.is(token));
+        account.0.lock().retain(|entry| entry.owed != Owed::Nothing || !entry.is(token));
     }
 
     /// What is known of a session, without using it.
@@ -287,11 +298,11 @@ impl Local {
         let mut entries = account.0.lock();
         let mut ended = Vec::new();
         let ends = |entry: &Entry| only.is_none_or(|token| entry.is(token));
-        for entry in entries.iter_mut().filter(|entry| ends(entry)) {
-            if entry.is_live(now) {
-                ended.push(entry.session.clone());
+        for entry in entries.iter_mut().filter(|entry| ends(entry) && entry.is_live(now)) {
+            ended.push(entry.session.clone());
+            if owed {
+                entry.owed = Owed::Ended;
             }
-            entry.owed = if owed { Owed::Ended } else { Owed::Nothing };
         }
         if owed {
             drop(entries);
@@ -331,12 +342,19 @@ impl Local {
         };
         let mut owed = Vec::with_capacity(keys.len());
         for key in keys {
-            let account = self.accounts.get(&**key);
-            let changes: Vec<_> = account
-                .map(|account| account.0.lock().iter().filter_map(change).collect())
-                .unwrap_or_default();
+            let Some(account) = self.accounts.get(&**key) else {
+                // It was forgotten for want of room.
+                self.owes_no_more(key);
+                // If it was made again meanwhile, what it owes is seen the next time.
+                if self.accounts.get(&**key).is_some() {
+                    self.remember(key);
+                }
+                continue;
+            };
+            // Locked until that is noted: what happens meanwhile must not be taken for handed over.
+            let entries = account.0.lock();
+            let changes: Vec<_> = entries.iter().filter_map(change).collect();
             if changes.is_empty() {
-                // The account was forgotten for want of room.
                 self.owes_no_more(key);
             } else {
                 owed.push((Arc::clone(key), changes));
@@ -377,14 +395,24 @@ impl Local {
         entries.iter_mut().find(|entry| entry.is(token)).map(then)
     }
 
-    fn owe(&self, key: &Arc<str>) {
+    /// The store is to hear of a change; returns whether it will.
+    fn owe(&self, key: &Arc<str>) -> bool {
+        let kept = self.remember(key);
+        if !kept {
+            self.dropped.inc();
+        }
+        kept
+    }
+
+    /// Returns whether there is room to remember that the account owes something.
+    fn remember(&self, key: &Arc<str>) -> bool {
         let mut owing = self.owing.lock();
         if owing.len() >= self.most_owing && !owing.contains(key) {
-            self.dropped.inc();
-            return;
+            return false;
         }
         owing.insert(Arc::clone(key));
         self.owes.store(owing.len(), Ordering::Release);
+        true
     }
 
     fn owes_no_more(&self, key: &str) {
@@ -501,6 +529,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_owed_holds_when_the_store_comes_back_without_the_session() {
+        let (local, key) = (local(), key());
+        for token in ["used", "ended"] {
+            heard(&local, &session(token, 0), 0);
+        }
+        local.go_on(&key, "used", true, at(30));
+        local.end(&key, Some("ended"), true, at(30));
+        for (token, known) in [("used", Known::Pending), ("ended", Known::Ended)] {
+            local.absent(&key, token);
+            assert_eq!(local.peek(&key, token, at(31)), known);
+        }
+        let owed = local.owed(&local.owing());
+        assert_eq!(owed[0].1.len(), 2);
+        local.settle(&key, &owed[0].1);
+        assert_eq!(local.peek(&key, "used", at(31)), Known::Live);
+        local.absent(&key, "used");
+        assert_eq!(local.peek(&key, "used", at(31)), Known::Nothing);
+    }
+
+    #[test]
     fn what_happens_while_the_store_is_away_is_owed_until_it_is_written() {
         let (local, key) = (local(), key());
         for token in ["used", "unused", "ended"] {
@@ -544,7 +592,7 @@ mod tests {
         local.end(&key, Some("b"), true, at(5));
         local.settle(&key, &opened);
         assert_eq!(local.peek(&key, "b", at(5)), Known::Ended);
-        assert_eq!(local.peek(&key, "a", at(5)), Known::Live, "the store has heard of it");
+        assert_eq!(local.peek(&key, "a", at(5)), Known::Pending, "the store has not heard of its use");
         let later = changes(&local);
         assert_eq!(later.len(), 2);
         let seen = later.iter().find_map(Change::lives).map(|session| session.times.seen);
@@ -583,7 +631,38 @@ mod tests {
             local.open(&key, session("b", 0), true);
         }
         assert_eq!(local.owing().len(), 10);
-        assert_eq!(dropped.get(), 180);
+        assert_eq!(dropped.get(), 0, "they may be written yet");
+        for number in 0..100 {
+            local.still_owes(&format!("session:{number}").into());
+        }
+        assert_eq!(dropped.get(), 90);
+    }
+
+    #[test]
+    fn a_use_that_found_no_room_is_owed_once_there_is_some() {
+        let local = Local::new(1, rules(), IntCounter::new("dropped", "dropped").unwrap());
+        let other: Arc<str> = "session:bob".into();
+        assert!(local.owe(&other));
+        heard(&local, &session("a", 0), 0);
+        assert_eq!(local.go_on(&key(), "a", true, at(1)), Known::Live);
+        assert_eq!(local.peek(&key(), "a", at(1)), Known::Live, "the store is not told, and so is believed");
+        assert!(local.owed(&[other]).is_empty());
+        local.go_on(&key(), "a", true, at(2));
+        assert_eq!(local.owing(), [key()]);
+        assert_eq!(local.peek(&key(), "a", at(2)), Known::Pending);
+    }
+
+    #[test]
+    fn a_session_that_was_idle_here_is_not_ended_for_good_where_nobody_can_be_told() {
+        let (local, key) = (local(), key());
+        heard(&local, &session("idle", 0), 0);
+        heard(&local, &session("live", 50), 50);
+        assert_eq!(local.end(&key, None, true, at(70)).len(), 1);
+        assert_eq!(local.peek(&key, "idle", at(70)), Known::Idle);
+        assert_eq!(local.peek(&key, "live", at(70)), Known::Ended);
+        assert_eq!(heard(&local, &session("idle", 60), 70), Some(true), "it was used elsewhere");
+        local.end(&key, None, false, at(70));
+        assert_eq!(local.peek(&key, "idle", at(70)), Known::Nothing);
     }
 
     #[test]

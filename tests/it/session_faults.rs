@@ -408,6 +408,35 @@ fn sessions_go_on_open_and_end_while_redis_is_full() {
 }
 
 #[test]
+fn what_redis_does_not_take_is_tried_again_once_a_second_however_many_log_in() {
+    let (redis, origin) = (Redis::start(), issuer());
+    let relay = Relay::to(redis.addr());
+    let redis_settings = format!("{ROOMY}\nbreaker_failures = 1000");
+    let gateway = gateway(&with_sessions(&origin, &redis_settings, ""), &relay.redis_url());
+    log_in(&gateway, &Token::of("bob"));
+    // What is handed over is read first, which Redis does not allow, and logins get their answers too late.
+    redis::cmd("ACL").arg("SETUSER").arg("default").arg("-get").exec(&mut redis.client()).unwrap();
+    let attempts = || {
+        let commands = relay.traffic().commands;
+        commands.iter().filter(|command| **command == ["GET", "session:ada"]).count()
+    };
+    // Each is tried at once, and finds what the others have left.
+    for _ in 0..8 {
+        let before = attempts();
+        relay.delay_answers(Duration::from_millis(300));
+        log_in(&gateway, &Token::of("ada"));
+        relay.delay_answers(Duration::ZERO);
+        assert_eventually!(attempts() > before, "the login is handed over");
+    }
+    relay.take_traffic();
+    let start = std::time::Instant::now();
+    assert_eventually!(attempts() >= 16, "it is tried again", BACK * 3);
+    let (attempts, seconds) = (attempts(), usize::try_from(start.elapsed().as_secs()).unwrap());
+    // Each time it is looked at twice, because others may be changing it; the last login is not done at first.
+    assert!(attempts <= 2 * (seconds + 4), "{attempts} in {seconds} s");
+}
+
+#[test]
 fn sessions_go_on_open_and_end_while_redis_is_a_replica() {
     let replica_of = |redis: &Redis, host: &str, port: &str| {
         redis::cmd("REPLICAOF").arg(host).arg(port).exec(&mut redis.client()).unwrap();

@@ -384,6 +384,35 @@ fn a_session_that_is_under_way_from_another_instance_is_waited_for() {
 }
 
 #[test]
+fn a_session_that_redis_has_not_got_is_none_even_if_it_cannot_be_asked_again() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let relay = Relay::to(redis.addr());
+    let gateway = gateway(&with_sessions(&origin, PATIENT, ""), &relay.redis_url());
+    for user in ["ada", "bob"] {
+        redis::cmd("HSET")
+            .arg(format!("session:{user}"))
+            .arg("a")
+            .arg("b")
+            .exec(&mut redis.client())
+            .unwrap();
+        assert!(!is_in(&gateway, &Token::of(user)), "its first answer is what counts");
+    }
+    // The first answer comes, and a later one does not in time.
+    relay.delay(Duration::from_millis(250));
+    let token = Token::of("eve");
+    std::thread::scope(|scope| {
+        let mut monitor = redis.monitor();
+        let asking = scope.spawn(|| is_in(&gateway, &token));
+        assert_eventually!(
+            monitor.commands().iter().any(|command| command.words.iter().any(|word| word == "session:eve")),
+            "the gateway asks for the session"
+        );
+        relay.delay(Duration::from_secs(5));
+        assert!(!asking.join().unwrap());
+    });
+}
+
+#[test]
 fn a_session_that_is_not_there_is_looked_for_again_once_a_second() {
     let (redis, origin) = (Redis::start(), Origin::start());
     let relay = Relay::to(redis.addr());

@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ::redis::{Cmd, Pipeline, RedisError, RedisResult, ServerError, Value, cmd};
-use futures::future::join_all;
+use futures::stream::{self, StreamExt as _};
 
 use super::super::gateway::Shared;
 use super::stored::{self, COMPARE_AND_SET};
@@ -17,6 +18,8 @@ use crate::sessions::{Record, Session};
 
 /// Accounts handed over in one go.
 const BATCH: usize = 256;
+/// Tokens that other nodes are asked for at the same time.
+const ASKED_AT_ONCE: usize = 64;
 /// Goes over the same accounts: others may be changing them, too.
 const MOST_ROUNDS: usize = 8;
 /// Before another attempt with what could not be handed over.
@@ -62,14 +65,24 @@ impl Shared {
         if count > 0 {
             tracing::info!(count, "sessions of users were handed over that Redis had not got");
         }
-        if let (false, Some(store)) = (left.is_empty(), &self.store) {
-            let store = Arc::clone(store);
-            tokio::spawn(async move {
-                tokio::time::sleep(LATER).await;
-                store.hand_over_soon();
-            });
+        if !left.is_empty() {
+            self.hand_over_sessions_later();
         }
         Ok(())
+    }
+
+    /// One wait at a time, however many nodes and logins find something left: what comes after it goes to all nodes.
+    fn hand_over_sessions_later(&self) {
+        let Some(store) = &self.store else { return };
+        if self.sessions.hand_over_due.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (store, due) = (Arc::clone(store), Arc::clone(&self.sessions.hand_over_due));
+        tokio::spawn(async move {
+            tokio::time::sleep(LATER).await;
+            due.store(false, Ordering::Release);
+            store.hand_over_soon();
+        });
     }
 
     /// Returns the accounts that are still owing.
@@ -173,11 +186,14 @@ impl Shared {
             here.into_iter().zip(answers).for_each(|((token, _), answer)| note(token, Some(answer)));
         }
         if let Some(store) = &self.store {
-            let answers = join_all(elsewhere.into_iter().map(async |(token, revocation)| {
+            let asked = stream::iter(elsewhere).map(|(token, revocation)| async move {
                 let shard = store.shard(revocation.as_bytes());
                 (token, store.call(Lane::Decisions, shard, &exists(&revocation)).await.ok())
-            }));
-            answers.await.into_iter().for_each(|(token, answer)| note(token, answer));
+            });
+            let mut answers = asked.buffer_unordered(ASKED_AT_ONCE);
+            while let Some((token, answer)) = answers.next().await {
+                note(token, answer);
+            }
         }
         Ok(tokens)
     }

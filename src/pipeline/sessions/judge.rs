@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::super::exchange::Seen;
 use super::super::gateway::Shared;
-use super::stored;
+use super::stored::{self, NotChanged};
 use crate::clock::UnixMillis;
 use crate::identity::Identity;
 use crate::metrics::SessionEvent;
@@ -21,6 +21,8 @@ use crate::sessions::{Session, record};
 /// its login.
 const REREADS: [Duration; 3] =
     [Duration::from_millis(20), Duration::from_millis(60), Duration::from_millis(110)];
+/// Requests that ask again at the same time; those beyond it are refused by what the store has said.
+pub(super) const MAX_REREADS: usize = 256;
 /// Uses that are written down at the same time; what comes then is written down with the next use.
 const MAX_TOUCHES: usize = 1_024;
 
@@ -106,25 +108,32 @@ impl Shared {
         let known = local.peek(key, token, now);
         let pauses = match known {
             Known::Live | Known::Pending => REREADS.as_slice().get(..1),
-            Known::Nothing if local.may_look_again(key, token, now) => Some(REREADS.as_slice()),
-            Known::Nothing | Known::Ended | Known::Idle => None,
+            // What was idle here may be used or opened again elsewhere.
+            Known::Nothing | Known::Idle if local.may_look_again(key, token, now) => Some(REREADS.as_slice()),
+            Known::Nothing | Known::Idle | Known::Ended => None,
         };
         let shard = store.shard(key.as_bytes());
-        let pauses = pauses.unwrap_or_default();
+        let place = self.sessions.rereads.try_acquire();
+        let pauses = pauses.filter(|_| place.is_ok()).unwrap_or_default();
+        let mut answered = true;
         for pause in pauses {
             tokio::time::sleep(*pause).await;
             let answer = store.call(Lane::Decisions, shard, &stored::get(key)).await;
-            let seen = match answer.map(stored::value) {
-                Ok(Ok(value)) if !value.is_empty() => Seen::Value(value),
-                Ok(_) => Seen::Absent,
-                Err(_) => Seen::Unknown,
+            let seen = match answer.map_err(NotChanged::from).and_then(stored::value) {
+                Ok(value) if !value.is_empty() => Seen::Value(value),
+                Ok(_) | Err(NotChanged::Refused) => Seen::Absent,
+                // What the store has said already stands.
+                Err(NotChanged::Memory | NotChanged::Away) => {
+                    answered = false;
+                    Seen::Absent
+                }
             };
             match self.judge_seen(identity, seen, now) {
                 Judged::None => {}
                 judged => return judged,
             }
         }
-        if pauses.len() == REREADS.len() {
+        if answered && pauses.len() == REREADS.len() {
             local.looked_in_vain(key, token, self.clock.now());
         }
         local.absent(key, token);
