@@ -3,37 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::{RedisResult, cmd};
+use ::redis::cmd;
 use anyhow::{Context as _, bail};
-use async_trait::async_trait;
 
 use super::build::api_token_naming;
 use crate::api_tokens::ApiTokens;
 use crate::config::Spec;
-use crate::redis::{Lane, Link, Recovery, Store, Unavailable, Unobserved};
+use crate::redis::{Lane, Store, Unavailable, Unburdened, Unobserved};
 
 /// How long the store may take to answer at all.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Pause between two looks whether it answers.
 const PAUSE: Duration = Duration::from_millis(20);
-
-/// A command owes the store nothing.
-struct Nothing;
-
-#[async_trait]
-impl Recovery for Nothing {
-    fn owes(&self) -> bool {
-        false
-    }
-
-    async fn verify(&self, _: &mut Link<'_>) -> RedisResult<()> {
-        Ok(())
-    }
-
-    async fn recover(&self, _: &mut Link<'_>) -> RedisResult<()> {
-        Ok(())
-    }
-}
 
 /// Does `work` on the API tokens in the store of this configuration.
 ///
@@ -53,7 +34,7 @@ pub fn on_api_tokens<T>(spec: &Spec, work: impl AsyncFnOnce(&ApiTokens) -> T) ->
         .build()
         .context("no runtime can be started")?;
     runtime.block_on(async {
-        let watching = tokio::spawn(Arc::clone(&store).supervise(Vec::new(), Arc::new(Nothing)));
+        let watching = tokio::spawn(Arc::clone(&store).supervise(Vec::new(), Arc::new(Unburdened)));
         let reached = reach(&store).await.with_context(|| {
             let at = spec.redis.url.as_ref().map(ToString::to_string).unwrap_or_default();
             format!("Redis ({at}) cannot be reached")

@@ -11,14 +11,13 @@ use super::gateway::Gateway;
 use super::lookup::{Lookup, Lookups};
 use super::refusal::Refusal;
 use super::sessions::Opened;
+use crate::api_tokens::is_api_token;
 use crate::clock::UnixMillis;
 use crate::identity::{Identity, IdentityRefusal, Refused, Unverified};
 use crate::metrics::SessionEvent;
 use crate::route::Route;
 use crate::sessions::login::NotOpened;
 
-/// What API tokens begin with; no JWT does.
-const API_TOKEN: &str = "tgk_";
 /// Longest time that an answer is held back for its session. Longer than the store takes to answer; only a key that
 /// must be fetched first may take more.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -90,7 +89,7 @@ impl Login {
     }
 
     fn judge(&self, token: &str) -> Result<Arc<Identity>, Unopened> {
-        if token.starts_with(API_TOKEN) {
+        if is_api_token(token) {
             return Err(Unopened::For(NotOpened::ApiToken));
         }
         let shared = &self.gateway.shared;

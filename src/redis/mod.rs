@@ -36,7 +36,7 @@ pub use self::scan::Scan;
 pub use self::script::Script;
 pub use self::settings::{Settings, UnusableUrl};
 pub use self::slot::Shard;
-pub use self::supervise::Recovery;
+pub use self::supervise::{Recovery, Unburdened};
 
 use self::breaker::Epoch;
 use self::cluster::{Cluster, Redirection};

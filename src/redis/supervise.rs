@@ -53,6 +53,24 @@ pub trait Recovery: Send + Sync + 'static {
     async fn recover(&self, link: &mut Link<'_>) -> RedisResult<()>;
 }
 
+/// Owes the store nothing and needs nothing of it beyond an answer.
+pub struct Unburdened;
+
+#[async_trait]
+impl Recovery for Unburdened {
+    fn owes(&self) -> bool {
+        false
+    }
+
+    async fn verify(&self, _: &mut Link<'_>) -> RedisResult<()> {
+        Ok(())
+    }
+
+    async fn recover(&self, _: &mut Link<'_>) -> RedisResult<()> {
+        Ok(())
+    }
+}
+
 /// Why a probe failed, with Redis' own words where there are any.
 struct ProbeFailure {
     cause: Unavailable,

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use ::redis::{RedisResult, Value, cmd};
-use async_trait::async_trait;
+use ::redis::{Value, cmd};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{Lane, Link, Recovery, Settings, Store, Unavailable, Unobserved};
+use super::{Lane, Settings, Store, Unavailable, Unburdened, Unobserved};
 
 /// Answers every command with `+OK` or an error, unless silent; as a sentinel it names a master, and every master
 /// says that it is one.
@@ -154,24 +153,6 @@ async fn the_news_of_an_old_connection_does_not_hit_the_new_one() {
     let found = futures::future::join_all((0..50).map(|_| ask(&store))).await;
     assert!(found.iter().all(Result::is_ok), "{found:?}");
     assert_eq!(server.accepted(), 2);
-}
-
-/// Owes nothing.
-struct Unburdened;
-
-#[async_trait]
-impl Recovery for Unburdened {
-    fn owes(&self) -> bool {
-        false
-    }
-
-    async fn verify(&self, _: &mut Link<'_>) -> RedisResult<()> {
-        Ok(())
-    }
-
-    async fn recover(&self, _: &mut Link<'_>) -> RedisResult<()> {
-        Ok(())
-    }
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::setup::{PATIENT, ROOMY, config, gateway, get_as, pair, revoke, ttl};
+use crate::setup::{PATIENT, ROOMY, TWO_ISSUERS, config, degraded, gateway, get_as, pair, revoke, ttl};
 use crate::support::gateway::{ADMIN_TOKEN, Gateway};
 use crate::support::holds_within;
 use crate::support::origin::{Origin, Reply};
@@ -78,10 +78,6 @@ fn is_revoked(gateway: &Gateway, token: &Token) -> bool {
         }
         other => panic!("{other}: {}", reply.text()),
     }
-}
-
-fn degraded(gateway: &Gateway) -> bool {
-    gateway.metric("tollgate_store_degraded", &[]) == Some(1.0)
 }
 
 fn know(gateway: &Gateway, revocations: u16) {
@@ -475,17 +471,7 @@ fn what_was_handed_over_outlives_the_instance_that_revoked_it() {
 #[test]
 fn an_operator_names_the_issuer_where_there_are_several() {
     let (redis, origin) = (Redis::start(), Origin::start());
-    let issuers = r#"
-[issuers.one]
-algorithms = ["HS256"]
-secret = "${JWT_SECRET}"
-issuer = "https://one"
-[issuers.two]
-algorithms = ["HS256"]
-secret = "${JWT_SECRET}"
-issuer = "https://two"
-"#;
-    let config = config(&origin, PATIENT, &format!("{issuers}{ROUTES}"));
+    let config = config(&origin, PATIENT, &format!("{TWO_ISSUERS}{ROUTES}"));
     let [first, second] = pair(&config, &redis);
     let issued_at = unix_seconds();
     let of = |issuer: &str, jti: &str| {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::setup::{PATIENT, ROOMY, config, gateway, get_as, pair};
+use crate::sessions::{is_in, log_in, stored};
+use crate::setup::{PATIENT, ROOMY, TWO_ISSUERS, config, degraded, gateway, get_as, pair};
 use crate::support::client::Response;
 use crate::support::gateway::{ADMIN_TOKEN, Gateway};
 use crate::support::origin::{Origin, Reply};
@@ -84,24 +85,10 @@ fn issuer() -> Origin {
     origin
 }
 
-fn log_in(gateway: &Gateway, token: &Token) {
-    let reply = gateway.client().post("/login").header("x-issue", &token.sign()).send();
-    assert_eq!(reply.code(), 200, "{}", reply.text());
-}
-
 /// Status and detail of a request.
 fn ask(gateway: &Gateway, path: &str, token: &Token) -> (u16, String) {
     let reply = get_as(gateway.addr(), path, &token.sign());
     (reply.code(), if reply.code() == 200 { String::new() } else { reply.detail() })
-}
-
-/// Whether the token has a session.
-fn is_in(gateway: &Gateway, token: &Token) -> bool {
-    match ask(gateway, "/inside/x", token) {
-        (200, _) => true,
-        (401, detail) if ["Session expired", "Token revoked"].contains(&&*detail) => false,
-        other => panic!("{other:?}"),
-    }
 }
 
 fn is_revoked(gateway: &Gateway, token: &Token) -> bool {
@@ -119,18 +106,8 @@ fn write(redis: &Redis, user: &str, tokens: &[&Token]) {
     command.exec(&mut redis.client()).unwrap();
 }
 
-fn stored(redis: &Redis, user: &str) -> String {
-    let value: Option<String> =
-        redis::cmd("GET").arg(format!("session:{user}")).query(&mut redis.client()).unwrap();
-    value.unwrap_or_default()
-}
-
 fn admin(gateway: &Gateway, call: &str, body: &Value) -> Response {
     gateway.admin().post(&format!("/api/v1/{call}")).bearer(ADMIN_TOKEN).json(body).send()
-}
-
-fn degraded(gateway: &Gateway) -> bool {
-    gateway.metric("tollgate_store_degraded", &[]) == Some(1.0)
 }
 
 /// Asks until the gateway has noticed that Redis does not serve.
@@ -177,17 +154,7 @@ fn a_session_that_is_ended_while_redis_is_away_has_ended_also_where_the_instance
 #[test]
 fn an_operator_names_a_user_and_the_issuer_where_there_are_several() {
     let (redis, origin) = (Redis::start(), issuer());
-    let issuers = r#"
-[issuers.one]
-algorithms = ["HS256"]
-secret = "${JWT_SECRET}"
-issuer = "https://one"
-[issuers.two]
-algorithms = ["HS256"]
-secret = "${JWT_SECRET}"
-issuer = "https://two"
-"#;
-    let text = with_sessions(&origin, PATIENT, issuers);
+    let text = with_sessions(&origin, PATIENT, TWO_ISSUERS);
     let with_api_tokens = gateway(&format!("{text}\n[api_tokens]\nenabled = true\n"), &redis.url());
     let gateway = gateway(&text, &redis.url());
     let of = |issuer: &str| Token::of("ada").claim("iss", format!("https://{issuer}"));

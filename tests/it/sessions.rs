@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::setup::{PATIENT, ROOMY, config, counter, gateway, get_as, pair, ttl};
+use crate::setup::{PATIENT, ROOMY, config, counter, degraded, gateway, get_as, pair, ttl};
 use crate::support::cluster::Cluster;
 use crate::support::gateway::{ADMIN_TOKEN, Gateway};
 use crate::support::origin::{Origin, Reply};
@@ -59,7 +59,7 @@ fn with_sessions(origin: &Origin, redis: &str, sessions: &str) -> String {
 }
 
 /// Whether the token has a session.
-fn is_in(gateway: &Gateway, token: &Token) -> bool {
+pub fn is_in(gateway: &Gateway, token: &Token) -> bool {
     let reply = get_as(gateway.addr(), "/inside/x", &token.sign());
     match reply.code() {
         200 => true,
@@ -111,7 +111,8 @@ fn write(redis: &Redis, user: &str, lines: &[Line]) {
         .unwrap();
 }
 
-fn stored(redis: &Redis, user: &str) -> String {
+/// The sessions of `user` as they stand in Redis.
+pub fn stored(redis: &Redis, user: &str) -> String {
     let value: Option<String> =
         redis::cmd("GET").arg(format!("session:{user}")).query(&mut redis.client()).unwrap();
     value.unwrap_or_default()
@@ -133,7 +134,8 @@ fn issuer() -> Origin {
     origin
 }
 
-fn log_in(gateway: &Gateway, token: &Token) {
+/// Logs in with an answer that gives `token`.
+pub fn log_in(gateway: &Gateway, token: &Token) {
     let reply = gateway.client().post("/login").header("x-issue", &token.sign()).send();
     assert_eq!(reply.code(), 200, "{}", reply.text());
 }
@@ -141,10 +143,6 @@ fn log_in(gateway: &Gateway, token: &Token) {
 fn log_out(gateway: &Gateway, token: &Token) {
     let reply = gateway.client().post("/logout").bearer(&token.sign()).send();
     assert!(reply.status.is_success(), "{}", reply.text());
-}
-
-fn degraded(gateway: &Gateway) -> bool {
-    gateway.metric("tollgate_store_degraded", &[]) == Some(1.0)
 }
 
 fn events(gateway: &Gateway, event: &str) -> Option<f64> {

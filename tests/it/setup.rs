@@ -11,6 +11,18 @@ use crate::support::redis::Redis;
 /// Exactness is promised where Redis answers within the deadline; a loaded machine must not decide about that.
 pub const PATIENT: &str = "deadline = \"1s\"";
 
+/// Two issuers, told apart by their `iss`.
+pub const TWO_ISSUERS: &str = r#"
+[issuers.one]
+algorithms = ["HS256"]
+secret = "${JWT_SECRET}"
+issuer = "https://one"
+[issuers.two]
+algorithms = ["HS256"]
+secret = "${JWT_SECRET}"
+issuer = "https://two"
+"#;
+
 /// For tests in which Redis goes away: ten times the default, so that only the faults made here are seen as faults.
 pub const ROOMY: &str = "deadline = \"200ms\"";
 
@@ -97,4 +109,9 @@ pub fn revoke(gateway: &Gateway, body: &serde_json::Value) -> bool {
 /// A request with a token.
 pub fn get_as(addr: SocketAddr, path: &str, token: &str) -> Response {
     Client::new(addr).get(path).bearer(token).send()
+}
+
+/// Whether the gateway says that its store is away.
+pub fn degraded(gateway: &Gateway) -> bool {
+    gateway.metric("tollgate_store_degraded", &[]) == Some(1.0)
 }
