@@ -201,6 +201,8 @@ impl DeafOrigin {
     pub fn start() -> Self {
         let (addr, listener, queued) = wait_for(async {
             let socket = TcpSocket::new_v4().unwrap();
+            // A port whose earlier connections linger is free all the same.
+            socket.set_reuseaddr(true).unwrap();
             socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, super::ports::free_port()))).unwrap();
             let listener = socket.listen(1).unwrap();
             let addr = listener.local_addr().unwrap();

@@ -1,0 +1,83 @@
+//! A stored response on its way out: a hit copies no body bytes.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use pingora::cache::storage::HandleHit;
+use pingora::cache::trace::SpanHandle;
+use pingora::cache::{CacheKey, Storage};
+use pingora::{Error, ErrorType, Result};
+
+use super::Tier;
+use crate::cache::entry::Entry;
+use crate::clock::UnixMillis;
+
+/// A stored response being sent.
+#[derive(Debug)]
+pub struct Hit {
+    pub(super) entry: Arc<Entry>,
+    pub(super) at: usize,
+    pub(super) end: usize,
+    pub(super) tier: Tier,
+}
+
+impl Hit {
+    /// Where it was found.
+    pub const fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// When it was fetched or last validated.
+    pub fn updated(&self) -> UnixMillis {
+        self.entry.updated()
+    }
+}
+
+#[async_trait]
+impl HandleHit for Hit {
+    async fn read_body(&mut self) -> Result<Option<Bytes>> {
+        if self.at >= self.end {
+            return Ok(None);
+        }
+        let part = self.entry.body().slice(self.at..self.end);
+        self.at = self.end;
+        Ok(Some(part))
+    }
+
+    async fn finish(
+        self: Box<Self>,
+        _storage: &'static (dyn Storage + Sync),
+        _key: &CacheKey,
+        _trace: &SpanHandle,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    fn can_seek(&self) -> bool {
+        true
+    }
+
+    fn seek(&mut self, start: usize, end: Option<usize>) -> Result<()> {
+        let length = self.entry.body().len();
+        let end = end.unwrap_or(length).min(length);
+        if start > end {
+            return Error::e_explain(ErrorType::InternalError, "range outside the stored body");
+        }
+        (self.at, self.end) = (start, end);
+        Ok(())
+    }
+
+    fn get_eviction_weight(&self) -> usize {
+        self.entry.weight()
+    }
+
+    fn as_any(&self) -> &(dyn Any + Send + Sync) {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut (dyn Any + Send + Sync) {
+        self
+    }
+}

@@ -1,0 +1,74 @@
+//! The header fields of what is stored: what a 304 changes, and what is never replayed.
+
+use http::{HeaderMap, HeaderName, header};
+use pingora::http::ResponseHeader;
+
+/// RFC 9111 section 3.2: the stored response takes every field of a 304 that does not describe its own framing.
+/// `Vary` stays: pingora cannot move a stored body to another variant.
+pub(super) fn freshen(stored: &mut ResponseHeader, fresh: &HeaderMap) {
+    const KEPT: [HeaderName; 7] = [
+        header::CONTENT_LENGTH,
+        header::CONTENT_ENCODING,
+        header::CONTENT_TYPE,
+        header::CONTENT_RANGE,
+        header::TRANSFER_ENCODING,
+        header::VARY,
+        header::CONNECTION,
+    ];
+    // The body is as current as the 304, whether that has a date or gets one when it is stored.
+    stored.remove_header(&header::DATE);
+    for name in fresh.keys().filter(|name| !KEPT.contains(name)) {
+        stored.remove_header(name);
+        for value in fresh.get_all(name) {
+            // Name and value come from a header map: they are valid.
+            drop(stored.append_header(name.clone(), value.clone()));
+        }
+    }
+}
+
+/// Removes what belongs to one exchange and must never be replayed: hop-by-hop fields (RFC 9111 section 3.1),
+/// cookies, rate-limit state, request identifiers, `Age`, and the gateway's own reports.
+pub(super) fn sanitise_for_storage(header: &mut ResponseHeader) {
+    const DROPPED: [&str; 17] = [
+        "age",
+        "cache-status",
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authentication-info",
+        "proxy-authorization",
+        "proxy-connection",
+        "set-cookie",
+        "te",
+        "traceparent",
+        "tracestate",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "x-cache",
+        "x-request-id",
+    ];
+    let nominated: Vec<HeaderName> = header
+        .headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .collect();
+    let dropped: Vec<HeaderName> = header
+        .headers
+        .keys()
+        .filter(|name| {
+            let text = name.as_str();
+            DROPPED.contains(&text)
+                || nominated.contains(name)
+                || ["x-ratelimit-", "x-rate-limit-", "ratelimit", "x-tollgate-", "x-cache-"]
+                    .iter()
+                    .any(|prefix| text.starts_with(prefix))
+        })
+        .cloned()
+        .collect();
+    for name in dropped {
+        header.remove_header(&name);
+    }
+}

@@ -1,0 +1,292 @@
+//! One request's way through the cache: a line for each of pingora's callbacks.
+//! Decisions are the policy's; this file only translates between it and pingora.
+
+mod fields;
+mod pending;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode, header};
+use pingora::cache::key::{CacheHashKey, HashBinary};
+use pingora::cache::{
+    CacheKey, CacheMeta, CachePhase, ForcedFreshness, HitHandler, HttpCache, NoCacheReason, RespCacheable,
+};
+use pingora::http::ResponseHeader;
+use pingora::{Error, ErrorSource, ErrorType};
+
+use super::Cache;
+use super::directives::{RequestDirectives, ResponseDirectives};
+use super::entry::{system_time, unix};
+use super::generations::Write;
+use super::policy::{self, NotStored, Response};
+use super::settings::RouteCache;
+use super::status::{Outcome, Report};
+use super::storage::{Hit, Tier};
+use super::vary;
+use crate::clock::{UnixMillis, millis};
+
+use self::fields::{freshen, sanitise_for_storage};
+pub use self::pending::Pending;
+
+/// A request that uses the cache.
+#[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "facts about one request, each set in its own phase")]
+pub struct Transaction {
+    cache: &'static Cache,
+    route: Arc<RouteCache>,
+    key: CacheKey,
+    public_key: Box<str>,
+    directives: RequestDirectives,
+    authorised: bool,
+    /// Whether there is time left for the shared tier.
+    may_ask_remote: bool,
+    /// Generations that Redis lacks.
+    absent: Vec<Write>,
+    /// When the request came.
+    started: UnixMillis,
+    /// When it last went upstream.
+    sent: UnixMillis,
+    /// Fields of a 304, which pingora merges only in part.
+    freshening: Option<HeaderMap>,
+    by_request: bool,
+    had_stale: bool,
+    /// The object was predicted not to be storable, so the cache was not asked.
+    bypassed: bool,
+    storable: bool,
+    not_stored: Option<NotStored>,
+    tier: Option<Tier>,
+}
+
+impl Transaction {
+    /// The time a request may wait for the store is used up: the shared tier is not asked.
+    pub const fn read_memory_only(&mut self) {
+        self.may_ask_remote = false;
+    }
+
+    /// For `request_cache_filter`.
+    pub fn enable(&self, http: &mut HttpCache) {
+        self.cache.enable(http, self.route.max_object_bytes, self.may_ask_remote);
+    }
+
+    /// For `cache_key_callback`.
+    pub fn key(&self) -> CacheKey {
+        self.key.clone()
+    }
+
+    /// For `cache_vary_filter`.
+    pub fn variance(&self, stored: &HeaderMap, request: &HeaderMap) -> Option<HashBinary> {
+        vary::variance(&self.route.vary, stored, request)
+    }
+
+    /// For `cache_hit_filter`: what the request's own directives make of a stored response. `waited`: the
+    /// request waited for another one (`session.cache.lock_duration().is_some()`); `background`: it is a
+    /// revalidation of pingora's own (`session.subrequest_ctx.is_some()`).
+    pub fn found(
+        &mut self,
+        meta: &CacheMeta,
+        handler: &HitHandler,
+        is_fresh: bool,
+        waited: bool,
+        background: bool,
+        now: UnixMillis,
+    ) -> Option<ForcedFreshness> {
+        let hit = handler.as_any().downcast_ref::<Hit>();
+        self.tier = hit.map(Hit::tier);
+        self.had_stale = !is_fresh;
+        if background {
+            return None;
+        }
+        // Fetched or validated for another request since this one came: as good as done for this one
+        // (RFC 9111 section 4), or requests for what is never fresh would be served one by one.
+        if waited && hit.is_some_and(|hit| hit.updated() >= self.started) {
+            self.had_stale = false;
+            return (!is_fresh).then_some(ForcedFreshness::ForceFresh);
+        }
+        let fresh_until = unix(meta.fresh_until());
+        if self.is_refused(meta, fresh_until, now) {
+            self.by_request = true;
+            return Some(ForcedFreshness::ForceExpired);
+        }
+        let stale_for = now.millis_since(fresh_until);
+        let tolerated = self.directives.max_stale.is_some_and(|most| stale_for <= most.saturating_mul(1_000));
+        (!is_fresh && tolerated && self.may_be_stale(meta)).then_some(ForcedFreshness::ForceFresh)
+    }
+
+    /// RFC 9111 section 5.2.1: too old, or not fresh for long enough, for this request.
+    fn is_refused(&self, meta: &CacheMeta, fresh_until: UnixMillis, now: UnixMillis) -> bool {
+        let asked = &self.directives;
+        let age = now.millis_since(unix(meta.epoch()));
+        let left = fresh_until.millis_since(now);
+        asked.no_cache
+            || asked.max_age.is_some_and(|most| most == 0 || age > most.saturating_mul(1_000))
+            || asked.min_fresh.is_some_and(|least| left < least.saturating_mul(1_000))
+    }
+
+    fn may_be_stale(&self, meta: &CacheMeta) -> bool {
+        self.route.override_origin
+            || !ResponseDirectives::parse(meta.headers()).forbids_stale(self.route.shared)
+    }
+
+    /// For `proxy_upstream_filter`: the request wants no answer but a stored one; it gets 504. `background`: it
+    /// is pingora's own revalidation, which repeats the client's headers but is not the client's.
+    pub const fn refuses_upstream(&self, background: bool) -> bool {
+        self.directives.only_if_cached && !background
+    }
+
+    /// For `upstream_request_filter`: from now on the response grows old (RFC 9111 section 4.2.3).
+    pub const fn sent_upstream(&mut self, now: UnixMillis) {
+        self.sent = now;
+    }
+
+    /// For `upstream_response_filter`, before `response_cache_filter`: remembers what a 304 brings.
+    pub fn upstream_responded(&mut self, response: &ResponseHeader) {
+        self.freshening = (response.status == StatusCode::NOT_MODIFIED).then(|| response.headers.clone());
+    }
+
+    /// For `response_cache_filter`; `request` are the downstream request's headers.
+    pub fn judge(
+        &mut self,
+        http: &HttpCache,
+        response: &ResponseHeader,
+        request: &HeaderMap,
+        now: UnixMillis,
+    ) -> RespCacheable {
+        self.bypassed = http.bypassing();
+        let mut header = response.clone();
+        if let Some(fresh) = self.freshening.take() {
+            freshen(&mut header, &fresh);
+        }
+        let judged = self.storable(&header, request, now);
+        let stored = match judged {
+            Ok(stored) => stored,
+            Err(why) => {
+                self.not_stored = Some(why);
+                return RespCacheable::Uncacheable(NoCacheReason::Custom(why.as_str()));
+            }
+        };
+        self.storable = true;
+        sanitise_for_storage(&mut header);
+        // RFC 9110 section 6.6.1: who stores a response without a date adds the time it came.
+        if !header.headers.contains_key(header::DATE) {
+            drop(header.insert_header(header::DATE, httpdate::fmt_http_date(system_time(now))));
+        }
+        // pingora compares with `>=`: what is never fresh has to end before now.
+        let fresh_until = if stored.fresh_for.is_zero() {
+            UnixMillis(now.0.saturating_sub(1_000))
+        } else {
+            now.plus(stored.fresh_for)
+        };
+        let seconds = |window: Duration| u32::try_from(window.as_secs()).unwrap_or(u32::MAX);
+        let mut meta = CacheMeta::new(
+            system_time(fresh_until),
+            system_time(now),
+            seconds(stored.stale_while_revalidate),
+            seconds(stored.stale_if_error),
+            header,
+        );
+        if !stored.age.is_zero() {
+            let epoch = UnixMillis(now.0.saturating_sub(millis(stored.age)));
+            meta.set_epoch_override(system_time(epoch));
+        }
+        RespCacheable::Cacheable(meta)
+    }
+
+    /// After [`Self::judge`]: the generations to be written with `SET NX`, in the background, because a response
+    /// is being stored under them. Nothing depends on whether that works but the number of fetches.
+    pub fn generations_to_create(&mut self) -> Vec<Write> {
+        if self.storable { std::mem::take(&mut self.absent) } else { Vec::new() }
+    }
+
+    fn storable(
+        &self,
+        header: &ResponseHeader,
+        request: &HeaderMap,
+        now: UnixMillis,
+    ) -> Result<policy::Storable, NotStored> {
+        let response = Response {
+            status: header.status,
+            headers: &header.headers,
+            authorised: self.authorised,
+            requested_at: self.sent,
+            now,
+        };
+        let stored = policy::judge(&self.route, self.cache.max_lifetime(), response)?;
+        match self.variance(&header.headers, request) {
+            Some(variance) if !self.cache.admits_variant(self.key.primary_bin(), &variance) => {
+                Err(NotStored::TooManyVariants)
+            }
+            _ => Ok(stored),
+        }
+    }
+
+    /// For `response_filter`: says what happened in the response's headers. `show_key`: with `X-Cache-Key`.
+    pub fn report(
+        &self,
+        http: &HttpCache,
+        header: &mut ResponseHeader,
+        show_key: bool,
+        now: UnixMillis,
+    ) -> Outcome {
+        let phase = http.phase();
+        let outcome = match phase {
+            CachePhase::Disabled(_) if self.bypassed => Outcome::Bypass,
+            _ => Outcome::of(phase),
+        };
+        let ttl = http.maybe_cache_meta().filter(|_| outcome != Outcome::Bypass).map(|meta| {
+            let until = i64::try_from(unix(meta.fresh_until()).as_secs()).unwrap_or(i64::MAX);
+            until.saturating_sub(i64::try_from(now.as_secs()).unwrap_or(i64::MAX))
+        });
+        let detail = match phase {
+            _ if self.not_stored.is_some() => self.not_stored.map(NotStored::as_str),
+            CachePhase::Disabled(NoCacheReason::CacheLockGiveUp) => Some("not_shareable"),
+            CachePhase::Disabled(NoCacheReason::CacheLockTimeout | NoCacheReason::CacheLockRetryLimit) => {
+                Some("waited_too_long")
+            }
+            CachePhase::Disabled(
+                NoCacheReason::ResponseTooLarge | NoCacheReason::PredictedResponseTooLarge,
+            ) => Some("too_large"),
+            CachePhase::Disabled(NoCacheReason::UpstreamError) => Some("upstream_error"),
+            CachePhase::Bypass => Some("predicted"),
+            CachePhase::Hit => self.tier.map(Tier::as_str),
+            _ => None,
+        };
+        Report {
+            outcome,
+            had_stale: self.had_stale,
+            by_request: self.by_request,
+            stored: self.storable && matches!(phase, CachePhase::Miss | CachePhase::Expired),
+            collapsed: http.lock_duration().is_some(),
+            ttl,
+            detail,
+            key: show_key.then_some(&*self.public_key),
+        }
+        .write(header);
+        outcome
+    }
+
+    /// Where a hit came from.
+    pub const fn tier(&self) -> Option<Tier> {
+        self.tier
+    }
+
+    /// Why the response was not stored, once that is decided.
+    pub const fn not_stored(&self) -> Option<NotStored> {
+        self.not_stored
+    }
+}
+
+/// For `should_serve_stale`: the windows are pingora's to check; this says which failures count (RFC 5861
+/// section 4). Without an error pingora asks whether to serve stale while it revalidates.
+pub fn serves_stale(error: Option<&Error>) -> bool {
+    match error {
+        None => true,
+        Some(error) => match error.etype() {
+            ErrorType::HTTPStatus(status) => matches!(status, 500 | 502 | 503 | 504),
+            _ => *error.esource() != ErrorSource::Downstream,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

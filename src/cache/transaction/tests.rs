@@ -1,0 +1,152 @@
+use super::*;
+use crate::cache::key::Target;
+use crate::cache::request::Caller;
+use crate::cache::settings::Settings;
+use crate::clock::ManualClock;
+use http::{HeaderName, HeaderValue, Method};
+use std::sync::Arc;
+
+const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
+
+fn transaction(route: RouteCache, cache_control: &'static str) -> Transaction {
+    let cache = Cache::leak(&Settings::default(), 1024, None, false, Arc::new(ManualClock::at(NOW)));
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(cache_control));
+    let target = Target { scheme: "http", host: "h", path: "/", query: None, caller: Caller::User("ada") };
+    let pending = Pending::new(&Arc::new(route), &Method::GET, &headers, target, |_| None).unwrap();
+    pending.locally(cache, NOW)
+}
+
+fn response(status: u16, fields: &[(&'static str, &'static str)]) -> ResponseHeader {
+    let mut header = ResponseHeader::build(status, None).unwrap();
+    for (name, value) in fields {
+        header.append_header(*name, *value).unwrap();
+    }
+    header
+}
+
+fn judged(cached: &mut Transaction, response: &ResponseHeader, now: UnixMillis) -> CacheMeta {
+    cached.judge(&HttpCache::new(), response, &HeaderMap::new(), now).unwrap_meta()
+}
+
+#[test]
+fn nothing_of_one_exchange_is_replayed_in_another() {
+    let mut header = response(
+        200,
+        &[
+            ("X-RateLimit-Remaining", "3"),
+            ("RateLimit", "x"),
+            ("RateLimit-Policy", "x"),
+            ("Set-Cookie", "a=b"),
+            ("X-Request-Id", "1"),
+            ("X-Tollgate-Node", "1"),
+            ("X-Cache", "HIT"),
+            ("X-Cache-Key", "1"),
+            ("Keep-Alive", "timeout=9"),
+            ("Transfer-Encoding", "chunked"),
+            ("Connection", "close, X-Hop"),
+            ("X-Hop", "1"),
+            ("Age", "9"),
+            ("ETag", "\"1\""),
+            ("X-Kept", "1"),
+        ],
+    );
+    sanitise_for_storage(&mut header);
+    let mut left: Vec<_> = header.headers.keys().map(HeaderName::as_str).collect();
+    left.sort_unstable();
+    assert_eq!(left, ["etag", "x-kept"]);
+}
+
+#[test]
+fn a_stored_response_has_a_date_and_the_age_it_came_with() {
+    let mut cached = transaction(RouteCache::new("r"), "");
+    cached.sent_upstream(NOW);
+    let meta = judged(&mut cached, &response(200, &[("cache-control", "max-age=60"), ("age", "20")]), NOW);
+    assert_eq!(unix(meta.fresh_until()), NOW.plus(Duration::from_secs(40)));
+    assert_eq!(unix(meta.epoch()), UnixMillis(NOW.0 - 20_000));
+    assert!(meta.headers().contains_key("date") && !meta.headers().contains_key("age"));
+}
+
+#[test]
+fn a_304_without_a_date_makes_an_old_response_fresh_again() {
+    let mut cached = transaction(RouteCache::new("r"), "");
+    let fields = [("cache-control", "max-age=60"), ("etag", "\"1\""), ("x-n", "1")];
+    let old = judged(&mut cached, &response(200, &fields), NOW);
+    let later = NOW.plus(Duration::from_secs(3_600));
+    cached.sent_upstream(later);
+    cached.upstream_responded(&response(304, &[("etag", "\"1\""), ("x-n", "2"), ("vary", "*")]));
+    let meta = judged(&mut cached, old.response_header(), later);
+    assert_eq!(unix(meta.fresh_until()), later.plus(Duration::from_secs(60)));
+    assert_eq!(meta.headers().get("x-n").unwrap(), "2");
+    assert!(!meta.headers().contains_key("vary"));
+}
+
+/// A stored response of no particular tier.
+struct NoHit;
+#[async_trait::async_trait]
+impl pingora::cache::storage::HandleHit for NoHit {
+    async fn read_body(&mut self) -> pingora::Result<Option<bytes::Bytes>> {
+        Ok(None)
+    }
+    async fn finish(
+        self: Box<Self>,
+        _: &'static (dyn pingora::cache::Storage + Sync),
+        _: &CacheKey,
+        _: &pingora::cache::trace::SpanHandle,
+    ) -> pingora::Result<()> {
+        Ok(())
+    }
+    fn as_any(&self) -> &(dyn std::any::Any + Send + Sync) {
+        self
+    }
+    fn as_any_mut(&mut self) -> &mut (dyn std::any::Any + Send + Sync) {
+        self
+    }
+}
+
+#[test]
+fn request_directives_decide_over_a_stored_response() {
+    let stored = |fields: &[(&'static str, &'static str)], age: u64| {
+        let epoch = UnixMillis(NOW.0 - age * 1_000);
+        let fresh_until = epoch.plus(Duration::from_secs(60));
+        CacheMeta::new(system_time(fresh_until), system_time(epoch), 0, 0, response(200, fields))
+    };
+    let plain: &[(&str, &str)] = &[("cache-control", "max-age=60")];
+    let strict: &[(&str, &str)] = &[("cache-control", "max-age=60, must-revalidate")];
+    let (expire, fresh) = (Some(ForcedFreshness::ForceExpired), Some(ForcedFreshness::ForceFresh));
+    let table = [
+        ("", plain, 10, None),
+        ("", plain, 70, None),
+        ("no-cache", plain, 10, expire),
+        ("max-age=0", plain, 0, expire),
+        ("max-age=5", plain, 10, expire),
+        ("max-age=20", plain, 10, None),
+        ("min-fresh=51", plain, 10, expire),
+        ("min-fresh=50", plain, 10, None),
+        ("max-stale=10", plain, 70, fresh),
+        ("max-stale=9", plain, 70, None),
+        ("max-stale", plain, 7_000, fresh),
+        ("max-stale", strict, 70, None),
+    ];
+    for (asked, fields, age, expected) in table {
+        let mut cached = transaction(RouteCache::new("r"), asked);
+        let handler: HitHandler = Box::new(NoHit);
+        let found = cached.found(&stored(fields, age), &handler, age <= 60, false, false, NOW);
+        assert_eq!(found, expected, "{asked} at {age}");
+    }
+    let mut cached = transaction(RouteCache::new("r"), "no-cache, only-if-cached");
+    let handler: HitHandler = Box::new(NoHit);
+    assert_eq!(cached.found(&stored(plain, 70), &handler, false, false, true, NOW), None);
+    assert!(cached.refuses_upstream(false) && !cached.refuses_upstream(true));
+}
+
+#[test]
+fn only_failures_of_the_backend_are_answered_with_stale_responses() {
+    let upstream = |etype| Error::create(etype, ErrorSource::Upstream, None, None);
+    assert!(serves_stale(None));
+    assert!(serves_stale(Some(&upstream(ErrorType::HTTPStatus(503)))));
+    assert!(!serves_stale(Some(&upstream(ErrorType::HTTPStatus(501)))));
+    assert!(serves_stale(Some(&upstream(ErrorType::ConnectRefused))));
+    let client = Error::create(ErrorType::ConnectionClosed, ErrorSource::Downstream, None, None);
+    assert!(!serves_stale(Some(&client)));
+}
