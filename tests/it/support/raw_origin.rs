@@ -200,11 +200,7 @@ pub struct DeafOrigin {
 impl DeafOrigin {
     pub fn start() -> Self {
         let (addr, listener, queued) = wait_for(async {
-            let socket = TcpSocket::new_v4().unwrap();
-            // A port whose earlier connections linger is free all the same.
-            socket.set_reuseaddr(true).unwrap();
-            socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, super::ports::free_port()))).unwrap();
-            let listener = socket.listen(1).unwrap();
+            let listener = listen_on_a_free_port();
             let addr = listener.local_addr().unwrap();
             let mut queued = Vec::new();
             // The kernel allows a few more than asked for.
@@ -222,4 +218,19 @@ impl DeafOrigin {
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
+}
+
+/// With room for one connection that nobody accepts.
+fn listen_on_a_free_port() -> TcpListener {
+    for _ in 0..10 {
+        let socket = TcpSocket::new_v4().unwrap();
+        // A port whose earlier connections linger is free all the same.
+        socket.set_reuseaddr(true).unwrap();
+        let bound = socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, super::ports::free_port())));
+        // Somebody else may have been quicker.
+        if let Ok(listener) = bound.and_then(|()| socket.listen(1)) {
+            return listener;
+        }
+    }
+    panic!("no port to listen on");
 }
