@@ -51,6 +51,10 @@ families! {
         upstream_errors: IntCounterVec = "tollgate_upstream_errors_total" ["upstream", "kind"],
         /// What the response cache did, by route.
         cache: IntCounterVec = "tollgate_cache_total" ["route", "outcome"],
+        /// Requests that waited for another instance to fetch what they asked for.
+        cache_waits: IntCounter = "tollgate_cache_waits_total" [],
+        /// Lookups, each perhaps for several requests, that waited for another instance in vain and fetched themselves.
+        cache_waits_given_up: IntCounter = "tollgate_cache_waits_given_up_total" [],
         /// Bytes held by the memory tier of the response cache.
         cache_bytes: IntGauge = "tollgate_cache_bytes" [],
         /// Entries held by the memory tier of the response cache.

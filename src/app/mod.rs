@@ -205,10 +205,17 @@ fn shared(
             remote_deadline: spec.redis.deadline / 2,
             remote_secret: cache_secret(spec),
             key_prefix: spec.redis.key_prefix.clone(),
+            lock_wait: spec.cache.coalesce_wait,
+            claim_hold: spec.cache.redis_lock,
+            // Who waits longer than usual is not woken before it wants to.
+            lock_age: spec.cache.coalesce_wait.max(cache::Settings::default().lock_age),
             ..cache::Settings::default()
         },
         bytes(largest.unwrap_or(spec.cache.max_object)),
-        store.as_ref().filter(|_| spec.cache.redis).map(|store| Arc::new(RedisTier(Arc::clone(store))) as _),
+        store
+            .as_ref()
+            .filter(|_| spec.cache.redis)
+            .map(|store| Arc::new(RedisTier::new(Arc::clone(store), &metrics)) as _),
         !memory_only,
         Arc::clone(&clock),
     );

@@ -1,28 +1,45 @@
-//! The shared tier of the response cache, on Redis. It moves bytes; what they mean is the cache's business.
+//! The shared tier of the response cache, on Redis. It moves bytes and claims; what they mean is the cache's business.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use ::redis::{Value, cmd};
 use async_trait::async_trait;
 use bytes::Bytes;
+use prometheus::IntCounter;
 
-use crate::cache::remote::RemoteTier;
+use crate::cache::remote::{Claim, Claimed, RemoteTier, Waited};
 use crate::clock::millis;
-use crate::redis::{Lane, Store};
+use crate::metrics::Metrics;
+use crate::redis::{Lane, Script, Store, Unavailable};
 
 /// A write nobody waits for may take this long.
 const WRITE_TIME: Duration = Duration::from_secs(1);
 
+static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../redis/scripts/claim.lua")));
+static RELEASE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../redis/scripts/release.lua")));
+
 /// Redis as the cache's shared tier.
-pub(super) struct RedisTier(pub(super) Arc<Store>);
+pub(super) struct RedisTier {
+    store: Arc<Store>,
+    waits: IntCounter,
+    given_up: IntCounter,
+}
+
+impl RedisTier {
+    pub(super) fn new(store: Arc<Store>, metrics: &Metrics) -> Self {
+        let families = metrics.families();
+        Self { store, waits: families.cache_waits.clone(), given_up: families.cache_waits_given_up.clone() }
+    }
+}
 
 #[async_trait]
 impl RemoteTier for RedisTier {
     async fn get(&self, key: &str) -> Option<Bytes> {
         let mut command = cmd("GET");
         command.arg(key);
-        match self.0.call(Lane::Bodies, self.0.shard(key.as_bytes()), &command).await {
+        match self.store.call(Lane::Bodies, self.store.shard(key.as_bytes()), &command).await {
             Ok(Value::BulkString(bytes)) => Some(Bytes::from(bytes)),
             _ => None,
         }
@@ -31,15 +48,48 @@ impl RemoteTier for RedisTier {
     async fn put(&self, key: &str, value: Bytes, ttl: Duration) -> bool {
         let mut command = cmd("SET");
         command.arg(key).arg(&*value).arg("PX").arg(millis(ttl).max(1));
-        let shard = self.0.shard(key.as_bytes());
-        self.0.call_within(WRITE_TIME, Lane::Bodies, shard, &command).await.is_ok()
+        let shard = self.store.shard(key.as_bytes());
+        self.store.call_within(WRITE_TIME, Lane::Bodies, shard, &command).await.is_ok()
     }
 
     async fn delete(&self, key: &str) {
         let mut command = cmd("UNLINK");
         command.arg(key);
         // Best effort: the entry is unreachable already and goes with its TTL.
-        let shard = self.0.shard(key.as_bytes());
-        let _ = self.0.call_within(WRITE_TIME, Lane::Bodies, shard, &command).await;
+        let shard = self.store.shard(key.as_bytes());
+        let _ = self.store.call_within(WRITE_TIME, Lane::Bodies, shard, &command).await;
+    }
+
+    async fn get_or_claim(&self, key: &str, claim: Claim<'_>) -> Claimed {
+        let shard = self.store.shard(key.as_bytes());
+        if shard != self.store.shard(claim.name.as_bytes()) {
+            // A prefix with half a hash tag in it: no script can have both.
+            return self.get(key).await.map_or(Claimed::Open, Claimed::Found);
+        }
+        let mut command = CLAIM.command();
+        command.arg(2).arg(key).arg(claim.name).arg(claim.holder).arg(millis(claim.hold).max(1));
+        match self.store.eval(Lane::Bodies, shard, &CLAIM, &command).await {
+            Ok(Value::BulkString(bytes)) => Claimed::Found(Bytes::from(bytes)),
+            Ok(Value::Int(1)) => Claimed::Won,
+            Ok(Value::Int(0)) => Claimed::Taken,
+            Ok(_) => Claimed::Open,
+            Err(Unavailable::DeadlinePassed | Unavailable::ConnectionLost) => Claimed::Unknown,
+            Err(_) => Claimed::Away,
+        }
+    }
+
+    async fn release(&self, claim: Claim<'_>, unshared: Option<Duration>) {
+        let mut command = RELEASE.command();
+        command.arg(1).arg(claim.name).arg(claim.holder).arg(unshared.map_or(0, millis));
+        // Best effort: it ends by itself.
+        let shard = self.store.shard(claim.name.as_bytes());
+        let _ = self.store.eval_within(WRITE_TIME, Lane::Bodies, shard, &RELEASE, &command).await;
+    }
+
+    fn waited(&self, waited: Waited) {
+        match waited {
+            Waited::Request => self.waits.inc(),
+            Waited::GivenUp => self.given_up.inc(),
+        }
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod directives;
 mod entry;
+mod flights;
 #[cfg(test)]
 mod flow_tests;
 pub mod generations;
@@ -15,13 +16,14 @@ pub mod status;
 pub mod storage;
 pub mod tag;
 pub mod transaction;
+mod turns;
 pub mod vary;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use pingora::cache::key::HashBinary;
-use pingora::cache::lock::{CacheKeyLockImpl, CacheLock};
+use pingora::cache::lock::CacheKeyLockImpl;
 use pingora::cache::predictor::Predictor;
 use pingora::cache::{CacheOptionOverrides, HttpCache, Storage};
 
@@ -29,6 +31,7 @@ use crate::clock::Clock;
 use generations::Generations;
 use remote::RemoteTier;
 use storage::{MemoryReads, Tiers};
+use turns::Turns;
 use vary::Variants;
 
 pub use settings::{QueryPolicy, RouteCache, Settings};
@@ -66,7 +69,7 @@ impl Cache {
         Box::leak(Box::new(Self {
             tiers,
             memory_reads: Box::leak(Box::new(MemoryReads(tiers))),
-            lock: Box::leak(CacheLock::new_boxed(settings.lock_age)),
+            lock: Box::leak(Box::new(Turns::new(settings.lock_age, tiers))),
             predictor: Box::leak(Box::new(Predictor::new(PREDICTED_PER_SHARD, Some(is_transient)))),
             generations: Generations::new(settings, shared),
             variants: Variants::new(settings.max_variants),

@@ -1,4 +1,5 @@
-//! The shared tier as the cache sees it: bytes under a key, best effort, never awaited by a client's response.
+//! The shared tier as the cache sees it: bytes under a key, and claims to make them, best effort, never awaited by a
+//! client's response.
 //! It bounds what is under way and counts what is dropped; the connection is somebody else's.
 
 use std::sync::Arc;
@@ -14,6 +15,10 @@ use super::entry::{Entry, Rejected, Secret};
 use super::settings::Settings;
 use crate::clock::UnixMillis;
 
+/// For how long nobody waits for anybody once a fetch gave nothing that all could have. Whoever waits looks again
+/// sooner than that.
+const UNSHARED: Duration = Duration::from_secs(1);
+
 /// A store that all instances share. Every call is best effort: absence and failure look the same.
 #[async_trait]
 pub trait RemoteTier: Send + Sync + 'static {
@@ -23,6 +28,61 @@ pub trait RemoteTier: Send + Sync + 'static {
     async fn put(&self, key: &str, value: Bytes, ttl: Duration) -> bool;
     /// Deletes `key`.
     async fn delete(&self, key: &str);
+    /// The value of `key`, or the right to make it, in one exchange; the caller waits no longer than
+    /// `Settings::remote_deadline`. Who holds the claim already gets it again.
+    async fn get_or_claim(&self, key: &str, claim: Claim<'_>) -> Claimed;
+    /// Gives a claim back if it is still held. `unshared`: the value will not come, so that for this long nobody waits
+    /// for anybody; otherwise somebody else may make it.
+    async fn release(&self, claim: Claim<'_>, unshared: Option<Duration>);
+    /// Sees what becomes of waits for other instances; implemented by metrics.
+    fn waited(&self, _: Waited) {}
+}
+
+/// The right of one instance to make the value of a key, for a while.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    /// Its key.
+    pub name: &'a str,
+    /// Who claims; no two instances have the same.
+    pub holder: &'a str,
+    /// How long it holds unless it is given back.
+    pub hold: Duration,
+}
+
+/// What the shared tier says to somebody who needs a value, or else the right to make it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claimed {
+    /// The value.
+    Found(Bytes),
+    /// There is none, and the caller has the claim.
+    Won,
+    /// There is none, and somebody else has the claim.
+    Taken,
+    /// There is none, and nobody need wait for anybody.
+    Open,
+    /// No answer; the claim may be the caller's all the same.
+    Unknown,
+    /// It could not be asked.
+    Away,
+}
+
+/// How a wait for another instance went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// One request waited, however it ended.
+    Request,
+    /// A lookup, perhaps for several requests, gave up: the other instance took too long.
+    GivenUp,
+}
+
+/// What a lookup in the shared tier comes to.
+pub(super) enum Lookup {
+    /// A usable entry.
+    Found(Arc<Entry>),
+    /// Nothing usable: the caller fetches. `claimed`: it has told the other instances, or may have.
+    Fetch { claimed: bool },
+    /// Nothing yet: another instance is fetching it.
+    Elsewhere,
 }
 
 /// What happened in the shared tier since the start.
@@ -51,6 +111,9 @@ pub(super) struct Remote {
     counters: Arc<RemoteCounters>,
     secret: Arc<Secret>,
     prefix: Box<str>,
+    /// Who this instance is, where it claims a fetch.
+    holder: Box<str>,
+    hold: Duration,
     deadline: Duration,
     max_object_bytes: usize,
     max_lifetime: Duration,
@@ -64,6 +127,8 @@ impl Remote {
             counters: Arc::default(),
             secret: Arc::new(Secret::new(settings.remote_secret.as_deref())),
             prefix: settings.key_prefix.clone(),
+            holder: format!("{:032x}", fastrand::u128(..)).into(),
+            hold: settings.claim_hold,
             deadline: settings.remote_deadline,
             max_object_bytes: settings.remote_max_object_bytes,
             max_lifetime: settings.max_lifetime,
@@ -74,12 +139,24 @@ impl Remote {
         &self.counters
     }
 
+    /// Whether instances tell each other what they fetch.
+    pub(super) const fn claims(&self) -> bool {
+        !self.hold.is_zero()
+    }
+
+    /// How long a claim holds.
+    pub(super) const fn hold(&self) -> Duration {
+        self.hold
+    }
+
+    /// Notes a wait for another instance.
+    pub(super) fn waited(&self, waited: Waited) {
+        self.tier.waited(waited);
+    }
+
     /// The entry of `key`, unless there is none, it is not credible, or the deadline passes.
-    pub(super) async fn get(&self, key: &CacheKey, now: UnixMillis) -> Option<Entry> {
+    pub(super) async fn get(&self, key: &CacheKey, now: UnixMillis) -> Option<Arc<Entry>> {
         let name = self.key(&key.combined());
-        let count = |counter: &AtomicU64| {
-            counter.fetch_add(1, Ordering::Relaxed);
-        };
         let Ok(found) = tokio::time::timeout(self.deadline, self.tier.get(&name)).await else {
             count(&self.counters.timeouts);
             return None;
@@ -88,10 +165,48 @@ impl Remote {
             count(&self.counters.misses);
             return None;
         };
-        match Entry::decode(&bytes, key, &self.secret, now, self.max_lifetime) {
+        self.decode(&bytes, key, now)
+    }
+
+    /// The same, or the right to fetch it before all other instances, in one exchange.
+    pub(super) async fn get_or_claim(&self, key: &CacheKey, now: UnixMillis) -> Lookup {
+        let name = self.key(&key.combined());
+        let lock = lock_name(&self.prefix, &name);
+        let claim = Claim { name: &lock, holder: &self.holder, hold: self.hold };
+        let asked = tokio::time::timeout(self.deadline, self.tier.get_or_claim(&name, claim)).await;
+        let (counter, lookup) = match asked {
+            Ok(Claimed::Found(bytes)) => {
+                let found = self.decode(&bytes, key, now);
+                return found.map_or(Lookup::Fetch { claimed: false }, Lookup::Found);
+            }
+            // Without an answer, what was asked may be done later, for which nobody else should wait.
+            Ok(Claimed::Won | Claimed::Unknown) => (&self.counters.misses, Lookup::Fetch { claimed: true }),
+            Ok(Claimed::Taken) => (&self.counters.misses, Lookup::Elsewhere),
+            Ok(Claimed::Open | Claimed::Away) => (&self.counters.misses, Lookup::Fetch { claimed: false }),
+            Err(_) => (&self.counters.timeouts, Lookup::Fetch { claimed: true }),
+        };
+        count(counter);
+        lookup
+    }
+
+    /// Gives the claim on the entry with the combined hash `hash` (hexadecimal) back, in the background. `unshared`: the
+    /// other instances need not wait for one another either.
+    pub(super) fn give_back(&self, hash: &str, unshared: bool) {
+        // Without a runtime the process ends, and the claim with its life.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let (tier, holder, hold) = (Arc::clone(&self.tier), self.holder.clone(), self.hold);
+        let lock = lock_name(&self.prefix, &self.key(hash));
+        runtime.spawn(async move {
+            let claim = Claim { name: &lock, holder: &holder, hold };
+            tier.release(claim, unshared.then_some(UNSHARED)).await;
+        });
+    }
+
+    fn decode(&self, bytes: &Bytes, key: &CacheKey, now: UnixMillis) -> Option<Arc<Entry>> {
+        match Entry::decode(bytes, key, &self.secret, now, self.max_lifetime) {
             Ok(entry) => {
                 count(&self.counters.hits);
-                Some(entry)
+                Some(Arc::new(entry))
             }
             // Only past its life by a moment: nothing to be alarmed about.
             Err(Rejected::Lifetime) => {
@@ -105,24 +220,36 @@ impl Remote {
         }
     }
 
-    /// Writes `entry` in the background, or drops it when it is too big or too much is under way.
-    pub(super) fn put(&self, key: &CacheKey, entry: &Arc<Entry>, now: UnixMillis) {
+    /// Writes `entry` in the background, or drops it when it is too big or too much is under way. `claimed`: then gives
+    /// the claim back, so that whoever waits for it finds the entry first.
+    pub(super) fn put(&self, key: &CacheKey, entry: &Arc<Entry>, now: UnixMillis, claimed: bool) {
+        let hash = key.combined();
+        let give_up = || {
+            if claimed {
+                self.give_back(&hash, true);
+            }
+        };
         let ttl = Duration::from_millis(entry.keep_until().millis_since(now));
         if entry.body().len() > self.max_object_bytes || ttl.is_zero() {
-            return;
+            return give_up();
         }
         let Ok(permit) = Arc::clone(&self.in_flight).try_acquire_owned() else {
-            self.counters.dropped.fetch_add(1, Ordering::Relaxed);
-            return;
+            count(&self.counters.dropped);
+            return give_up();
         };
         let (tier, counters, secret) =
             (Arc::clone(&self.tier), Arc::clone(&self.counters), Arc::clone(&self.secret));
-        let (name, entry) = (self.key(&key.combined()), Arc::clone(entry));
+        let (name, entry) = (self.key(&hash), Arc::clone(entry));
+        let claim = claimed.then(|| (lock_name(&self.prefix, &name), self.holder.clone(), self.hold));
         tokio::spawn(async move {
             let written = tier.put(&name, entry.encode(&secret), ttl).await;
             let counter = if written { &counters.writes } else { &counters.write_failures };
             counter.fetch_add(1, Ordering::Relaxed);
             drop(permit);
+            if let Some((lock, holder, hold)) = claim {
+                let claim = Claim { name: &lock, holder: &holder, hold };
+                tier.release(claim, (!written).then_some(UNSHARED)).await;
+            }
         });
     }
 
@@ -139,4 +266,13 @@ impl Remote {
         key.push_str(hash);
         key
     }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Where the claim on the entry under the key `entry` lives: in a cluster on the same node, by the braces.
+fn lock_name(prefix: &str, entry: &str) -> String {
+    format!("{prefix}cache_lock:{{{entry}}}")
 }

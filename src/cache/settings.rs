@@ -25,8 +25,12 @@ pub struct Settings {
     pub remote_secret: Option<Box<[u8]>>,
     /// Put before every Redis key, for deployments that share a Redis.
     pub key_prefix: Box<str>,
-    /// How long a request waits for another one that is fetching the same object.
+    /// How long a request waits for another one that is fetching the same object, here; and how long, before that, for
+    /// another instance.
     pub lock_wait: Duration,
+    /// How long an instance's claim to fetch an object holds, unless it is given back. Zero: instances do not wait for
+    /// each other.
+    pub claim_hold: Duration,
     /// After this long a fetch no longer holds others back.
     pub lock_age: Duration,
     /// Variants (`Vary`) kept per object; further ones are served but not stored.
@@ -48,6 +52,7 @@ impl Default for Settings {
             remote_secret: None,
             key_prefix: "".into(),
             lock_wait: Duration::from_secs(5),
+            claim_hold: Duration::from_secs(5),
             lock_age: Duration::from_secs(30),
             max_variants: 32,
             generations_remembered: 100_000,

@@ -172,6 +172,8 @@ pub(super) fn cache(root: &Reader<'_>) -> Cache {
         max_object: size(&reader, "max_object", 1, 1 << 30),
         redis_max_object: size(&reader, "redis_max_object", 1, 1 << 29),
         max_lifetime: reader.duration("max_lifetime", SECOND..=HOUR * 24 * 366),
+        coalesce_wait: reader.duration("coalesce_wait", Duration::ZERO..=MINUTE),
+        redis_lock: reader.duration("redis_lock", Duration::ZERO..=MINUTE),
         expose_key: reader.get("expose_key"),
     }
 }

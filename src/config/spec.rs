@@ -451,6 +451,10 @@ pub struct Cache {
     pub redis_max_object: u64,
     /// Longest freshness of any response.
     pub max_lifetime: Duration,
+    /// How long a request waits for another one's fetch.
+    pub coalesce_wait: Duration,
+    /// How long an instance's claim to fetch holds; zero: there are none.
+    pub redis_lock: Duration,
     /// Whether `X-Cache-Key` is sent.
     pub expose_key: bool,
 }

@@ -34,6 +34,7 @@ mod api_token_edges;
 mod api_tokens;
 mod cache;
 mod cache_attacks;
+mod cache_coalescing;
 mod cache_invalidation;
 mod cli;
 mod coalescing;

@@ -1,12 +1,14 @@
 //! pingora's `Storage` over two tiers: bounded memory per instance, then the shared tier if there is one.
 //! A fill becomes visible only when it is complete; a hit copies no body bytes.
 
+mod ask;
 mod fill;
 mod hit;
 
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
@@ -18,6 +20,7 @@ use pingora::cache::{
 };
 
 use super::entry::{Draft, Entry};
+use super::flights::Flights;
 use super::remote::{Remote, RemoteCounters, RemoteTier};
 use super::settings::Settings;
 use crate::clock::{Clock, UnixMillis};
@@ -101,6 +104,10 @@ impl Tier {
 pub struct Tiers {
     memory: Memory,
     remote: Option<Remote>,
+    /// Who asks the shared tier for what, and what is being fetched after that.
+    flights: Flights,
+    /// How long a lookup waits for another instance's fetch.
+    patience: Duration,
     clock: Arc<dyn Clock>,
     /// Bytes of fills under way, bounded by the memory tier's own bound.
     filling: AtomicUsize,
@@ -137,6 +144,8 @@ impl Tiers {
         Self {
             memory,
             remote: remote.map(|tier| Remote::new(settings, tier)),
+            flights: Flights::default(),
+            patience: settings.lock_wait,
             clock,
             filling: AtomicUsize::new(0),
             max_filling: usize::try_from(bytes).unwrap_or(usize::MAX),
@@ -178,7 +187,13 @@ impl Tiers {
         (meta, Box::new(hit))
     }
 
-    async fn find(&self, key: &CacheKey) -> Option<(Arc<Entry>, Tier)> {
+    /// Whether memory holds a fresh entry of `key`.
+    pub(super) fn has_fresh(&self, key: &CacheKey) -> bool {
+        let now = self.clock.now();
+        self.in_memory(key, now).is_some_and(|entry| entry.fresh_until() >= now)
+    }
+
+    async fn find(&'static self, key: &CacheKey) -> Option<(Arc<Entry>, Tier)> {
         let now = self.clock.now();
         let held = self.in_memory(key, now);
         let Some(remote) = &self.remote else { return held.map(|entry| (entry, Tier::Memory)) };
@@ -188,25 +203,26 @@ impl Tiers {
         {
             return held.map(|entry| (entry, Tier::Memory));
         }
-        let found = remote.get(key, now).await.map(Arc::new);
+        // In a box of its own, so that what is found above does not pay for its size.
+        let found = Box::pin(self.ask(remote, key, held.is_none() && remote.claims())).await;
         match (held, found) {
-            (Some(held), Some(found)) if found.fresh_until() <= held.fresh_until() => {
+            (Some(held), Some((found, _))) if found.fresh_until() <= held.fresh_until() => {
                 Some((held, Tier::Memory))
             }
-            (_, Some(found)) => {
-                self.memory.insert(u128::from_be_bytes(key.combined_bin()), Arc::clone(&found));
-                Some((found, Tier::Remote))
-            }
+            (_, Some(found)) => Some(found),
             (held, None) => held.map(|entry| (entry, Tier::Memory)),
         }
     }
 
     fn keep(&self, key: &CacheKey, entry: Entry) {
         let entry = Arc::new(entry);
+        let hash = u128::from_be_bytes(key.combined_bin());
+        // Here first: the claim ends with the write to the shared tier, and lookups here find this.
+        self.memory.insert(hash, Arc::clone(&entry));
         if let Some(remote) = &self.remote {
-            remote.put(key, &entry, self.clock.now());
+            let claimed = self.flights.fetched(hash);
+            remote.put(key, &entry, self.clock.now(), claimed);
         }
-        self.memory.insert(u128::from_be_bytes(key.combined_bin()), entry);
     }
 }
 

@@ -1,5 +1,6 @@
 use super::*;
 use crate::cache::entry::system_time;
+use crate::cache::remote::{Claim, Claimed};
 use crate::clock::ManualClock;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -15,6 +16,25 @@ const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
 struct Fake {
     values: Mutex<HashMap<String, (Bytes, Duration)>>,
     slow: std::sync::atomic::AtomicBool,
+    /// Who holds which claim; `-` where nobody need wait.
+    claims: Mutex<HashMap<String, String>>,
+    asked: std::sync::atomic::AtomicUsize,
+}
+
+impl Fake {
+    /// Another instance claims what `name` stands for.
+    fn claim_elsewhere(&self, name: &str) {
+        let lock = format!("cache_lock:{{cache:{}}}", key(name).combined());
+        self.claims.lock().insert(lock, "somebody".into());
+    }
+
+    fn release_elsewhere(&self) {
+        self.claims.lock().clear();
+    }
+
+    fn holders(&self) -> Vec<String> {
+        self.claims.lock().values().cloned().collect()
+    }
 }
 
 #[async_trait]
@@ -34,6 +54,32 @@ impl RemoteTier for Fake {
     }
     async fn delete(&self, key: &str) {
         self.values.lock().remove(key);
+    }
+    async fn get_or_claim(&self, key: &str, claim: Claim<'_>) -> Claimed {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        if let Some(value) = self.get(key).await {
+            return Claimed::Found(value);
+        }
+        let mut claims = self.claims.lock();
+        match claims.get(claim.name) {
+            None => {
+                claims.insert(claim.name.to_owned(), claim.holder.to_owned());
+                Claimed::Won
+            }
+            Some(holder) if holder == claim.holder => Claimed::Won,
+            Some(holder) if holder == "-" => Claimed::Open,
+            Some(_) => Claimed::Taken,
+        }
+    }
+    async fn release(&self, claim: Claim<'_>, unshared: Option<Duration>) {
+        let mut claims = self.claims.lock();
+        if claims.get(claim.name).is_none_or(|holder| holder != claim.holder) {
+            return;
+        }
+        claims.remove(claim.name);
+        if unshared.is_some() {
+            claims.insert(claim.name.to_owned(), "-".into());
+        }
     }
 }
 
@@ -235,4 +281,142 @@ async fn a_purge_reaches_both_tiers() {
     assert_eq!(outcome, PurgeOutcome::Purged(None));
     settled().await;
     assert_eq!(read(tiers, "a").await, None);
+}
+
+/// A lookup as a task of its own.
+fn looking(tiers: &'static Tiers, name: &'static str) -> tokio::task::JoinHandle<Option<(String, Tier)>> {
+    tokio::spawn(read(tiers, name))
+}
+
+#[tokio::test(start_paused = true)]
+async fn lookups_of_one_key_ask_the_shared_tier_once_and_then_not_at_all() {
+    let remote = Arc::new(Fake::default());
+    let (tiers, _) = tiers(&Settings::default(), Some(&remote));
+    let lookups: Vec<_> = (0..100).map(|_| looking(tiers, "a")).collect();
+    for lookup in lookups {
+        assert_eq!(lookup.await.unwrap(), None);
+    }
+    // The instance has the claim: whoever comes now waits for its fetch, and asks nobody.
+    assert_eq!(read(tiers, "a").await, None);
+    assert_eq!(remote.asked.load(Ordering::Relaxed), 1);
+    assert_eq!(remote.holders().len(), 1);
+    // Stored: found by all, and the claim goes back.
+    assert!(fill(tiers, "a", &["x"], None).await);
+    assert_eq!(read(tiers, "a").await, Some(("x".into(), Tier::Memory)));
+    settled().await;
+    assert_eq!((remote.holders().len(), tiers.flights.len()), (0, 0));
+    assert_eq!(remote.asked.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lookup_waits_for_the_instance_that_fetches() {
+    let remote = Arc::new(Fake::default());
+    let (one, _) = tiers(&Settings::default(), Some(&remote));
+    let (other, _) = tiers(&Settings::default(), Some(&remote));
+    assert_eq!(read(one, "a").await, None);
+    let waiting: Vec<_> = (0..3).map(|_| looking(other, "a")).collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(waiting.iter().all(|lookup| !lookup.is_finished()));
+    fill(one, "a", &["x"], None).await;
+    for lookup in waiting {
+        assert_eq!(lookup.await.unwrap(), Some(("x".into(), Tier::Remote)));
+    }
+    settled().await;
+    assert_eq!((remote.holders().len(), other.flights.len()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_is_given_back_or_in_vain_or_too_slow_holds_nobody() {
+    let remote = Arc::new(Fake::default());
+    let settings = Settings { lock_wait: Duration::from_secs(3), ..Settings::default() };
+    let (tiers, _) = tiers(&settings, Some(&remote));
+    // Given back without an entry: the next one claims.
+    remote.claim_elsewhere("a");
+    let waiting = looking(tiers, "a");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!waiting.is_finished());
+    remote.release_elsewhere();
+    assert_eq!(waiting.await.unwrap(), None);
+    assert_ne!(remote.holders(), ["somebody"]);
+    // What others cannot have either: nobody waits, here or there.
+    tiers.fetched(&key("a"), true);
+    settled().await;
+    assert_eq!(remote.holders(), ["-"]);
+    assert_eq!(read(tiers, "a").await, None);
+    assert_eq!(remote.holders(), ["-"], "there is no claim to have");
+    tiers.fetched(&key("a"), true);
+    // Never given back: the wait is bounded.
+    remote.claim_elsewhere("b");
+    let begun = tokio::time::Instant::now();
+    assert_eq!(read(tiers, "b").await, None);
+    assert_eq!(begun.elapsed(), Duration::from_secs(3));
+    // While this instance fetches by itself, nobody here waits for the other one again.
+    assert_eq!(read(tiers, "b").await, None);
+    assert_eq!(begun.elapsed(), Duration::from_secs(3));
+    assert_eq!(remote.holders().len(), 2, "what is not held is not given back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_leave_hold_nobody_up() {
+    let remote = Arc::new(Fake::default());
+    let (tiers, _) = tiers(&Settings::default(), Some(&remote));
+    // The one that asked leaves; the one that waits is served all the same.
+    remote.claim_elsewhere("a");
+    let (first, second) = (looking(tiers, "a"), looking(tiers, "a"));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    first.abort();
+    remote.release_elsewhere();
+    assert_eq!(second.await.unwrap(), None);
+    tiers.fetched(&key("a"), false);
+    settled().await;
+    assert_eq!(remote.holders().len(), 0);
+    // All leave: nothing is claimed for nobody.
+    remote.claim_elsewhere("a");
+    let only = looking(tiers, "a");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    only.abort();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(remote.holders(), ["somebody"]);
+    assert_eq!(tiers.flights.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_shared_tier_costs_its_deadline_and_no_wait() {
+    let remote = Arc::new(Fake::default());
+    let settings = Settings::default();
+    let (tiers, _) = tiers(&settings, Some(&remote));
+    remote.slow.store(true, Ordering::Relaxed);
+    remote.claim_elsewhere("a");
+    let begun = tokio::time::Instant::now();
+    let lookups: Vec<_> = (0..10).map(|_| looking(tiers, "a")).collect();
+    for lookup in lookups {
+        assert_eq!(lookup.await.unwrap(), None);
+    }
+    assert_eq!(begun.elapsed(), settings.remote_deadline);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_claims_instances_do_not_wait_for_each_other() {
+    let remote = Arc::new(Fake::default());
+    let settings = Settings { claim_hold: Duration::ZERO, ..Settings::default() };
+    let (tiers, _) = tiers(&settings, Some(&remote));
+    remote.claim_elsewhere("a");
+    assert_eq!(read(tiers, "a").await, None);
+    assert_eq!((remote.asked.load(Ordering::Relaxed), tiers.flights.len()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_gets_the_turn_after_the_object_has_come_is_told_to_look_again() {
+    use pingora::cache::lock::{CacheKeyLock, LockStatus, Locked};
+    let (tiers, _) = tiers(&Settings::default(), None);
+    let turns = crate::cache::turns::Turns::new(Duration::from_secs(30), tiers);
+    let Locked::Write(permit) = turns.lock(&key("a"), false) else { panic!("nobody fetches it yet") };
+    assert!(matches!(turns.lock(&key("a"), false), Locked::Read(_)));
+    fill(tiers, "a", &["x"], None).await;
+    turns.release(&key("a"), permit, LockStatus::Done);
+    let Locked::Read(again) = turns.lock(&key("a"), false) else { panic!("it need not be fetched again") };
+    assert_eq!((again.locked(), again.lock_status()), (false, LockStatus::Done));
+    // A revalidation is for the one who wants it.
+    let Locked::Write(permit) = turns.lock(&key("a"), true) else { panic!("nobody revalidates it") };
+    turns.release(&key("a"), permit, LockStatus::Done);
 }

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::ports::free_addr;
-pub use super::reply::Reply;
+pub use super::reply::{Gate, Reply};
 use super::reply::{Broken, ReplyBody};
 use super::{RUNTIME, wait_for};
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -44,6 +44,8 @@ pub struct Traffic {
 struct Shared {
     delay_micros: AtomicU64,
     answer_delay_micros: AtomicU64,
+    /// One more than the bytes that a connection carries to the server before it breaks; 0: it does not.
+    breaks_after: AtomicU64,
     traffic: Mutex<Traffic>,
 }
 
@@ -117,6 +119,12 @@ impl Relay {
     /// Holds back every answer for this long, although what was asked is done.
     pub fn delay_answers(&self, delay: Duration) {
         self.shared.answer_delay_micros.store(u64::try_from(delay.as_micros()).unwrap(), SeqCst);
+    }
+
+    /// From now on closes each connection, open or new, as soon as that many bytes of it have gone to the server; what
+    /// comes after them is lost. `None` ends it.
+    pub fn break_after(&self, bytes: Option<u64>) {
+        self.shared.breaks_after.store(bytes.map_or(0, |bytes| bytes + 1), SeqCst);
     }
 
     pub fn traffic(&self) -> Traffic {
@@ -203,6 +211,13 @@ async fn relay(client: TcpStream, server: SocketAddr, mut link: watch::Receiver<
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = upstream.into_split();
         let turn = Mutex::new(Turn { last_was_client: false, commands: CommandReader::default() });
+        let (carried, broken) = (AtomicU64::new(0), Notify::new());
+        // How much of this many bytes goes to the server.
+        let passes = |length: usize| {
+            let before = carried.fetch_add(length as u64, SeqCst);
+            let Some(limit) = shared.breaks_after.load(SeqCst).checked_sub(1) else { return length };
+            usize::try_from(limit.saturating_sub(before)).unwrap().min(length)
+        };
         // The usual delay lies on the way to the server alone, so that it is counted once per round trip.
         let towards_server = carry(
             from_client,
@@ -212,6 +227,7 @@ async fn relay(client: TcpStream, server: SocketAddr, mut link: watch::Receiver<
             |bytes| {
                 shared.count_from_client(&turn, bytes);
             },
+            (&passes, &broken),
         );
         let towards_client = carry(
             from_server,
@@ -221,9 +237,13 @@ async fn relay(client: TcpStream, server: SocketAddr, mut link: watch::Receiver<
             |bytes| {
                 shared.count_from_server(&turn, bytes);
             },
+            (&|length| length, &broken),
         );
-        // A half-closed connection stays half-closed.
-        tokio::join!(towards_server, towards_client);
+        tokio::select! {
+            // A half-closed connection stays half-closed.
+            _ = async { tokio::join!(towards_server, towards_client) } => {}
+            () = broken.notified() => {}
+        }
     }
 }
 
@@ -264,6 +284,7 @@ async fn carry(
     mut link: watch::Receiver<Link>,
     delay: impl Fn() -> Duration,
     count: impl Fn(&[u8]),
+    (passes, broken): (&(impl Fn(usize) -> usize + ?Sized), &Notify),
 ) {
     let mut buffer = vec![0; 64 * 1024];
     let (queue, mut due) = mpsc::channel::<(Instant, Vec<u8>)>(64);
@@ -280,8 +301,12 @@ async fn carry(
     let write = async {
         while let Some((at, bytes)) = due.recv().await {
             tokio::time::sleep_until(at).await;
-            if to.write_all(&bytes).await.is_err() {
+            let length = passes(bytes.len());
+            if to.write_all(&bytes[..length]).await.is_err() {
                 return;
+            }
+            if length < bytes.len() {
+                broken.notify_one();
             }
         }
         // Fails only if the peer is gone.

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
 use serde_json::Value;
+use tokio::sync::watch;
 
 /// What the origin does after the head of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +27,21 @@ enum Fault {
     Trickle(usize, Duration),
 }
 
+/// Holds replies back until a test lets them go. A clone is the same gate; one that is dropped with all its clones
+/// lets go too.
+#[derive(Debug, Clone)]
+pub struct Gate(std::sync::Arc<watch::Sender<bool>>);
+
+impl Gate {
+    pub fn closed() -> Self {
+        Self(std::sync::Arc::new(watch::Sender::new(false)))
+    }
+
+    pub fn open(&self) {
+        self.0.send_replace(true);
+    }
+}
+
 /// What to answer.
 #[derive(Debug, Clone)]
 #[must_use]
@@ -36,6 +52,7 @@ pub struct Reply {
     delay: Duration,
     fault: Fault,
     chunked: bool,
+    gate: Option<watch::Receiver<bool>>,
 }
 
 impl Reply {
@@ -47,6 +64,7 @@ impl Reply {
             delay: Duration::ZERO,
             fault: Fault::None,
             chunked: false,
+            gate: None,
         }
     }
 
@@ -70,6 +88,12 @@ impl Reply {
     /// Waits before answering.
     pub fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
+        self
+    }
+
+    /// Waits until the gate is open before answering.
+    pub fn behind(mut self, gate: &Gate) -> Self {
+        self.gate = Some(gate.0.subscribe());
         self
     }
 
@@ -105,10 +129,14 @@ impl Reply {
     }
     /// Does what was asked for, up to the body, which carries on with it. `guard` lives as long as the body.
     pub async fn play<G: Send + Unpin + 'static>(
-        self,
+        mut self,
         is_head: bool,
         guard: G,
     ) -> Result<Response<ReplyBody<G>>, Broken> {
+        if let Some(gate) = &mut self.gate {
+            // Fails when the gate is gone, which opens it.
+            let _ = gate.wait_for(|open| *open).await;
+        }
         tokio::time::sleep(self.delay).await;
         match self.fault {
             Fault::HangBeforeHead => std::future::pending().await,
