@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use super::entry::{Entry, Rejected, Secret};
 use super::settings::Settings;
+use super::storage::budget::{Budget, allocated};
 use crate::clock::UnixMillis;
 
 /// For how long nobody waits for anybody once a fetch gave nothing that all could have. Whoever waits looks again
@@ -78,7 +79,7 @@ pub enum Waited {
 /// What a lookup in the shared tier comes to.
 pub(super) enum Lookup {
     /// A usable entry.
-    Found(Arc<Entry>),
+    Found(Entry),
     /// Nothing usable: the caller fetches. `claimed`: it has told the other instances, or may have.
     Fetch { claimed: bool },
     /// Nothing yet: another instance is fetching it.
@@ -155,7 +156,7 @@ impl Remote {
     }
 
     /// The entry of `key`, unless there is none, it is not credible, or the deadline passes.
-    pub(super) async fn get(&self, key: &CacheKey, now: UnixMillis) -> Option<Arc<Entry>> {
+    pub(super) async fn get(&self, key: &CacheKey, now: UnixMillis) -> Option<Entry> {
         let name = self.key(&key.combined());
         let Ok(found) = tokio::time::timeout(self.deadline, self.tier.get(&name)).await else {
             count(&self.counters.timeouts);
@@ -202,11 +203,11 @@ impl Remote {
         });
     }
 
-    fn decode(&self, bytes: &Bytes, key: &CacheKey, now: UnixMillis) -> Option<Arc<Entry>> {
+    fn decode(&self, bytes: &Bytes, key: &CacheKey, now: UnixMillis) -> Option<Entry> {
         match Entry::decode(bytes, key, &self.secret, now, self.max_lifetime) {
             Ok(entry) => {
                 count(&self.counters.hits);
-                Some(Arc::new(entry))
+                Some(entry)
             }
             // Only past its life by a moment: nothing to be alarmed about.
             Err(Rejected::Lifetime) => {
@@ -222,7 +223,14 @@ impl Remote {
 
     /// Writes `entry` in the background, or drops it when it is too big or too much is under way. `claimed`: then gives
     /// the claim back, so that whoever waits for it finds the entry first.
-    pub(super) fn put(&self, key: &CacheKey, entry: &Arc<Entry>, now: UnixMillis, claimed: bool) {
+    pub(super) fn put(
+        &self,
+        key: &CacheKey,
+        entry: &Arc<Entry>,
+        budget: &Arc<Budget>,
+        now: UnixMillis,
+        claimed: bool,
+    ) {
         let hash = key.combined();
         let give_up = || {
             if claimed {
@@ -233,7 +241,8 @@ impl Remote {
         if entry.body().len() > self.max_object_bytes || ttl.is_zero() {
             return give_up();
         }
-        let Ok(permit) = Arc::clone(&self.in_flight).try_acquire_owned() else {
+        let permit = Arc::clone(&self.in_flight).try_acquire_owned().ok();
+        let Some(paid) = permit.zip(budget.charge(allocated(entry.encoded_length()))) else {
             count(&self.counters.dropped);
             return give_up();
         };
@@ -245,7 +254,7 @@ impl Remote {
             let written = tier.put(&name, entry.encode(&secret), ttl).await;
             let counter = if written { &counters.writes } else { &counters.write_failures };
             counter.fetch_add(1, Ordering::Relaxed);
-            drop(permit);
+            drop(paid);
             if let Some((lock, holder, hold)) = claim {
                 let claim = Claim { name: &lock, holder: &holder, hold };
                 tier.release(claim, (!written).then_some(UNSHARED)).await;

@@ -36,6 +36,7 @@ mod cache;
 mod cache_attacks;
 mod cache_coalescing;
 mod cache_invalidation;
+mod cache_memory;
 mod cli;
 mod coalescing;
 mod concurrency;

@@ -56,9 +56,12 @@ impl Tiers {
         }
     }
 
-    /// Takes an entry of the shared tier into memory, unless something fresher is there.
-    fn adopt(&self, hash: u128, found: Arc<Entry>) -> (Arc<Entry>, Tier) {
-        if self.memory.peek(&hash).is_none_or(|held| held.fresh_until() < found.fresh_until()) {
+    /// Takes an entry of the shared tier into memory, if there is room and nothing fresher is there.
+    fn adopt(&self, hash: u128, found: Entry) -> (Arc<Entry>, Tier) {
+        let found = self.paid(found);
+        let is_fresher =
+            || self.memory.peek(&hash).is_none_or(|held| held.fresh_until() < found.fresh_until());
+        if found.is_charged() && is_fresher() {
             self.memory.insert(hash, Arc::clone(&found));
         }
         (found, Tier::Remote)
