@@ -305,21 +305,29 @@ struct PurgeBody {
     issuer: Option<Box<str>>,
     route: Option<Box<str>>,
     key: Option<Box<str>>,
+    prefix: Option<Box<str>>,
+    host: Option<Box<str>>,
 }
 
 fn parse_purge(body: &[u8]) -> Result<Purge, &'static str> {
     const SHAPE: &str =
-        "send a JSON object with one of all (true), tag, user (and optionally its issuer), route, key";
+        "send a JSON object with one of all (true), tag, user (and optionally its issuer), route, key, prefix (and \
+         optionally its host)";
     let body: PurgeBody = parse(body, SHAPE)?;
-    if body.issuer.is_some() && body.user.is_none() {
+    let astray = body.issuer.is_some() && body.user.is_none();
+    if astray || body.host.is_some() && body.prefix.is_none() {
         return Err(SHAPE);
     }
-    match (body.all, body.tag, body.user, body.route, body.key) {
-        (Some(true), None, None, None, None) => Ok(Purge::All),
-        (None, Some(tag), None, None, None) => named(tag, MAX_PURGE).map(Purge::Tag),
-        (None, None, Some(user), None, None) => self::user(user, body.issuer).map(Purge::User),
-        (None, None, None, Some(route), None) => named(route, MAX_PURGE).map(Purge::Route),
-        (None, None, None, None, Some(key)) => named(key, MAX_PURGE).map(Purge::Key),
+    match (body.all, body.tag, body.user, body.route, body.key, body.prefix) {
+        (Some(true), None, None, None, None, None) => Ok(Purge::All),
+        (None, Some(tag), None, None, None, None) => named(tag, MAX_PURGE).map(Purge::Tag),
+        (None, None, Some(user), None, None, None) => self::user(user, body.issuer).map(Purge::User),
+        (None, None, None, Some(route), None, None) => named(route, MAX_PURGE).map(Purge::Route),
+        (None, None, None, None, Some(key), None) => named(key, MAX_PURGE).map(Purge::Key),
+        (None, None, None, None, None, Some(prefix)) => {
+            let host = body.host.map(|host| named(host, MAX_PURGE)).transpose()?;
+            Ok(Purge::Prefix { path: named(prefix, MAX_PURGE)?, host })
+        }
         _ => Err(SHAPE),
     }
 }

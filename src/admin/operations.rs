@@ -280,8 +280,16 @@ pub enum Purge {
     User(User),
     /// What a route stored.
     Route(Box<str>),
-    /// One entry by the fingerprint in `X-Cache-Key`.
+    /// Every answer of one URI, whoever asked for it, by the fingerprint in `X-Cache-Key`; and of one URI in 65,536
+    /// beside it.
     Key(Box<str>),
+    /// What lies under a prefix of the path.
+    Prefix {
+        /// The path up to where it may differ, as a client may write it.
+        path: Box<str>,
+        /// Without one, on every host.
+        host: Option<Box<str>>,
+    },
 }
 
 impl Purge {
@@ -293,6 +301,7 @@ impl Purge {
             Self::User(_) => "user",
             Self::Route(_) => "route",
             Self::Key(_) => "key",
+            Self::Prefix { .. } => "prefix",
         }
     }
 }
@@ -300,8 +309,15 @@ impl Purge {
 /// A purge made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Purged {
-    /// `all`, `tag`, `user`, `route` or `key`.
+    /// `all`, `tag`, `user`, `route`, `key` or `prefix`.
     pub kind: &'static str,
+    /// The prefix in the form that paths are compared in, where one was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<Box<str>>,
+    /// Of a purge by prefix: whether everything was dropped, because there were too many of them or the list of those
+    /// before was lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub widened: Option<bool>,
     /// Entries dropped from this instance's memory, where that is counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entries: Option<u64>,

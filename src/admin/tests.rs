@@ -103,7 +103,7 @@ impl Operations for Notes {
     async fn purge(&self, purge: Purge) -> Result<Purged, OperationError> {
         let kind = purge.kind();
         self.purged.lock().push(purge);
-        Ok(Purged { kind, entries: Some(4), shared: false })
+        Ok(Purged { kind, prefix: None, widened: None, entries: Some(4), shared: false })
     }
 
     async fn list_sessions(&self, user: User) -> Result<SessionList, OperationError> {
@@ -358,6 +358,8 @@ async fn a_purge_names_exactly_one_thing() {
         (r#"{"user":"alice","issuer":"main"}"#, Purge::User(user("alice", Some("main")))),
         (r#"{"route":"todo"}"#, Purge::Route("todo".into())),
         (r#"{"key":"abc"}"#, Purge::Key("abc".into())),
+        (r#"{"prefix":"/a/"}"#, Purge::Prefix { path: "/a/".into(), host: None }),
+        (r#"{"prefix":"/a/","host":"h"}"#, Purge::Prefix { path: "/a/".into(), host: Some("h".into()) }),
     ] {
         let response = bench.post("/api/v1/cache/purge", body).await;
         assert_eq!(response.status(), 200, "{body}");
@@ -368,7 +370,11 @@ async fn a_purge_names_exactly_one_thing() {
         "{}",
         r#"{"all":false}"#,
         r#"{"all":true,"tag":"x"}"#,
-        r#"{"prefix":"x"}"#,
+        r#"{"prefix":""}"#,
+        r#"{"prefix":["/a"]}"#,
+        r#"{"prefix":"/a","tag":"x"}"#,
+        r#"{"host":"a.example"}"#,
+        r#"{"all":true,"host":"a.example"}"#,
         r#"{"tag":""}"#,
         r#"{"issuer":"main"}"#,
         r#"{"all":true,"issuer":"main"}"#,

@@ -17,6 +17,7 @@ use crate::admin::{
     Revoke, RevokeTarget, Revoked, SessionList, SessionStatus, SessionsEnded, Status, UpstreamHealth, User,
 };
 use crate::api_tokens::{Id, Problem, is_api_token};
+use crate::cache::prefixes::Prefix;
 use crate::cache::tag::{epoch_tag, key_tag, route_tag, user_tag};
 use crate::client_addr::SubjectText;
 use crate::clock::UnixMillis;
@@ -26,6 +27,7 @@ use crate::limits::{Body, Parts, Plan};
 use crate::pipeline::Gateway;
 use crate::pipeline::quota::{self, Change, Shown};
 use crate::redis::{Lane, Store};
+use crate::route::normalise;
 use crate::sessions::Session;
 
 /// What the operator waits for Redis.
@@ -156,7 +158,16 @@ impl Operations for GatewayOperations {
 
     async fn purge(&self, purge: Purge) -> Result<Purged, OperationError> {
         let gateway = self.current.load_full();
+        let kind = purge.kind();
         let tag = match &purge {
+            Purge::Prefix { path, host } => {
+                let prefix = purged_prefix(&gateway, path, host.as_deref())?;
+                let purged = gateway.shared.invalidate_prefix(&prefix, PATIENCE).await;
+                let (shared, widened) = (purged.shared, purged.widened);
+                let text: Box<str> = prefix.field().into();
+                tracing::info!(kind, prefix = %text, shared, widened, "cached responses purged by an operator");
+                return Ok(Purged { kind, prefix: Some(text), widened: Some(widened), entries: None, shared });
+            }
             Purge::All => epoch_tag(),
             Purge::Tag(tag) => tag.clone(),
             Purge::User(user) => user_tag(Some(&account_of_anyone(&gateway, user)?)),
@@ -170,8 +181,8 @@ impl Operations for GatewayOperations {
             Purge::Key(key) => key_tag(key),
         };
         let shared = gateway.shared.invalidate_within(vec![tag], Some(PATIENCE)).await;
-        tracing::info!(kind = purge.kind(), shared, "cached responses purged by an operator");
-        Ok(Purged { kind: purge.kind(), entries: None, shared })
+        tracing::info!(kind, shared, "cached responses purged by an operator");
+        Ok(Purged { kind, prefix: None, widened: None, entries: None, shared })
     }
 
     async fn read_quota(&self, subject: QuotaSubject) -> Result<Quota, OperationError> {
@@ -282,6 +293,31 @@ fn qualified<'a>(
         None => OperationError::Invalid("there are several issuers; name the one that is meant"),
     };
     gateway.verifier.qualified(issuer, name).ok_or(unknown)
+}
+
+/// The prefix that an operator means, in the form that paths are compared in.
+fn purged_prefix(gateway: &Gateway, path: &str, host: Option<&str>) -> Result<Prefix, OperationError> {
+    const HOST: OperationError = OperationError::Invalid(
+        "the host is a name or an address as in a URL, without scheme, port and path",
+    );
+    if path.ends_with('*') {
+        return Err(OperationError::Invalid(
+            "a prefix means whatever begins with it: leave the asterisk out, or write %2A if it is one of the path",
+        ));
+    }
+    let path = normalise::normalise(path.as_bytes(), gateway.path_options).map_err(|_| {
+        OperationError::Invalid(
+            "the prefix is no path that a request could have: it begins with a slash, holds neither ? nor #, and its \
+             escapes are whole, such as /api/todos/ or /files/a%20b",
+        )
+    })?;
+    let host = host.map(|host| {
+        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let parsed = host.parse::<http::uri::Authority>().map_err(|_| HOST)?;
+        if parsed.host() == host && !host.is_empty() { Ok(host) } else { Err(HOST) }
+    });
+    Prefix::new(&path, host.transpose()?.as_deref())
+        .ok_or(OperationError::Invalid("the prefix has at most 1024 bytes in its normalised form"))
 }
 
 /// The account of a user who may have no token of any issuer: owners of API tokens are called as their operator likes.

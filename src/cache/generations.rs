@@ -3,14 +3,17 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
 
+use super::prefixes::{self, List, Loader, Loading, Loads, Place, Prefix, Snapshot, Version};
 use super::settings::Settings;
-use super::tag::{Tags, epoch_tag};
+use super::tag::{PREFIXES, PREFIXES_AT, Tags, epoch_tag};
 use crate::clock::UnixMillis;
 
 /// 128 bits over the generations of a request's tags; part of its cache key.
@@ -25,11 +28,58 @@ pub struct Write {
     /// The new generation, 32 hexadecimal digits. No two writes of a tag have the same, not even when one
     /// repeats the other: a write that arrives late must not bring back what somebody has stored under it.
     pub value: Box<str>,
-    /// Life of the key; `None`: it stays (the epoch).
+    /// Life of the key; `None`: it stays (the epoch, and the version of the purges by prefix).
     pub ttl: Option<Duration>,
     tag: Box<str>,
     /// The invalidation that this write tells Redis of.
     invalidation: Box<str>,
+}
+
+/// A purge by prefix to be written to Redis. No two writes have the same values, as with [`Write`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrefixWrite {
+    /// The Redis key of the list's version; both keys are in one slot.
+    pub version_key: Box<str>,
+    /// The Redis key of the list.
+    pub list_key: Box<str>,
+    /// The prefix as the list names it.
+    pub field: Box<str>,
+    /// The generation of what lies under the prefix.
+    pub generation: Box<str>,
+    /// The version of the list with it.
+    pub version: Box<str>,
+    /// What is to be stored under from now on if the list that there was is lost or full.
+    pub lineage: Box<str>,
+    /// How long the purge has to be remembered.
+    pub ttl: Duration,
+    invalidation: Box<str>,
+}
+
+/// What became of a [`PrefixWrite`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrefixWritten {
+    /// The version before; empty for none.
+    pub before: Box<[u8]>,
+    /// The version now.
+    pub now: Box<[u8]>,
+    /// Everything was dropped, because the list was lost or full.
+    pub widened: bool,
+    /// Purges that are of no use any more were taken off the list.
+    pub pruned: bool,
+}
+
+/// What is to become of a purge by prefix that holds here already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PrefixPurge {
+    /// Nothing: there is no Redis. `widened`: there were too many, so that everything was dropped.
+    Local {
+        /// Whether everything was dropped.
+        widened: bool,
+    },
+    /// This is to be written, and then to be given to [`Generations::settle_prefix`].
+    Write(Box<PrefixWrite>),
+    /// These are to be written, since too many wait for Redis: they drop everything.
+    Widened(Vec<Write>),
 }
 
 /// What the generations read from Redis mean for a request.
@@ -51,8 +101,11 @@ pub enum Resolution {
 #[derive(Debug)]
 pub struct Generations {
     state: RwLock<State>,
-    /// Length of `State::pending`, to skip the lock in the usual case.
+    /// What Redis lacks, to skip the lock in the usual case.
     pending: AtomicUsize,
+    /// Changed under the lock of `state` only.
+    prefixes: ArcSwap<Snapshot>,
+    loads: Loads,
     unique: Unique,
     prefix: Box<str>,
     ttl: Duration,
@@ -73,6 +126,16 @@ struct State {
     pending: HashMap<Box<str>, Box<str>, ahash::RandomState>,
     /// Generations for tags that Redis has none of, until it has.
     proposed: HashMap<Box<str>, Proposal, ahash::RandomState>,
+    /// Purges by prefix made here, by field: until Redis confirms them or, without it, nothing older can be left.
+    own: HashMap<Box<str>, Own, ahash::RandomState>,
+    /// The entries of the snapshot's list.
+    listed: HashMap<Box<str>, Box<str>, ahash::RandomState>,
+}
+
+#[derive(Debug)]
+struct Own {
+    invalidation: Box<str>,
+    until: UnixMillis,
 }
 
 #[derive(Debug)]
@@ -93,6 +156,8 @@ impl Generations {
         Self {
             state: RwLock::default(),
             pending: AtomicUsize::new(0),
+            prefixes: ArcSwap::default(),
+            loads: Loads::default(),
             unique: Unique::new(),
             prefix: settings.key_prefix.clone(),
             // Longer than any entry can live, with an hour for fills under way and clocks that differ.
@@ -111,7 +176,13 @@ impl Generations {
     /// Judges what Redis answered for [`Self::keys`], and remembers it.
     ///
     /// "None" is no generation: a store that evicts one would make reachable again what was stored before it.
-    pub fn resolve<V: AsRef<[u8]>>(&self, tags: &Tags, values: &[Option<V>], now: UnixMillis) -> Resolution {
+    pub fn resolve<V: AsRef<[u8]>>(
+        &self,
+        tags: &Tags,
+        place: Place<'_>,
+        values: &[Option<V>],
+        now: UnixMillis,
+    ) -> Resolution {
         if values.len() != tags.len() {
             return Resolution::Malformed;
         }
@@ -119,11 +190,14 @@ impl Generations {
         let mut absent = Vec::new();
         // In the usual case nothing is pending, every tag has a generation, and no lock is needed.
         if self.pending.load(Ordering::Acquire) == 0 && values.iter().all(Option::is_some) {
+            let known = self.prefixes.load();
             for (tag, value) in tags.iter().zip(values) {
-                mix(&mut hasher, tag, value.as_ref().map(AsRef::as_ref));
+                mix_tag(&mut hasher, tag, value.as_ref().map(AsRef::as_ref), &known, place, now);
             }
+            mix_compare(&mut hasher, place);
         } else {
             let mut state = self.state.write();
+            let known = self.prefixes.load();
             for (tag, value) in tags.iter().zip(values) {
                 let value = value.as_ref().map(AsRef::as_ref);
                 if let Some(pending) = state.pending.get(tag) {
@@ -131,33 +205,199 @@ impl Generations {
                     mix(&mut hasher, tag, value);
                     mix(&mut hasher, "", Some(pending.as_bytes()));
                 } else if value.is_some() {
-                    mix(&mut hasher, tag, value);
+                    mix_tag(&mut hasher, tag, value, &known, place, now);
                 } else {
                     let proposed = state.propose(tag, now, &self.unique);
                     mix(&mut hasher, tag, Some(proposed.as_bytes()));
                     absent.push(self.write(tag.into(), proposed, Box::default()));
                 }
             }
+            mix_compare(&mut hasher, place);
+            mix_list(&mut hasher, &known.own, place);
         }
         self.observe(tags, values, &absent);
         Resolution::Ready { fingerprint: finish(hasher), absent }
     }
 
     /// The fingerprint from memory, while Redis is away or where there is none.
-    pub fn local(&self, tags: &Tags) -> Fingerprint {
+    pub fn local(&self, tags: &Tags, place: Place<'_>, now: UnixMillis) -> Fingerprint {
         let mut hasher = Sha256::new();
         let state = self.state.read();
+        let known = self.prefixes.load();
         for tag in tags.iter() {
             let value = state.known.get(tag).map_or(state.floor.as_deref(), Option::as_deref);
-            mix(&mut hasher, tag, value.map(str::as_bytes));
+            mix_tag(&mut hasher, tag, value.map(str::as_bytes), &known, place, now);
         }
+        mix_compare(&mut hasher, place);
+        mix_list(&mut hasher, &known.own, place);
         finish(hasher)
+    }
+
+    /// Whether a list of purges by prefix holds that this instance has not read: until it has, a request with these
+    /// values (of [`Self::keys`]) finds nothing that was stored before the last of those purges.
+    pub fn lacks_prefixes<V: AsRef<[u8]>>(&self, values: &[Option<V>], now: UnixMillis) -> bool {
+        let Some(value) = values.get(PREFIXES_AT).and_then(Option::as_ref).map(AsRef::as_ref) else {
+            return false;
+        };
+        match Version::parse(value) {
+            Version::Bare => false,
+            Version::Listed { until, .. } => now <= until && *self.prefixes.load().version != *value,
+        }
+    }
+
+    /// Puts another version of the list of purges by prefix in the place of the one that was read with `values`.
+    pub fn replace_version<V>(values: &mut [Option<V>], version: V) {
+        if let Some(value) = values.get_mut(PREFIXES_AT) {
+            *value = Some(version);
+        }
+    }
+
+    /// The Redis keys of the version of the list of purges by prefix, and of the list. Both are in one slot.
+    pub fn prefix_keys(&self) -> [Box<str>; 2] {
+        [self.key(PREFIXES), format!("{}cache_prefixes:{PREFIXES}", self.prefix).into()]
+    }
+
+    /// Joins the reading of the list that is under way, or begins one: then the list is to be given to
+    /// [`Self::learn_prefixes`], its version to the loader, and the loader to be dropped.
+    pub fn join_loading(&self) -> (Loading, Option<Loader>) {
+        self.loads.join()
+    }
+
+    /// Takes the list of purges by prefix as Redis has it: its version, and fields with values. What does not belong
+    /// together stands for a list that nobody has: from then on every purge by prefix drops everything.
+    pub fn learn_prefixes(&self, version: &[u8], entries: Vec<(String, String)>) {
+        let mut listed: HashMap<Box<str>, Box<str>, ahash::RandomState> = HashMap::default();
+        let mut of = None;
+        let whole = entries.len() <= prefixes::MOST.saturating_add(1);
+        for (field, value) in entries {
+            if field == prefixes::VERSION_FIELD {
+                of = Some(value);
+            } else {
+                let generation = value.split(' ').next().unwrap_or_default();
+                listed.insert(field.into(), generation.into());
+            }
+        }
+        let belongs = match Version::parse(version) {
+            Version::Listed { list, .. } => of.is_some_and(|of| of.as_bytes() == list),
+            Version::Bare => false,
+        };
+        let mut state = self.state.write();
+        state.listed = if whole && belongs { listed } else { HashMap::default() };
+        let list = (whole && belongs).then(|| Arc::new(state.list()));
+        self.publish(&state, version.into(), list);
+    }
+
+    /// Makes everything stored under `prefix` unreachable, here at once.
+    pub fn invalidate_prefix(&self, prefix: &Prefix, now: UnixMillis) -> PrefixPurge {
+        let mut state = self.state.write();
+        if !self.shared {
+            state.own.retain(|_, own| now <= own.until);
+        }
+        let field = prefix.field();
+        let widened = state.own.len() >= prefixes::MOST && !state.own.contains_key(field);
+        let mut writes = Vec::new();
+        let invalidation = self.unique.next();
+        if widened {
+            writes = self.invalidate_within(&mut state, [epoch_tag()]);
+            state.own.clear();
+        } else {
+            let own = Own { invalidation: invalidation.clone(), until: now.plus(self.ttl) };
+            state.own.insert(field.into(), own);
+        }
+        self.republish(&state);
+        self.count(&state);
+        match (self.shared, widened) {
+            (false, widened) => PrefixPurge::Local { widened },
+            (true, true) => PrefixPurge::Widened(writes),
+            (true, false) => PrefixPurge::Write(Box::new(self.prefix_write(field, invalidation))),
+        }
+    }
+
+    /// Purges by prefix that Redis has not confirmed yet. Each call makes writes of new values.
+    pub fn pending_prefixes(&self) -> Vec<PrefixWrite> {
+        if !self.owes() {
+            return Vec::new();
+        }
+        let state = self.state.read();
+        let own = state.own.iter();
+        own.map(|(field, own)| self.prefix_write(field, own.invalidation.clone())).collect()
+    }
+
+    /// Redis has this one; `written` is what it said, if that is known.
+    pub fn settle_prefix(&self, write: &PrefixWrite, written: Option<&PrefixWritten>) {
+        let mut state = self.state.write();
+        // A later purge of the same prefix is not confirmed by an earlier write.
+        if state.own.get(&write.field).is_some_and(|own| own.invalidation == write.invalidation) {
+            state.own.remove(&write.field);
+        }
+        // Also for the time Redis is away: what it had before must not count any more.
+        let now = written.map(|written| String::from_utf8_lossy(&written.now).into());
+        let now = now.unwrap_or_else(|| self.unique.next());
+        state.proposed.remove(PREFIXES);
+        state.remember(PREFIXES, Some(now), self.remembered, &self.unique);
+        let follows = written.filter(|written| {
+            let known = self.prefixes.load();
+            !written.widened
+                && !written.pruned
+                && match Version::parse(&written.before) {
+                    Version::Bare => !written.before.is_empty(),
+                    Version::Listed { .. } => known.version == written.before && known.list.is_some(),
+                }
+        });
+        if let Some(written) = follows {
+            // Whoever made the change need not read it.
+            if Version::parse(&written.before) == Version::Bare {
+                state.listed.clear();
+            }
+            state.listed.insert(write.field.clone(), write.generation.clone());
+            let list = Some(Arc::new(state.list()));
+            self.publish(&state, written.now.clone(), list);
+        } else {
+            self.republish(&state);
+        }
+        self.count(&state);
+    }
+
+    fn prefix_write(&self, field: &str, invalidation: Box<str>) -> PrefixWrite {
+        let [version_key, list_key] = self.prefix_keys();
+        PrefixWrite {
+            version_key,
+            list_key,
+            field: field.into(),
+            generation: self.unique.next(),
+            version: self.unique.next(),
+            lineage: self.unique.next(),
+            ttl: self.ttl,
+            invalidation,
+        }
+    }
+
+    fn publish(&self, state: &State, version: Box<[u8]>, list: Option<Arc<List>>) {
+        self.prefixes.store(Arc::new(Snapshot { version, list, own: state.own() }));
+    }
+
+    /// With the list that is known already.
+    fn republish(&self, state: &State) {
+        let known = self.prefixes.load_full();
+        self.publish(state, known.version.clone(), known.list.clone());
+    }
+
+    /// After the snapshot: who finds nothing pending does not look for purges of this instance.
+    fn count(&self, state: &State) {
+        let own = if self.shared { state.own.len() } else { 0 };
+        self.pending.store(state.pending.len().saturating_add(own), Ordering::Release);
     }
 
     /// Gives every tag of `tags` a new generation, here at once. The writes are to reach Redis before the
     /// writer gets its response, then to be given to [`Self::settle`]; those that fail stay pending.
     pub fn invalidate<I: IntoIterator<Item = Box<str>>>(&self, tags: I) -> Vec<Write> {
         let mut state = self.state.write();
+        let writes = self.invalidate_within(&mut state, tags);
+        self.count(&state);
+        writes
+    }
+
+    fn invalidate_within<I: IntoIterator<Item = Box<str>>>(&self, state: &mut State, tags: I) -> Vec<Write> {
         let mut writes = Vec::new();
         for tag in tags {
             let invalidation = self.unique.next();
@@ -176,7 +416,6 @@ impl Generations {
             }
             writes.push(self.write(tag, self.unique.next(), invalidation));
         }
-        self.pending.store(state.pending.len(), Ordering::Release);
         writes
     }
 
@@ -206,7 +445,7 @@ impl Generations {
                 state.pending.remove(&write.tag);
             }
         }
-        self.pending.store(state.pending.len(), Ordering::Release);
+        self.count(&state);
     }
 
     fn observe<V: AsRef<[u8]>>(&self, tags: &Tags, values: &[Option<V>], absent: &[Write]) {
@@ -247,12 +486,22 @@ impl Generations {
     }
 
     fn write(&self, tag: Box<str>, value: Box<str>, invalidation: Box<str>) -> Write {
-        let ttl = (tag != epoch_tag()).then_some(self.ttl);
+        // Everything depends on these: with them everything would end.
+        let stays = tag == epoch_tag() || *tag == *PREFIXES;
+        let ttl = (!stays).then_some(self.ttl);
         Write { key: self.key(&tag), value, ttl, tag, invalidation }
     }
 }
 
 impl State {
+    fn own(&self) -> List {
+        List::new(self.own.iter().map(|(field, own)| (&**field, &*own.invalidation)))
+    }
+
+    fn list(&self) -> List {
+        List::new(self.listed.iter().map(|(field, generation)| (&**field, &**generation)))
+    }
+
     /// Nothing to learn from `value`: it is known, or a pending bump overrides it.
     fn agrees(&self, tag: &str, value: Option<&[u8]>) -> bool {
         if self.pending.contains_key(tag) {
@@ -295,6 +544,41 @@ impl State {
             }
         }
         self.known.insert(tag.into(), value);
+    }
+}
+
+/// As [`mix`]; for the version of the purges by prefix, what it means for `place`.
+fn mix_tag(
+    hasher: &mut Sha256,
+    tag: &str,
+    value: Option<&[u8]>,
+    known: &Snapshot,
+    place: Place<'_>,
+    now: UnixMillis,
+) {
+    match value.map(|value| (value, Version::parse(value))) {
+        Some((value, Version::Listed { lineage, until, .. })) if tag == PREFIXES => match &known.list {
+            // Nothing that it drops can be left.
+            _ if now > until => mix(hasher, tag, Some(lineage)),
+            Some(list) if *known.version == *value => {
+                mix(hasher, tag, Some(lineage));
+                mix_list(hasher, list, place);
+            }
+            // A list that is not known may drop anything.
+            _ => mix(hasher, tag, Some(value)),
+        },
+        _ => mix(hasher, tag, value),
+    }
+}
+
+fn mix_list(hasher: &mut Sha256, list: &List, place: Place<'_>) {
+    list.matches(place, |prefix, generation| mix(hasher, prefix, Some(generation.as_bytes())));
+}
+
+fn mix_compare(hasher: &mut Sha256, place: Place<'_>) {
+    let marker = place.compare.marker();
+    if marker > 0 {
+        mix(hasher, "compare", Some(&[marker]));
     }
 }
 
@@ -366,6 +650,12 @@ mod tests {
     use crate::cache::tag::{route_tag, user_tag};
 
     const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
+    const PLACE: Place<'static> = place("/todos/1");
+
+    const fn place(path: &str) -> Place<'_> {
+        let compare = prefixes::Compare { case_insensitive: false, ignore_trailing_slash: false };
+        Place { hosts: "a.example", path, compare }
+    }
 
     fn settings(remembered: usize, pending: usize) -> Settings {
         Settings { generations_remembered: remembered, pending_invalidations: pending, ..Settings::default() }
@@ -416,20 +706,20 @@ mod tests {
         let tags = tags(&["todo:1"]);
         let mut redis = Redis::default();
         let empty = redis.read(&generations, &tags);
-        let first = generations.resolve(&tags, &empty, NOW);
+        let first = generations.resolve(&tags, PLACE, &empty, NOW);
         let fingerprint = ready(first.clone());
-        assert_eq!(ready(generations.resolve(&tags, &empty, NOW)), fingerprint, "those who come meanwhile");
+        assert_eq!(ready(generations.resolve(&tags, PLACE, &empty, NOW)), fingerprint, "those who come meanwhile");
         let writes = absent(first);
         let ttl = Some(Duration::from_secs(25 * 3600));
         assert_eq!(
             writes.iter().map(|w| (&*w.key, w.ttl)).collect::<Vec<_>>(),
             [("cache_tag:-epoch", None), ("cache_tag:todo:1", ttl)]
         );
-        assert_eq!(generations.local(&tags), fingerprint, "Redis goes away");
+        assert_eq!(generations.local(&tags, PLACE, NOW), fingerprint, "Redis goes away");
         redis.write(&writes);
-        let again = generations.resolve(&tags, &redis.read(&generations, &tags), NOW);
+        let again = generations.resolve(&tags, PLACE, &redis.read(&generations, &tags), NOW);
         assert_eq!(again, Resolution::Ready { fingerprint, absent: Vec::new() });
-        assert_eq!(generations.resolve::<&[u8]>(&tags, &[None], NOW), Resolution::Malformed);
+        assert_eq!(generations.resolve::<&[u8]>(&tags, PLACE, &[None], NOW), Resolution::Malformed);
     }
 
     #[test]
@@ -438,25 +728,25 @@ mod tests {
             (Generations::new(&settings(10, 10), true), Generations::new(&settings(10, 10), true));
         let mut redis = Redis::default();
         let tags = tags(&["todo:1"]);
-        let first = one.resolve(&tags, &redis.read(&one, &tags), NOW);
+        let first = one.resolve(&tags, PLACE, &redis.read(&one, &tags), NOW);
         redis.write(&absent(first.clone()));
         let mut seen = vec![ready(first)];
         for _ in 0..3 {
-            seen.push(ready(one.resolve(&tags, &redis.read(&one, &tags), NOW)));
+            seen.push(ready(one.resolve(&tags, PLACE, &redis.read(&one, &tags), NOW)));
             assert_eq!(seen.pop(), seen.last().copied());
             // The other instance writes, then Redis runs out of memory.
             redis.write(&two.invalidate([Box::from("todo:1")]));
             redis.0.remove("cache_tag:todo:1");
-            let evicted = one.resolve(&tags, &redis.read(&one, &tags), NOW);
+            let evicted = one.resolve(&tags, PLACE, &redis.read(&one, &tags), NOW);
             assert!(!seen.contains(&ready(evicted.clone())));
             seen.push(ready(evicted.clone()));
             redis.write(&absent(evicted));
         }
         // A proposal that never reached Redis ends.
         redis.0.clear();
-        let before = ready(one.resolve(&tags, &redis.read(&one, &tags), NOW));
+        let before = ready(one.resolve(&tags, PLACE, &redis.read(&one, &tags), NOW));
         let later = NOW.plus(PROPOSED_FOR + Duration::from_millis(1));
-        assert_ne!(ready(one.resolve(&tags, &redis.read(&one, &tags), later)), before);
+        assert_ne!(ready(one.resolve(&tags, PLACE, &redis.read(&one, &tags), later)), before);
     }
 
     #[test]
@@ -464,13 +754,13 @@ mod tests {
         let generations = Generations::new(&settings(10, 10), true);
         let tags = tags(&["todo:1"]);
         let mut redis = Redis::default();
-        redis.write(&absent(generations.resolve(&tags, &redis.read(&generations, &tags), NOW)));
-        let mut seen = vec![ready(generations.resolve(&tags, &redis.read(&generations, &tags), NOW))];
+        redis.write(&absent(generations.resolve(&tags, PLACE, &redis.read(&generations, &tags), NOW)));
+        let mut seen = vec![ready(generations.resolve(&tags, PLACE, &redis.read(&generations, &tags), NOW))];
         let mut look = |redis: &Redis| {
-            let fingerprint = ready(generations.resolve(&tags, &redis.read(&generations, &tags), NOW));
+            let fingerprint = ready(generations.resolve(&tags, PLACE, &redis.read(&generations, &tags), NOW));
             assert!(!seen.contains(&fingerprint));
             seen.push(fingerprint);
-            seen.push(generations.local(&tags));
+            seen.push(generations.local(&tags, PLACE, NOW));
         };
         let first = generations.invalidate([Box::from("todo:1")]);
         look(&redis);
@@ -501,22 +791,22 @@ mod tests {
         let mut redis = Redis::default();
         let (todo, other) = (tags(&["todo:1"]), tags(&["todo:2"]));
         for tags in [&todo, &other] {
-            redis.write(&absent(one.resolve(tags, &redis.read(&one, tags), NOW)));
+            redis.write(&absent(one.resolve(tags, PLACE, &redis.read(&one, tags), NOW)));
         }
-        let before = ready(two.resolve(&todo, &redis.read(&two, &todo), NOW));
-        let untouched = ready(two.resolve(&other, &redis.read(&two, &other), NOW));
+        let before = ready(two.resolve(&todo, PLACE, &redis.read(&two, &todo), NOW));
+        let untouched = ready(two.resolve(&other, PLACE, &redis.read(&two, &other), NOW));
 
         let writes = one.invalidate([Box::from("todo:1")]);
         assert_eq!(writes[0].ttl, Some(Duration::from_secs(25 * 3600)));
         // The writing instance sees it before Redis does.
-        assert_ne!(ready(one.resolve(&todo, &redis.read(&one, &todo), NOW)), before);
+        assert_ne!(ready(one.resolve(&todo, PLACE, &redis.read(&one, &todo), NOW)), before);
         redis.write(&writes);
         one.settle(&writes);
 
-        let after = ready(two.resolve(&todo, &redis.read(&two, &todo), NOW));
+        let after = ready(two.resolve(&todo, PLACE, &redis.read(&two, &todo), NOW));
         assert_ne!(after, before);
-        assert_eq!(after, ready(one.resolve(&todo, &redis.read(&one, &todo), NOW)));
-        assert_eq!(untouched, ready(two.resolve(&other, &redis.read(&two, &other), NOW)));
+        assert_eq!(after, ready(one.resolve(&todo, PLACE, &redis.read(&one, &todo), NOW)));
+        assert_eq!(untouched, ready(two.resolve(&other, PLACE, &redis.read(&two, &other), NOW)));
     }
 
     #[test]
@@ -524,14 +814,14 @@ mod tests {
         let generations = Generations::new(&settings(10, 10), true);
         let mut redis = Redis::default();
         let tags = tags(&["todo:1"]);
-        redis.write(&absent(generations.resolve(&tags, &redis.read(&generations, &tags), NOW)));
-        let look = |redis: &Redis| ready(generations.resolve(&tags, &redis.read(&generations, &tags), NOW));
+        redis.write(&absent(generations.resolve(&tags, PLACE, &redis.read(&generations, &tags), NOW)));
+        let look = |redis: &Redis| ready(generations.resolve(&tags, PLACE, &redis.read(&generations, &tags), NOW));
         let before = look(&redis);
-        assert_eq!(generations.local(&tags), before);
+        assert_eq!(generations.local(&tags, PLACE, NOW), before);
 
         // Redis is away: the write stays pending, and stale values from Redis do not revive the entry.
         generations.invalidate([Box::from("todo:1")]);
-        let during = generations.local(&tags);
+        let during = generations.local(&tags, PLACE, NOW);
         assert_ne!(during, before);
         let unconfirmed = look(&redis);
         assert!(unconfirmed != before && unconfirmed != during);
@@ -560,27 +850,27 @@ mod tests {
     fn too_many_pending_invalidations_become_a_new_epoch() {
         let generations = Generations::new(&settings(100, 3), true);
         let bystander = tags(&["bystander"]);
-        let before = generations.local(&bystander);
+        let before = generations.local(&bystander, PLACE, NOW);
         for n in 0..4 {
             generations.invalidate([Box::from(format!("t:{n}"))]);
         }
         let pending = generations.pending();
         assert_eq!(pending.len(), 1);
         assert_eq!(&*pending[0].key, "cache_tag:-epoch");
-        assert_ne!(generations.local(&bystander), before);
+        assert_ne!(generations.local(&bystander, PLACE, NOW), before);
     }
 
     #[test]
     fn forgetting_a_tag_never_revives_an_entry() {
         let generations = Generations::new(&settings(3, 10), false);
         let tag = tags(&["a"]);
-        let first = generations.local(&tag);
+        let first = generations.local(&tag, PLACE, NOW);
         assert!(generations.invalidate([Box::from("a")]).is_empty());
-        let second = generations.local(&tag);
+        let second = generations.local(&tag, PLACE, NOW);
         for n in 0..10 {
             generations.invalidate([Box::from(format!("filler:{n}"))]);
         }
-        let third = generations.local(&tag);
+        let third = generations.local(&tag, PLACE, NOW);
         assert!(first != second && third != first && third != second);
         assert!(generations.state.read().known.len() <= 3);
         assert!(generations.pending().is_empty());
@@ -590,10 +880,10 @@ mod tests {
     fn implicit_tags_differ_from_each_other() {
         let generations = Generations::new(&settings(10, 10), false);
         let fingerprints = [
-            generations.local(&tags(&[&route_tag("a")])),
-            generations.local(&tags(&[&user_tag(Some("a"))])),
-            generations.local(&tags(&[&user_tag(None)])),
-            generations.local(&tags(&[])),
+            generations.local(&tags(&[&route_tag("a")]), PLACE, NOW),
+            generations.local(&tags(&[&user_tag(Some("a"))]), PLACE, NOW),
+            generations.local(&tags(&[&user_tag(None)]), PLACE, NOW),
+            generations.local(&tags(&[]), PLACE, NOW),
         ];
         for (n, one) in fingerprints.iter().enumerate() {
             assert!(fingerprints.iter().skip(n + 1).all(|other| one != other));

@@ -1,12 +1,16 @@
 //! The cache key: everything a response may depend on, each part length-prefixed so that no two requests
 //! that differ can write the same bytes. It never shows a user or a secret in what it publishes.
 
+use std::ops::Range;
+
 use percent_encoding::percent_decode_str;
 use sha2::{Digest, Sha256};
 
 use super::generations::{Fingerprint, hex};
+use super::prefixes::{Compare, Place};
 use super::request::Caller;
 use super::settings::{QueryPolicy, RouteCache};
+use super::tag::KEY_DIGITS;
 
 /// Changes whenever the layout of keys or entries does.
 const VERSION: u8 = 1;
@@ -28,7 +32,13 @@ pub struct Target<'a> {
 
 /// A key that waits for the generations of its tags.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unstamped(Vec<u8>);
+pub struct Unstamped {
+    bytes: Vec<u8>,
+    host: Range<usize>,
+    path: Range<usize>,
+    /// Where it begins to say who asks; all before is of the URI alone.
+    caller: usize,
+}
 
 impl Unstamped {
     /// The key of `target` on `route`. GET and HEAD share it.
@@ -37,9 +47,10 @@ impl Unstamped {
         key.push(VERSION);
         part(&mut key, route.name.as_bytes());
         part(&mut key, target.scheme.as_bytes());
-        part(&mut key, host(target.scheme, target.host).as_bytes());
-        part(&mut key, target.path.as_bytes());
+        let host = part(&mut key, host(target.scheme, target.host).as_bytes());
+        let path = part(&mut key, target.path.as_bytes());
         query(&mut key, &route.query, target.query);
+        let caller = key.len();
         match target.caller {
             _ if route.shared => key.push(b's'),
             Caller::Anonymous => key.push(b'a'),
@@ -48,20 +59,35 @@ impl Unstamped {
                 part(&mut key, user.as_bytes());
             }
         }
-        Self(key)
+        Self { bytes: key, host, path, caller }
     }
 
     /// The complete key, reachable only under these generations.
     pub fn stamp(mut self, fingerprint: Fingerprint) -> Vec<u8> {
-        self.0.extend_from_slice(&fingerprint.0);
-        self.0
+        self.bytes.extend_from_slice(&fingerprint.0);
+        self.bytes
     }
 
-    /// What `X-Cache-Key` shows: 16 hexadecimal digits, the same across generations and instances.
+    /// What `X-Cache-Key` shows: 16 hexadecimal digits, the same across generations and instances. The first
+    /// [`KEY_DIGITS`] are those of the URI, whoever asks for it.
     pub fn public_key(&self) -> Box<str> {
-        let digest: [u8; 32] = Sha256::digest(&self.0).into();
-        let (shown, _) = digest.split_at(8);
-        hex(shown).into()
+        let (uri, caller) = self.bytes.split_at_checked(self.caller).unwrap_or((&self.bytes, &[]));
+        let mut hasher = Sha256::new();
+        hasher.update(uri);
+        let mut shown = hex(&hasher.clone().finalize());
+        hasher.update(caller);
+        shown.truncate(KEY_DIGITS);
+        shown.push_str(&hex(&hasher.finalize()));
+        shown.truncate(16);
+        shown.into()
+    }
+
+    /// Where the request goes, for purges by prefix.
+    pub fn place(&self, compare: Compare) -> Place<'_> {
+        let text = |range: &Range<usize>| {
+            self.bytes.get(range.clone()).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default()
+        };
+        Place { hosts: text(&self.host), path: text(&self.path), compare }
     }
 }
 
@@ -72,9 +98,11 @@ pub fn hash(key: &[u8]) -> [u8; 16] {
     half.try_into().unwrap_or_default()
 }
 
-fn part(key: &mut Vec<u8>, bytes: &[u8]) {
+fn part(key: &mut Vec<u8>, bytes: &[u8]) -> Range<usize> {
     key.extend_from_slice(&(bytes.len() as u64).to_be_bytes());
+    let start = key.len();
     key.extend_from_slice(bytes);
+    start..key.len()
 }
 
 fn host(scheme: &str, host: &str) -> String {
@@ -186,6 +214,21 @@ mod tests {
             unstamped.clone().stamp(Fingerprint([1; 16])),
             unstamped.clone().stamp(Fingerprint([2; 16]))
         );
+    }
+
+    #[test]
+    fn the_published_key_begins_with_what_the_uri_has_for_everybody() {
+        let route = RouteCache::new("r");
+        let shown = |target: Target<'_>| Unstamped::new(&route, target).public_key();
+        let (ada, bob) = (shown(target()), shown(Target { caller: Caller::User("bob"), ..target() }));
+        let anonymous = shown(Target { caller: Caller::Anonymous, ..target() });
+        assert!(ada != bob && bob != anonymous && ada != anonymous);
+        assert!(ada[..KEY_DIGITS] == bob[..KEY_DIGITS] && ada[..KEY_DIGITS] == anonymous[..KEY_DIGITS]);
+        let other = shown(Target { path: "/u", ..target() });
+        assert_ne!(ada[..KEY_DIGITS], other[..KEY_DIGITS]);
+        let key = Unstamped::new(&route, Target { host: "A.Example:8443", ..target() });
+        let place = key.place(Compare::default());
+        assert_eq!((place.hosts, place.path), ("a.example:8443", "/t"));
     }
 
     fn parts() -> impl Strategy<Value = (String, String, String, Option<String>, Option<String>, bool)> {

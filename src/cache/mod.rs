@@ -9,6 +9,7 @@ mod flow_tests;
 pub mod generations;
 pub mod key;
 pub mod policy;
+pub mod prefixes;
 pub mod remote;
 pub mod request;
 pub mod settings;

@@ -12,8 +12,13 @@ const EMPTY: &str = "-empty";
 /// Everything stored depends on it; no template renders to it.
 const EPOCH: &str = "-epoch";
 
+/// Its generation is the version of the list of purges by prefix; everything stored depends on it. The braces put it
+/// into one slot of a Cluster with the list. No template renders to it.
+pub(super) const PREFIXES: &str = "{-prefixes}";
+/// Place of [`PREFIXES`] among the tags of a request.
+pub(super) const PREFIXES_AT: usize = 1;
 /// Leading digits of a published key that its tag has.
-const KEY_DIGITS: usize = 4;
+pub(super) const KEY_DIGITS: usize = 4;
 
 /// A tag pattern such as `todo:{id}` or `todos:{user}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,14 +156,14 @@ fn push_value(tag: &mut String, value: &str) {
     }
 }
 
-/// The tags of one request; the first is always the epoch.
+/// The tags of one request; the first is always the epoch, the second the purges by prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tags(Vec<Box<str>>);
 
 impl Tags {
-    /// The epoch alone.
+    /// Those that everything stored has.
     pub fn epoch() -> Self {
-        Self(vec![EPOCH.into()])
+        Self(vec![EPOCH.into(), PREFIXES.into()])
     }
 
     /// Adds `tag` unless it is there.
@@ -173,7 +178,7 @@ impl Tags {
         self.0.iter().map(AsRef::as_ref)
     }
 
-    /// How many, the epoch included.
+    /// How many, with those that everything has.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -205,8 +210,8 @@ pub fn route_tag(name: &str) -> Box<str> {
     tag.into()
 }
 
-/// The tag of everything stored under a published key (`X-Cache-Key`), and of one object in 65,536 beside it: each
-/// tag in use is a key in Redis, and an object shall not need one of its own.
+/// The tag of everything stored for the URI of a published key (`X-Cache-Key`), whoever asked for it, and of one URI in
+/// 65,536 beside it: each tag in use is a key in Redis, and an object shall not need one of its own.
 pub fn key_tag(public_key: &str) -> Box<str> {
     let mut tag = String::from("key:");
     push_value(&mut tag, public_key.get(..KEY_DIGITS).unwrap_or(public_key));

@@ -4,17 +4,78 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::{Cmd, RedisResult, cmd};
+use ::redis::{Cmd, RedisResult, Value, cmd, from_redis_value};
+use bytes::Bytes;
+use tokio::time::{Instant, timeout_at};
 
 use super::gateway::Shared;
-use crate::cache::generations::Write;
-use crate::clock::millis;
-use crate::redis::{Lane, Link};
+use crate::cache::generations::{Generations, PrefixPurge, PrefixWrite, PrefixWritten, Write};
+use crate::cache::prefixes::{self, Prefix};
+use crate::clock::{UnixMillis, millis};
+use crate::redis::{Lane, Link, Store};
 
 /// Generations handed over in one go on recovery.
 const BATCH: usize = 1_000;
 /// A write nobody waits for may take this long.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Puts a purge by prefix on the list.
+/// KEYS[1] the version of the list, KEYS[2] the list: a field for each prefix, with its generation and the end of its
+/// use in milliseconds, and the field "" with the version.
+/// ARGV: the field, its generation, the list's new version, a new lineage, most fields, the life in milliseconds.
+/// Returns the version before and now, whether everything is dropped because the list was lost or full, and whether
+/// entries were taken off it.
+const PURGE_PREFIX: &str = "\
+local call, pcall = redis.call, redis.pcall \
+local time = call('TIME') \
+local now = time[1] * 1000 + math.floor(time[2] / 1000) \
+local before = pcall('GET', KEYS[1]) \
+if type(before) ~= 'string' then before = '' end \
+local lineage, list, ends = string.match(before, '^(%x+)%.(%x+)%.(%d+)$') \
+local widened, pruned, fields = 0, 0, 0 \
+if list and tonumber(ends) >= now then \
+  if pcall('HGET', KEYS[2], '') == list then \
+    local all = call('HGETALL', KEYS[2]) \
+    for i = 1, #all, 2 do \
+      local over = tonumber(string.match(all[i + 1], ' (%d+)$') or '') \
+      if all[i] ~= '' and (not over or over < now) then \
+        call('HDEL', KEYS[2], all[i]) pruned = 1 \
+      elseif all[i] ~= '' and all[i] ~= ARGV[1] then fields = fields + 1 end \
+    end \
+    if fields >= tonumber(ARGV[5]) then widened = 1 end \
+  else widened = 1 end \
+else \
+  if list then pruned = 1 else lineage = string.match(before, '^%x+$') end \
+  if not lineage then widened = 1 end \
+  call('DEL', KEYS[2]) \
+end \
+if widened == 1 then \
+  call('DEL', KEYS[2]) call('SET', KEYS[1], ARGV[4]) \
+  return {before, ARGV[4], 1, pruned} \
+end \
+local ends = string.format('%.0f', now + ARGV[6]) \
+call('HSET', KEYS[2], '', ARGV[3], ARGV[1], ARGV[2] .. ' ' .. ends) \
+call('PEXPIRE', KEYS[2], ARGV[6] * 2) \
+local after = lineage .. '.' .. ARGV[3] .. '.' .. ends \
+call('SET', KEYS[1], after) \
+return {before, after, 0, pruned}";
+
+/// Reads the list of purges by prefix: its version and fields with values, none where they are more than ARGV[1].
+/// Keys as above.
+const READ_PREFIXES: &str = "\
+local version, fields = redis.pcall('GET', KEYS[1]), redis.pcall('HLEN', KEYS[2]) \
+if type(version) ~= 'string' then version = '' end \
+if type(fields) ~= 'number' or fields > tonumber(ARGV[1]) then return {version, {}} end \
+return {version, redis.call('HGETALL', KEYS[2])}";
+
+/// What became of a purge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefixPurged {
+    /// Every instance drops it; otherwise this one does, and the others once the store is back.
+    pub shared: bool,
+    /// Everything was dropped instead.
+    pub widened: bool,
+}
 
 impl Shared {
     /// Makes everything stored under `tags` unreachable, on every instance once this returns `true`.
@@ -25,6 +86,10 @@ impl Shared {
     /// As [`Self::invalidate`]; the store is given at least this time to answer, where no client waits.
     pub async fn invalidate_within(&self, tags: Vec<Box<str>>, patience: Option<Duration>) -> bool {
         let writes = self.cache.generations().invalidate(tags);
+        self.write_generations(writes, patience).await
+    }
+
+    async fn write_generations(&self, writes: Vec<Write>, patience: Option<Duration>) -> bool {
         let Some(store) = &self.store else { return true };
         if writes.is_empty() {
             return true;
@@ -53,6 +118,69 @@ impl Shared {
         all
     }
 
+    /// Makes everything stored under `prefix` unreachable, here at once, and on every instance once the store knows. It is
+    /// given at least `patience` to answer.
+    pub async fn invalidate_prefix(&self, prefix: &Prefix, patience: Duration) -> PrefixPurged {
+        let generations = self.cache.generations();
+        let write = match generations.invalidate_prefix(prefix, self.clock.now()) {
+            PrefixPurge::Local { widened } => return PrefixPurged { shared: true, widened },
+            PrefixPurge::Widened(writes) => {
+                let shared = self.write_generations(writes, Some(patience)).await;
+                return PrefixPurged { shared, widened: true };
+            }
+            PrefixPurge::Write(write) => write,
+        };
+        let Some(store) = &self.store else { return PrefixPurged { shared: true, widened: false } };
+        let (shard, deadline) = (store.shard(write.version_key.as_bytes()), store.deadline(Some(patience)));
+        let answer = store.call_within(deadline, Lane::Decisions, shard, &prefix_command(&write)).await;
+        let Ok(answer) = answer else {
+            store.hand_over_soon();
+            return PrefixPurged { shared: false, widened: false };
+        };
+        let written = written(answer).ok();
+        generations.settle_prefix(&write, written.as_ref());
+        PrefixPurged { shared: true, widened: written.is_none_or(|written| written.widened) }
+    }
+
+    /// Reads the list of purges by prefix where `values` (generations that the store has just told) are of a version that
+    /// this instance has not read; it waits for that until `until`. The request goes on in any case: without the list it
+    /// finds nothing stored before the last of those purges.
+    pub(super) async fn hear_of_prefixes(
+        &self,
+        values: &mut [Option<Bytes>],
+        now: UnixMillis,
+        until: Instant,
+    ) {
+        let Some(store) = &self.store else { return };
+        let generations = self.cache.generations();
+        // One that was under way already may have begun before the values were read.
+        for _ in 0..2 {
+            let (mut loading, loader) = generations.join_loading();
+            let is_mine = loader.is_some();
+            if let Some(loader) = loader {
+                let (cache, store) = (self.cache, Arc::clone(store));
+                tokio::spawn(async move {
+                    if let Some(version) = read_prefixes(cache.generations(), &store).await {
+                        loader.send_replace(Some(version));
+                    }
+                });
+            }
+            let ended = async { while loading.changed().await.is_ok() {} };
+            if timeout_at(until, ended).await.is_err() {
+                return;
+            }
+            let version = loading.borrow().clone();
+            if let Some(version) = version.filter(|_| is_mine) {
+                // As new as the values, or newer.
+                Generations::replace_version(values, Bytes::from(version.into_vec()));
+                return;
+            }
+            if is_mine || !generations.lacks_prefixes(values, now) {
+                return;
+            }
+        }
+    }
+
     /// Gives tags that the store knows nothing of a generation, in the background.
     pub fn create_generations(&self, writes: Vec<Write>) {
         let Some(store) = self.store.as_ref().filter(|_| !writes.is_empty()).map(Arc::clone) else { return };
@@ -79,8 +207,44 @@ impl Shared {
             let settled: Vec<Write> = written.map(|(write, _)| write.clone()).collect();
             self.cache.generations().settle(&settled);
         }
+        let mut purges = self.cache.generations().pending_prefixes();
+        purges.retain(|write| link.holds(write.version_key.as_bytes()));
+        for batch in purges.chunks(BATCH) {
+            let commands: Vec<Cmd> = batch.iter().map(prefix_command).collect();
+            let executed = link.send(&commands).await?;
+            for (write, _) in batch.iter().zip(executed).filter(|(_, executed)| *executed) {
+                self.cache.generations().settle_prefix(write, None);
+            }
+        }
         Ok(())
     }
+}
+
+/// Reads the list into `generations` and says of which version it is; `None` when the store gave no answer.
+async fn read_prefixes(generations: &Generations, store: &Store) -> Option<Box<[u8]>> {
+    let [version, list] = generations.prefix_keys();
+    let mut command = cmd("EVAL");
+    command.arg(READ_PREFIXES).arg(2).arg(&*version).arg(&*list).arg(prefixes::MOST + 1);
+    let shard = store.shard(version.as_bytes());
+    let answer = store.call_within(PATIENCE, Lane::Decisions, shard, &command).await.ok()?;
+    let (version, entries): (Vec<u8>, Value) = from_redis_value(answer).ok()?;
+    // What is not text is nothing that an instance has written.
+    let entries: Vec<(String, String)> = from_redis_value(entries).unwrap_or_default();
+    generations.learn_prefixes(&version, entries);
+    Some(version.into())
+}
+
+fn prefix_command(write: &PrefixWrite) -> Cmd {
+    let mut command = cmd("EVAL");
+    command.arg(PURGE_PREFIX).arg(2).arg(&*write.version_key).arg(&*write.list_key);
+    command.arg(&*write.field).arg(&*write.generation).arg(&*write.version).arg(&*write.lineage);
+    command.arg(prefixes::MOST).arg(millis(write.ttl).max(1));
+    command
+}
+
+fn written(answer: Value) -> Result<PrefixWritten, ::redis::ParsingError> {
+    let (before, now, widened, pruned): (Vec<u8>, Vec<u8>, u8, u8) = from_redis_value(answer)?;
+    Ok(PrefixWritten { before: before.into(), now: now.into(), widened: widened > 0, pruned: pruned > 0 })
 }
 
 fn command(write: &Write, only_if_absent: bool) -> Cmd {

@@ -92,6 +92,15 @@ impl Limiting<'_> {
         }
         self.admitted(&checks, &decision, source, blind, permits, context);
         let cache = self.gateway.shared.cache;
+        let mut generations = generations;
+        if let (Some(Ok(_)), Some(values)) = (&pending, &mut generations)
+            && cache.generations().lacks_prefixes(values, now)
+            && let Some(store) = &self.gateway.shared.store
+        {
+            // Rare: the list of purges by prefix has changed.
+            let until = tokio::time::Instant::now() + store.settings().deadline / 2;
+            Box::pin(self.gateway.shared.hear_of_prefixes(values, now, until)).await;
+        }
         Ok(match (pending, generations) {
             (None, _) => CacheUse::NotConfigured,
             (Some(Err(bypass)), _) => CacheUse::Bypassed(bypass),

@@ -10,6 +10,7 @@ use crate::cache::Cache;
 use crate::cache::directives::RequestDirectives;
 use crate::cache::generations::{Fingerprint, Resolution};
 use crate::cache::key::{self, Target, Unstamped};
+use crate::cache::prefixes::Compare;
 use crate::cache::request::{self, Bypass};
 use crate::cache::settings::RouteCache;
 use crate::cache::tag::{Tags, key_tag, route_tag, user_tag};
@@ -24,6 +25,7 @@ pub struct Pending {
     tags: Tags,
     directives: RequestDirectives,
     authorised: bool,
+    compare: Compare,
 }
 
 impl Pending {
@@ -55,7 +57,15 @@ impl Pending {
             tags,
             directives,
             authorised: headers.contains_key(header::AUTHORIZATION),
+            compare: Compare::default(),
         })
+    }
+
+    /// Compares paths with purged prefixes as routes are compared.
+    #[must_use]
+    pub const fn comparing(mut self, compare: Compare) -> Self {
+        self.compare = compare;
+        self
     }
 
     /// The tags whose generations are to be read: `Generations::keys(pending.tags())`.
@@ -70,7 +80,7 @@ impl Pending {
         values: &[Option<V>],
         now: UnixMillis,
     ) -> Result<Transaction, Bypass> {
-        match cache.generations().resolve(&self.tags, values, now) {
+        match cache.generations().resolve(&self.tags, self.key.place(self.compare), values, now) {
             Resolution::Ready { fingerprint, absent } => {
                 let mut transaction = self.stamp(cache, fingerprint, now);
                 transaction.absent = absent;
@@ -82,7 +92,7 @@ impl Pending {
 
     /// Goes on from memory: Redis is away, or there is none.
     pub fn locally(self, cache: &'static Cache, now: UnixMillis) -> Transaction {
-        let fingerprint = cache.generations().local(&self.tags);
+        let fingerprint = cache.generations().local(&self.tags, self.key.place(self.compare), now);
         // Where the shared tier is, the generations are: who could not ask for these need not ask for those.
         let mut transaction = self.stamp(cache, fingerprint, now);
         transaction.read_memory_only();
