@@ -10,6 +10,7 @@ use pingora::cache::{CacheKey, CacheMeta, key::CacheHashKey};
 use pingora::http::{HeaderNameVariant, ResponseHeader};
 use sha2::{Digest, Sha256};
 
+use super::ahead::Freshness;
 use super::storage::budget::{Charge, allocated};
 use crate::clock::{UnixMillis, millis};
 
@@ -242,7 +243,8 @@ impl Entry {
         let mut built = CacheMeta::new(
             system_time(meta.fresh_until),
             system_time(created),
-            meta.stale_while_revalidate,
+            // Without any window pingora would never ask whether it may serve while it refreshes.
+            meta.stale_while_revalidate.max(1),
             meta.stale_if_error,
             // It was read once when the entry was made.
             self.head
@@ -275,6 +277,16 @@ impl Entry {
     /// When the response was fetched or last validated.
     pub(super) const fn updated(&self) -> UnixMillis {
         self.meta.updated
+    }
+
+    /// Since when and until when the response is fresh.
+    pub(super) const fn freshness(&self) -> Freshness {
+        Freshness { since: self.meta.updated, until: self.meta.fresh_until }
+    }
+
+    /// How long after that it may be served while it is being refreshed.
+    pub(super) const fn stale_while_revalidate(&self) -> Duration {
+        Duration::from_secs(self.meta.stale_while_revalidate as u64)
     }
 
     /// Bytes this entry counts for in the memory tier: what the allocator takes for it, and its place in tables.

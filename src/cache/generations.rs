@@ -708,7 +708,11 @@ mod tests {
         let empty = redis.read(&generations, &tags);
         let first = generations.resolve(&tags, PLACE, &empty, NOW);
         let fingerprint = ready(first.clone());
-        assert_eq!(ready(generations.resolve(&tags, PLACE, &empty, NOW)), fingerprint, "those who come meanwhile");
+        assert_eq!(
+            ready(generations.resolve(&tags, PLACE, &empty, NOW)),
+            fingerprint,
+            "those who come meanwhile"
+        );
         let writes = absent(first);
         let ttl = Some(Duration::from_secs(25 * 3600));
         assert_eq!(
@@ -815,7 +819,8 @@ mod tests {
         let mut redis = Redis::default();
         let tags = tags(&["todo:1"]);
         redis.write(&absent(generations.resolve(&tags, PLACE, &redis.read(&generations, &tags), NOW)));
-        let look = |redis: &Redis| ready(generations.resolve(&tags, PLACE, &redis.read(&generations, &tags), NOW));
+        let look =
+            |redis: &Redis| ready(generations.resolve(&tags, PLACE, &redis.read(&generations, &tags), NOW));
         let before = look(&redis);
         assert_eq!(generations.local(&tags, PLACE, NOW), before);
 

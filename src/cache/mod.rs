@@ -1,6 +1,7 @@
 //! The response cache: RFC 9111 decisions, keys, generations and two storage tiers for pingora's state machine.
 //! It never talks to Redis itself and knows nothing of configuration files.
 
+pub mod ahead;
 pub mod directives;
 mod entry;
 mod flights;
@@ -19,6 +20,7 @@ pub mod tag;
 pub mod transaction;
 mod turns;
 pub mod vary;
+pub mod warm;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,9 +31,10 @@ use pingora::cache::predictor::Predictor;
 use pingora::cache::{CacheOptionOverrides, HttpCache, Storage};
 
 use crate::clock::Clock;
+use ahead::Attempts;
 use generations::Generations;
 use remote::RemoteTier;
-use storage::{MemoryReads, Tiers};
+use storage::{MemoryReads, Refreshing, Tiers};
 use turns::Turns;
 use vary::Variants;
 
@@ -46,6 +49,8 @@ const PREDICTOR_SHARDS: usize = 16;
 pub struct Cache {
     tiers: &'static Tiers,
     memory_reads: &'static MemoryReads,
+    refreshing: &'static Refreshing,
+    attempts: Attempts,
     lock: &'static CacheKeyLockImpl,
     predictor: &'static Predictor<PREDICTOR_SHARDS>,
     generations: Generations,
@@ -71,6 +76,8 @@ impl Cache {
             tiers,
             memory_reads: Box::leak(Box::new(MemoryReads(tiers))),
             lock: Box::leak(Box::new(Turns::new(settings.lock_age, tiers))),
+            refreshing: Box::leak(Box::new(Refreshing(tiers))),
+            attempts: Attempts::default(),
             predictor: Box::leak(Box::new(Predictor::new(PREDICTED_PER_SHARD, Some(is_transient)))),
             generations: Generations::new(settings, shared),
             variants: Variants::new(settings.max_variants),
@@ -89,13 +96,20 @@ impl Cache {
         self.tiers
     }
 
-    fn enable(&self, http: &mut HttpCache, max_object_bytes: usize, may_ask_remote: bool) {
+    fn enable(&self, http: &mut HttpCache, max_object_bytes: usize, may_ask_remote: bool, refreshing: bool) {
         let mut waiting = CacheOptionOverrides::default();
         waiting.wait_timeout = Some(self.lock_wait);
-        let storage: &'static (dyn Storage + Sync) =
-            if may_ask_remote { self.tiers } else { self.memory_reads };
+        let storage: &'static (dyn Storage + Sync) = match (may_ask_remote, refreshing) {
+            (true, false) => self.tiers,
+            (true, true) => self.refreshing,
+            (false, _) => self.memory_reads,
+        };
         http.enable(storage, None, Some(self.predictor), Some(self.lock), Some(waiting));
         http.set_max_file_size_bytes(max_object_bytes);
+    }
+
+    const fn attempts(&self) -> &Attempts {
+        &self.attempts
     }
 
     const fn max_lifetime(&self) -> Duration {

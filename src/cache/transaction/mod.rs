@@ -1,6 +1,7 @@
 //! One request's way through the cache: a line for each of pingora's callbacks.
 //! Decisions are the policy's; this file only translates between it and pingora.
 
+mod ahead;
 mod fields;
 mod pending;
 
@@ -26,6 +27,8 @@ use super::storage::{Hit, Tier};
 use super::vary;
 use crate::clock::{UnixMillis, millis};
 
+pub use self::ahead::REFRESH;
+use self::ahead::Windows;
 use self::fields::{freshen, sanitise_for_storage};
 pub use self::pending::Pending;
 
@@ -56,6 +59,11 @@ pub struct Transaction {
     storable: bool,
     not_stored: Option<NotStored>,
     tier: Option<Tier>,
+    /// The request is there to refresh.
+    refreshing: bool,
+    /// It keeps the response warm: thousandths of the window.
+    warm: Option<u16>,
+    windows: Windows,
 }
 
 impl Transaction {
@@ -66,7 +74,7 @@ impl Transaction {
 
     /// For `request_cache_filter`.
     pub fn enable(&self, http: &mut HttpCache) {
-        self.cache.enable(http, self.route.max_object_bytes, self.may_ask_remote);
+        self.cache.enable(http, self.route.max_object_bytes, self.may_ask_remote, self.refreshing);
     }
 
     /// For `cache_key_callback`.
@@ -231,6 +239,7 @@ impl Transaction {
         let phase = http.phase();
         let outcome = match phase {
             CachePhase::Disabled(_) if self.bypassed => Outcome::Bypass,
+            CachePhase::StaleUpdating if self.is_ahead() => Outcome::Hit,
             _ => Outcome::of(phase),
         };
         let ttl = http.maybe_cache_meta().filter(|_| outcome != Outcome::Bypass).map(|meta| {
@@ -249,6 +258,7 @@ impl Transaction {
             CachePhase::Disabled(NoCacheReason::UpstreamError) => Some("upstream_error"),
             CachePhase::Bypass => Some("predicted"),
             CachePhase::Hit => self.tier.map(Tier::as_str),
+            CachePhase::StaleUpdating if self.is_ahead() => self.tier.map(Tier::as_str),
             _ => None,
         };
         Report {
