@@ -96,12 +96,12 @@ impl ProxyHttp for Proxy {
     }
     async fn upstream_response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         if let Some(cached) = ctx {
-            cached.upstream_responded(response);
+            cached.upstream_responded(response, session.cache.maybe_cache_meta());
         }
         Ok(())
     }

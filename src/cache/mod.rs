@@ -1,6 +1,7 @@
 //! The response cache: RFC 9111 decisions, keys, generations and two storage tiers for pingora's state machine.
 //! It never talks to Redis itself and knows nothing of configuration files.
 
+pub mod conditions;
 pub mod directives;
 mod entry;
 #[cfg(test)]

@@ -3,13 +3,14 @@
 use http::{HeaderMap, HeaderName, header};
 use pingora::http::ResponseHeader;
 
-/// RFC 9111 section 3.2: the stored response takes every field of a 304 that does not describe its own framing.
-/// `Vary` stays: pingora cannot move a stored body to another variant.
+use crate::cache::conditions::confirms;
+
+/// RFC 9111 section 3.2: the stored response takes every field of a 304 that does not describe the framing of the
+/// 304 itself. What is stored was not processed, so that its type and coding may be corrected too. `Vary` names no
+/// other fields here, see [`not_freshening`].
 pub(super) fn freshen(stored: &mut ResponseHeader, fresh: &HeaderMap) {
-    const KEPT: [HeaderName; 7] = [
+    const KEPT: [HeaderName; 5] = [
         header::CONTENT_LENGTH,
-        header::CONTENT_ENCODING,
-        header::CONTENT_TYPE,
         header::CONTENT_RANGE,
         header::TRANSFER_ENCODING,
         header::VARY,
@@ -23,6 +24,37 @@ pub(super) fn freshen(stored: &mut ResponseHeader, fresh: &HeaderMap) {
             // Name and value come from a header map: they are valid.
             drop(stored.append_header(name.clone(), value.clone()));
         }
+    }
+}
+
+/// Why a 304 must not change what is stored: it speaks of another version (RFC 9111 section 4.3.4), or other
+/// request fields select the response from now on, and pingora cannot move a stored body to another variant.
+pub(super) fn not_freshening(fresh: &HeaderMap, stored: &HeaderMap) -> Option<&'static str> {
+    if !confirms(fresh, stored) {
+        Some("other_validator")
+    } else if fresh.contains_key(header::VARY) && selecting(fresh) != selecting(stored) {
+        Some("vary_changed")
+    } else {
+        None
+    }
+}
+
+/// The names in `Vary`, in lower case and in order.
+fn selecting(headers: &HeaderMap) -> Vec<Vec<u8>> {
+    let lines = headers.get_all(header::VARY).iter();
+    let names = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let names = names.map(<[u8]>::trim_ascii).filter(|name| !name.is_empty());
+    let mut names: Vec<Vec<u8>> = names.map(<[u8]>::to_ascii_lowercase).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// Takes every field out of a 304, so that nothing of it is merged.
+pub(super) fn disregard(response: &mut ResponseHeader) {
+    let names: Vec<HeaderName> = response.headers.keys().cloned().collect();
+    for name in names {
+        response.remove_header(&name);
     }
 }
 

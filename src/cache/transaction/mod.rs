@@ -49,6 +49,10 @@ pub struct Transaction {
     sent: UnixMillis,
     /// Fields of a 304, which pingora merges only in part.
     freshening: Option<HeaderMap>,
+    /// Why a 304 changes nothing of what is stored.
+    not_freshened: Option<&'static str>,
+    /// The upstream's answer came out of another cache.
+    came_with_age: bool,
     by_request: bool,
     had_stale: bool,
     /// The object was predicted not to be storable, so the cache was not asked.
@@ -139,9 +143,23 @@ impl Transaction {
         self.sent = now;
     }
 
-    /// For `upstream_response_filter`, before `response_cache_filter`: remembers what a 304 brings.
-    pub fn upstream_responded(&mut self, response: &ResponseHeader) {
-        self.freshening = (response.status == StatusCode::NOT_MODIFIED).then(|| response.headers.clone());
+    /// For `upstream_response_filter`, before `response_cache_filter`: remembers what a 304 brings. One that speaks
+    /// of another response than the `stored` one, or would move it to another variant, brings nothing: what is
+    /// stored is given once more, and the next request fetches.
+    pub fn upstream_responded(&mut self, response: &mut ResponseHeader, stored: Option<&CacheMeta>) {
+        self.freshening = None;
+        self.not_freshened = None;
+        self.came_with_age = response.headers.contains_key(header::AGE);
+        if response.status != StatusCode::NOT_MODIFIED {
+            return;
+        }
+        let stored = stored.map(CacheMeta::headers);
+        self.not_freshened = stored.and_then(|stored| fields::not_freshening(&response.headers, stored));
+        if self.not_freshened.is_some() {
+            fields::disregard(response);
+        } else {
+            self.freshening = Some(response.headers.clone());
+        }
     }
 
     /// For `response_cache_filter`; `request` are the downstream request's headers.
@@ -153,6 +171,9 @@ impl Transaction {
         now: UnixMillis,
     ) -> RespCacheable {
         self.bypassed = http.bypassing();
+        if let Some(why) = self.not_freshened.take() {
+            return RespCacheable::Uncacheable(NoCacheReason::Custom(why));
+        }
         let mut header = response.clone();
         if let Some(fresh) = self.freshening.take() {
             freshen(&mut header, &fresh);
@@ -217,6 +238,20 @@ impl Transaction {
                 Err(NotStored::TooManyVariants)
             }
             _ => Ok(stored),
+        }
+    }
+
+    /// For `response_filter`: a response whose validation, or fetch, was answered by another cache is as old as that
+    /// one said (RFC 9111 section 5.1). pingora tells the age of hits only.
+    pub fn tell_age(&self, http: &HttpCache, header: &mut ResponseHeader) {
+        let is_new = matches!(http.phase(), CachePhase::Revalidated | CachePhase::Miss | CachePhase::Expired);
+        if self.came_with_age
+            && is_new
+            && !header.headers.contains_key(header::AGE)
+            && let Some(meta) = http.maybe_cache_meta()
+        {
+            // A number is a valid value.
+            drop(header.insert_header(header::AGE, meta.age().as_secs()));
         }
     }
 

@@ -107,6 +107,8 @@ impl Pending {
             started: now,
             sent: now,
             freshening: None,
+            not_freshened: None,
+            came_with_age: false,
             by_request: false,
             had_stale: false,
             bypassed: false,

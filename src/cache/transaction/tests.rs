@@ -70,15 +70,30 @@ fn a_stored_response_has_a_date_and_the_age_it_came_with() {
 #[test]
 fn a_304_without_a_date_makes_an_old_response_fresh_again() {
     let mut cached = transaction(RouteCache::new("r"), "");
-    let fields = [("cache-control", "max-age=60"), ("etag", "\"1\""), ("x-n", "1")];
+    let fields = [("cache-control", "max-age=60"), ("etag", "\"1\""), ("x-n", "1"), ("content-type", "a/b")];
     let old = judged(&mut cached, &response(200, &fields), NOW);
     let later = NOW.plus(Duration::from_secs(3_600));
     cached.sent_upstream(later);
-    cached.upstream_responded(&response(304, &[("etag", "\"1\""), ("x-n", "2"), ("vary", "*")]));
+    let mut fresh = response(304, &[("etag", "\"1\""), ("x-n", "2"), ("content-type", "c/d")]);
+    cached.upstream_responded(&mut fresh, Some(&old));
     let meta = judged(&mut cached, old.response_header(), later);
     assert_eq!(unix(meta.fresh_until()), later.plus(Duration::from_secs(60)));
     assert_eq!(meta.headers().get("x-n").unwrap(), "2");
-    assert!(!meta.headers().contains_key("vary"));
+    assert_eq!(meta.headers().get("content-type").unwrap(), "c/d");
+}
+
+#[test]
+fn a_304_of_another_version_or_variant_changes_nothing() {
+    for (name, value) in [("etag", "\"2\""), ("etag", "W/\"2\""), ("vary", "*"), ("vary", "x, y")] {
+        let mut cached = transaction(RouteCache::new("r"), "");
+        let fields = [("cache-control", "max-age=60"), ("etag", "\"1\""), ("vary", "Y")];
+        let old = judged(&mut cached, &response(200, &fields), NOW);
+        let mut fresh = response(304, &[("x-n", "2"), (name, value)]);
+        cached.upstream_responded(&mut fresh, Some(&old));
+        assert!(fresh.headers.is_empty(), "{name}: {value}");
+        let judged = cached.judge(&HttpCache::new(), old.response_header(), &HeaderMap::new(), NOW);
+        assert!(matches!(judged, RespCacheable::Uncacheable(_)), "{name}: {value}");
+    }
 }
 
 /// A stored response of no particular tier.
