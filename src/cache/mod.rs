@@ -2,6 +2,7 @@
 //! It never talks to Redis itself and knows nothing of configuration files.
 
 pub mod ahead;
+pub mod conditions;
 pub mod directives;
 mod entry;
 mod flights;
@@ -17,6 +18,7 @@ pub mod settings;
 pub mod status;
 pub mod storage;
 pub mod tag;
+mod targeted;
 pub mod transaction;
 mod turns;
 pub mod vary;
@@ -38,7 +40,7 @@ use storage::{MemoryReads, Refreshing, Tiers};
 use turns::Turns;
 use vary::Variants;
 
-pub use settings::{QueryPolicy, RouteCache, Settings};
+pub use settings::{QueryPolicy, RouteCache, SetCookie, Settings};
 pub use transaction::{Pending, Transaction};
 
 /// Objects remembered as not storable, per shard of the predictor.

@@ -1,7 +1,6 @@
 //! Admission: the order in which a request is judged, written once. Cheap and local stages come first; the
 //! store is asked once, and not at all when the answer is known.
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -210,12 +209,7 @@ fn judge(
     }
 
     // What may the cache do?
-    let cache_host = if context.host == context.authority {
-        Cow::Borrowed(&*context.authority)
-    } else {
-        // The upstream is told both, so that its answer may depend on both. A comma is in no host.
-        Cow::Owned(format!("{},{}", context.authority, context.host))
-    };
+    let cache_host = context.cache_host();
     let target = CacheTarget {
         scheme: context.scheme.as_str(),
         host: &cache_host,
@@ -255,7 +249,7 @@ fn personal(
 }
 
 /// The tag of what a GET of this target by the same caller is stored under (RFC 9111 section 4.4).
-fn stored_at(gateway: &Gateway, host: &str, target: CacheTarget<'_>) -> Option<Box<str>> {
+pub(super) fn stored_at(gateway: &Gateway, host: &str, target: CacheTarget<'_>) -> Option<Box<str>> {
     let Found::Route(found) = gateway.table.find(host, &Method::GET, target.path) else { return None };
     let settings = found.value.cache.as_ref()?;
     let caller = match found.value.access.requirement() {

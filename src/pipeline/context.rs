@@ -1,5 +1,6 @@
 //! What is known of one request, as it learns it. It travels through the phases and decides nothing.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -105,6 +106,16 @@ pub struct Context {
 }
 
 impl Context {
+    /// The host as the cache knows it.
+    pub fn cache_host(&self) -> Cow<'_, str> {
+        if self.host == self.authority {
+            Cow::Borrowed(&*self.authority)
+        } else {
+            // The upstream is told both, so that its answer may depend on both. A comma is in no host.
+            Cow::Owned(format!("{},{}", self.authority, self.host))
+        }
+    }
+
     /// A request that just arrived.
     pub fn new(now: UnixMillis, in_flight: Held) -> Self {
         Self {

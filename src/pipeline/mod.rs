@@ -12,6 +12,7 @@ mod invalidate;
 mod limit;
 pub mod login;
 mod lookup;
+pub mod named;
 pub mod outcome;
 pub mod quota;
 pub mod reconcile;

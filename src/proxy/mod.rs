@@ -18,23 +18,24 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{HOST, TRANSFER_ENCODING};
+use http::header::{HOST, RANGE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
 use pingora::cache::key::HashBinary;
 use pingora::cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable};
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::proxy::{FailToProxy, ProxyHttp, Session};
+use pingora::proxy::{FailToProxy, ProxyHttp, RangeType, Session, range_header_filter};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 
+use crate::cache::conditions::{not_modified, range_counts};
 use crate::cache::request::{Bypass, write_invalidates};
-use crate::cache::transaction::{REFRESH, serves_stale};
+use crate::cache::transaction::REFRESH;
 use crate::cache::{Transaction, status};
-use crate::header_names::{X_CACHE, X_REQUEST_ID};
+use crate::header_names::{TOLLGATE_CACHE_CONTROL, X_CACHE, X_REQUEST_ID};
 use crate::metrics::{CacheOutcome, Held, UpstreamFailure};
 use crate::pipeline::give_back::settle_counts;
 use crate::pipeline::{
-    self, Admission, Admitted, CacheUse, Context, Gateway, Origin, Refusal, Reply, find_param, outcome,
+    self, Admission, Admitted, CacheUse, Context, Gateway, Origin, Refusal, Reply, find_param, named, outcome,
 };
 use crate::route::Logout;
 use crate::sessions::login::{BodyCopy, NotOpened};
@@ -47,6 +48,9 @@ use self::warm::Warming;
 
 /// What the gateway answers to a logout of its own.
 const LOGGED_OUT: &str = r#"{"msg":"Logged out successfully"}"#;
+
+/// Most ranges that are cut for one request; of one that asks for more the whole is sent.
+const MAX_RANGES: usize = 16;
 
 /// The gateway as pingora runs it: one per process, judging by whatever configuration is current.
 #[derive(Clone)]
@@ -65,6 +69,14 @@ pub struct Exchange {
     login_body: Option<Box<BodyCopy>>,
     /// The request is one of the gateway's own, which keeps a response warm.
     warming: Option<Box<Warming>>,
+}
+
+/// An answer of the upstream, for what it names.
+#[derive(Clone, Copy)]
+struct Answer<'a> {
+    /// The canonical path of the request.
+    path: &'a str,
+    headers: &'a HeaderMap,
 }
 
 impl Proxy {
@@ -110,22 +122,32 @@ impl Exchange {
         self.answer(session, &reply).await
     }
 
-    /// The tags that a write on this route changes: what the route declares, and the very target.
-    fn changed_tags(&self) -> Vec<Box<str>> {
+    /// The tags that a write on this route changes: what the route declares, the very target, and what the answer
+    /// names beside it.
+    fn changed_tags(&self, answer: Option<Answer<'_>>) -> Vec<Box<str>> {
         let Some(admitted) = self.admitted() else { return Vec::new() };
+        let named = answer.map_or_else(Vec::new, |Answer { path, headers }| {
+            named::tags(&self.gateway, &self.context, admitted, path, headers)
+        });
         let user = admitted.identity.as_ref().map(|identity| &*identity.account);
         let param = |name: &str| find_param(&admitted.params, name);
         let declared = admitted.route.invalidates.iter().map(|template| template.render(user, param));
-        declared.chain(admitted.overwrites.clone()).collect()
+        declared.chain(admitted.overwrites.clone()).chain(named).collect()
     }
 
     /// What must have happened before the client may see an answer to its request. `status` is the upstream's, and
-    /// `judged` the one that counts of failures go by; `None` where nobody knows.
-    async fn settle(&mut self, method: &Method, status: Option<StatusCode>, judged: Option<StatusCode>) {
+    /// `judged` the one that counts of failures go by; `None` where nobody knows. `answer`: its headers.
+    async fn settle(
+        &mut self,
+        method: &Method,
+        status: Option<StatusCode>,
+        judged: Option<StatusCode>,
+        answer: Option<Answer<'_>>,
+    ) {
         let provisional = std::mem::take(&mut self.context.provisional);
         let counted = settle_counts(&self.gateway, provisional, judged.map(|status| status.as_u16()));
         let shared = &self.gateway.shared;
-        let tags = if write_invalidates(method, status) { self.changed_tags() } else { Vec::new() };
+        let tags = if write_invalidates(method, status) { self.changed_tags(answer) } else { Vec::new() };
         let invalidated = async {
             if !tags.is_empty() {
                 shared.invalidate(tags).await;
@@ -292,7 +314,7 @@ impl ProxyHttp for Proxy {
         exchange: &mut Exchange,
         request: &RequestHeader,
     ) -> Option<HashBinary> {
-        exchange.transaction()?.variance(meta.headers(), &request.headers)
+        exchange.transaction()?.variance(meta, &request.headers)
     }
 
     async fn cache_hit_filter(
@@ -338,10 +360,10 @@ impl ProxyHttp for Proxy {
         exchange: &mut Exchange,
         error: Option<&Error>,
     ) -> bool {
+        let now = exchange.gateway.shared.clock.now();
         // Without an error the question is whether to serve stale while a request of pingora's own refreshes it.
         // A request that refreshes never starts another one.
         // One that keeps a response warm does it itself, and is not content with a stale one.
-        let now = exchange.gateway.shared.clock.now();
         let mut may_refresh = || {
             session.subrequest_ctx.is_none()
                 && exchange
@@ -349,7 +371,35 @@ impl ProxyHttp for Proxy {
                     .is_some_and(|transaction| transaction.serves_while_refreshing(now))
                 && downstream::prepare_repetition(session, &exchange.context)
         };
-        exchange.warming.is_none() && serves_stale(error) && (error.is_some() || may_refresh())
+        exchange.warming.is_none()
+            && (error.is_some() || may_refresh())
+            && exchange.transaction().is_some_and(|transaction| transaction.serves_stale(error, now))
+    }
+
+    fn cache_not_modified_filter(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        _exchange: &mut Exchange,
+    ) -> Result<bool> {
+        let request = session.req_header();
+        Ok(not_modified(&request.method, &request.headers, response.status, &response.headers))
+    }
+
+    fn range_header_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        _exchange: &mut Exchange,
+    ) -> RangeType {
+        let request = session.req_header();
+        if response.status == StatusCode::OK
+            && request.headers.contains_key(RANGE)
+            && !range_counts(&request.method, &request.headers, &response.headers)
+        {
+            return RangeType::None;
+        }
+        range_header_filter(request, response, Some(MAX_RANGES))
     }
 
     async fn proxy_upstream_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
@@ -493,12 +543,13 @@ impl ProxyHttp for Proxy {
         }
         headers::edit_response(response, |fields| forward::strip_response(fields, switching));
         if let Some(transaction) = exchange.transaction() {
-            transaction.upstream_responded(response);
+            transaction.upstream_responded(response, session.cache.maybe_cache_meta());
         }
         let status = Some(response.status);
-        let method = session.req_header().method.clone();
+        let (method, uri) = (session.req_header().method.clone(), session.req_header().uri.clone());
         let opening = login::head(exchange, &method, response);
-        exchange.settle(&method, status, status).await;
+        let answer = Answer { path: uri.path(), headers: &response.headers };
+        exchange.settle(&method, status, status, Some(answer)).await;
         if let Some(opening) = opening {
             opening.done().await;
         }
@@ -565,8 +616,11 @@ impl ProxyHttp for Proxy {
             response.insert_header(name, value)?;
         }
         response.insert_header(X_REQUEST_ID.clone(), exchange.context.request_id.clone())?;
+        // Said to this gateway alone; what is stored keeps it.
+        response.remove_header(&TOLLGATE_CACHE_CONTROL);
         match exchange.context.admitted_mut().map(|admitted| &mut admitted.cache) {
             Some(CacheUse::Used(transaction)) => {
+                transaction.tell_age(&session.cache, response);
                 let reported = transaction.report(&session.cache, response, show_key, now);
                 let waited = session.cache.lock_duration().is_some();
                 exchange.context.cache_outcome = Some(cache_outcome(reported, waited));
@@ -608,7 +662,7 @@ impl ProxyHttp for Proxy {
         let refusal = failure::refusal(error);
         // A client that breaks off has asked all the same.
         let ours = refusal.as_ref().map(Refusal::status).filter(StatusCode::is_server_error);
-        exchange.settle(&method, None, ours).await;
+        exchange.settle(&method, None, ours, None).await;
         let Some(refusal) = refusal else {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
