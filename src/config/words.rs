@@ -197,6 +197,14 @@ words! {
         Forward = "forward",
     }
 
+    /// How much of the gateway's health a route tells.
+    pub enum HealthDetail {
+        /// Status, version and uptime.
+        Brief = "brief",
+        /// Redis, cache, connections and upstreams too.
+        Full = "full",
+    }
+
     /// Whether a route wants a live session beside the token.
     pub enum SessionUse {
         /// It does not look at sessions.

@@ -194,6 +194,10 @@ impl ProxyHttp for Proxy {
             exchange.answer(session, &Reply::json(LOGGED_OUT)).await?;
             return Ok(true);
         }
+        if let Some(detail) = admitted.route.health {
+            exchange.answer(session, &gateway.health_reply(detail)).await?;
+            return Ok(true);
+        }
         if !continued && downstream::awaits_continue(session) {
             // RFC 9110 section 10.1.1. The expectation ends here, since not every upstream knows it; a client that
             // nobody asks for its body may wait for ever.

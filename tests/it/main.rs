@@ -42,6 +42,7 @@ mod demo;
 mod examples;
 mod forwarding;
 mod framing;
+mod health_route;
 mod identity;
 mod jwks;
 mod jwks_changes;
