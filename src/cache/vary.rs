@@ -41,7 +41,10 @@ pub fn variance(declared: &[HeaderName], response: &HeaderMap, request: &HeaderM
     let mut variance = VarianceBuilder::new();
     // Backends that compress without saying `Vary` must not have their encoding forced on everybody.
     let encoded = response.contains_key(header::CONTENT_ENCODING).then_some(header::ACCEPT_ENCODING);
-    for name in declared.iter().cloned().chain(names(response).flatten()).chain(encoded) {
+    // Nor must those that let one site read, and forget to say that it was this one, be given to another.
+    let allowed = response.get(header::ACCESS_CONTROL_ALLOW_ORIGIN).filter(|site| site.as_bytes() != b"*");
+    let site = allowed.map(|_| header::ORIGIN);
+    for name in declared.iter().cloned().chain(names(response).flatten()).chain(encoded).chain(site) {
         let value = normalised(&name, request);
         variance.add_owned_name_value(name.as_str().to_owned(), value);
     }
