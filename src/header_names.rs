@@ -25,6 +25,10 @@ header_names! {
     X_CACHE_KEY = "x-cache-key";
     /// RFC 9211.
     CACHE_STATUS = "cache-status";
+    /// RFC 9213: cache directives for this gateway alone.
+    TOLLGATE_CACHE_CONTROL = "tollgate-cache-control";
+    /// RFC 9213: cache directives for every cache in front of the origin.
+    CDN_CACHE_CONTROL = "cdn-cache-control";
     /// Correlates a request across hops.
     X_REQUEST_ID = "x-request-id";
     /// Client address chain.

@@ -289,7 +289,12 @@ fn entries(
             .as_ref()
             .map(|cache| {
                 let tags = tags(&cache.tags, "cache.tags")?;
-                Ok::<_, Unusable>(Arc::new(route_cache(&route.name, cache, tags)))
+                Ok::<_, Unusable>(Arc::new(route_cache(
+                    &route.name,
+                    cache,
+                    tags,
+                    written(spec, cache.shared),
+                )))
             })
             .transpose()?,
         invalidates: tags(&route.invalidates, "invalidates")?,
@@ -338,13 +343,34 @@ fn entries(
         .collect()
 }
 
-fn route_cache(name: &str, cache: &spec::RouteCache, tags: Box<[TagTemplate]>) -> RouteCache {
+/// The headers that tell the upstream of the caller, but for what the key of an entry stands for already.
+fn written(spec: &Spec, shared: bool) -> Box<[HeaderName]> {
+    let names = identity_names(spec);
+    let claims = names.claims.into_iter().map(|(_, header)| header);
+    let user = shared.then_some(names.user_id);
+    [names.user_plan, names.user_permissions].into_iter().chain(user).chain(claims).collect()
+}
+
+fn route_cache(
+    name: &str,
+    cache: &spec::RouteCache,
+    tags: Box<[TagTemplate]>,
+    written: Box<[HeaderName]>,
+) -> RouteCache {
     let window = |duration: std::time::Duration| (!duration.is_zero()).then_some(duration);
     RouteCache {
         ttl: cache.ttl,
+        status_ttl: cache.status_ttl.iter().copied().collect(),
+        heuristic: cache.heuristic,
+        set_cookie: match cache.set_cookie {
+            spec::SetCookie::Refuse => cache::SetCookie::Refuse,
+            spec::SetCookie::Strip => cache::SetCookie::Strip,
+            spec::SetCookie::Keep => cache::SetCookie::Keep,
+        },
         override_origin: cache.override_origin,
         shared: cache.shared,
         vary: cache.vary.iter().cloned().collect(),
+        written,
         query: match &cache.query {
             spec::QueryKey::All => cache::QueryPolicy::All,
             spec::QueryKey::Ignore => cache::QueryPolicy::Ignore,
@@ -532,10 +558,10 @@ pub const fn algorithm(algorithm: spec::Algorithm) -> Algorithm {
     }
 }
 
-fn forward_settings(spec: &Spec) -> Result<forward::Settings, Unusable> {
+fn identity_names(spec: &Spec) -> forward::Names {
     let defaults = forward::Names::default();
     let header = |chosen: &Option<HeaderName>, default: HeaderName| chosen.clone().unwrap_or(default);
-    let names = forward::Names {
+    forward::Names {
         user_id: header(&spec.identity.user_id_header, defaults.user_id),
         user_plan: header(&spec.identity.plan_header, defaults.user_plan),
         user_permissions: header(&spec.identity.permissions_header, defaults.user_permissions),
@@ -546,8 +572,11 @@ fn forward_settings(spec: &Spec) -> Result<forward::Settings, Unusable> {
             .chain(spec.api_tokens.header.as_ref().filter(|_| spec.api_tokens.enabled))
             .cloned()
             .collect(),
-    };
-    forward::Settings::new(names, forward::Chain::default(), false)
+    }
+}
+
+fn forward_settings(spec: &Spec) -> Result<forward::Settings, Unusable> {
+    forward::Settings::new(identity_names(spec), forward::Chain::default(), false)
         .map(|settings| settings.with_api_tokens(spec.api_tokens.enabled))
         .map_err(|problem| unusable("identity.headers", problem))
 }

@@ -3,21 +3,104 @@
 
 use http::{HeaderMap, HeaderName, header};
 
+use super::targeted;
+
 /// Largest number of seconds that is kept apart (RFC 9111 section 1.2.2).
-const MAX_SECONDS: u64 = 1 << 31;
+pub(super) const MAX_SECONDS: u64 = 1 << 31;
+
+/// Fields without which the rest of a response means something else or lives for another time: a directive that
+/// names one of them is read as if it named none.
+static ESSENTIAL: [HeaderName; 11] = [
+    header::AGE,
+    header::CACHE_CONTROL,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::CONTENT_RANGE,
+    header::CONTENT_TYPE,
+    header::DATE,
+    header::EXPIRES,
+    header::PRAGMA,
+    header::TRANSFER_ENCODING,
+    header::VARY,
+];
+
+/// What a directive that may name fields speaks of (`private`, `no-cache`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// Nothing: the directive is not there.
+    #[default]
+    Nothing,
+    /// These fields only.
+    Fields(Vec<HeaderName>),
+    /// The whole response; also where field names were meant and cannot be read.
+    Whole,
+}
+
+impl Reach {
+    /// It speaks of the whole response.
+    pub const fn is_whole(&self) -> bool {
+        matches!(self, Self::Whole)
+    }
+
+    /// The fields it speaks of, where it does not speak of the whole.
+    pub fn fields(&self) -> &[HeaderName] {
+        match self {
+            Self::Fields(fields) => fields,
+            Self::Nothing | Self::Whole => &[],
+        }
+    }
+
+    /// What the directive speaks of where its unquoted argument is `names`.
+    pub(super) fn of(names: Option<&str>) -> Self {
+        let Some(names) = names else { return Self::Whole };
+        let mut fields = Vec::new();
+        for name in
+            names.split(',').map(|name| name.trim_matches([' ', '\t'])).filter(|name| !name.is_empty())
+        {
+            match HeaderName::from_bytes(name.as_bytes()) {
+                Ok(name) if !ESSENTIAL.contains(&name) && !targeted::TARGETS.contains(&&name) => {
+                    fields.push(name);
+                }
+                _ => return Self::Whole,
+            }
+        }
+        if fields.is_empty() { Self::Whole } else { Self::Fields(fields) }
+    }
+
+    /// Both this and `other`.
+    pub(super) fn add(&mut self, other: Self) {
+        match (&mut *self, other) {
+            (_, Self::Nothing) | (Self::Whole, _) => {}
+            (Self::Fields(fields), Self::Fields(more)) => fields.extend(more),
+            (slot, other) => *slot = other,
+        }
+    }
+}
+
+/// Which field the directives of a response come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    /// There is none.
+    #[default]
+    Nothing,
+    /// `Cache-Control`.
+    CacheControl,
+    /// A targeted field (RFC 9213): it also stands for `Expires` and `Pragma`.
+    Targeted,
+}
 
 /// Directives of a response (RFC 9111 section 5.2.2); durations in seconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools, reason = "one per directive of the RFC")]
 pub struct ResponseDirectives {
-    /// There was a `Cache-Control` field.
-    pub present: bool,
+    /// Where they come from.
+    pub source: Source,
     /// `no-store`.
     pub no_store: bool,
-    /// `no-cache`, with or without field names.
-    pub no_cache: bool,
-    /// `private`, with or without field names.
-    pub private: bool,
+    /// `no-cache`.
+    pub no_cache: Reach,
+    /// `private`.
+    pub private: Reach,
     /// `public`.
     pub public: bool,
     /// `must-revalidate`.
@@ -40,16 +123,27 @@ impl ResponseDirectives {
     /// Whether the response must never be served stale (RFC 9111 section 4.2.4); `s-maxage` says so in a `shared`
     /// cache only (section 5.2.2.10).
     pub const fn forbids_stale(&self, shared: bool) -> bool {
-        self.must_revalidate || self.no_cache || self.proxy_revalidate || (shared && self.s_maxage.is_some())
+        self.must_revalidate
+            || self.no_cache.is_whole()
+            || self.proxy_revalidate
+            || (shared && self.s_maxage.is_some())
     }
 
-    /// Reads every `Cache-Control` line of `headers`.
+    /// Reads the first of `Tollgate-Cache-Control` and `CDN-Cache-Control` that can be read and is not empty (RFC
+    /// 9213 section 2.2), otherwise every line of `Cache-Control`.
     pub fn parse(headers: &HeaderMap) -> Self {
-        let mut found = Self { present: headers.contains_key(header::CACHE_CONTROL), ..Self::default() };
+        targeted::parse(headers).unwrap_or_else(|| Self::untargeted(headers))
+    }
+
+    fn untargeted(headers: &HeaderMap) -> Self {
+        let mut found = Self::default();
+        if headers.contains_key(header::CACHE_CONTROL) {
+            found.source = Source::CacheControl;
+        }
         each_directive(headers, &header::CACHE_CONTROL, |name, argument| match name {
             "no-store" => found.no_store = true,
-            "no-cache" => found.no_cache = true,
-            "private" => found.private = true,
+            "no-cache" => found.no_cache.add(Reach::of(argument)),
+            "private" => found.private.add(Reach::of(argument)),
             "public" => found.public = true,
             "must-revalidate" => found.must_revalidate = true,
             "proxy-revalidate" => found.proxy_revalidate = true,
@@ -79,6 +173,9 @@ pub struct RequestDirectives {
     pub min_fresh: Option<u64>,
     /// `max-stale`; without an argument any staleness will do.
     pub max_stale: Option<u64>,
+    /// `stale-if-error` (RFC 5861 section 4): the most staleness that will do instead of an error; zero when
+    /// malformed.
+    pub stale_if_error: Option<u64>,
 }
 
 impl RequestDirectives {
@@ -95,6 +192,7 @@ impl RequestDirectives {
                 None => found.max_stale = found.max_stale.or(Some(u64::MAX)),
                 some => shortest(&mut found.max_stale, some),
             },
+            "stale-if-error" => shortest(&mut found.stale_if_error, argument),
             _ => {}
         });
         if !headers.contains_key(header::CACHE_CONTROL) {
@@ -130,7 +228,8 @@ fn each_directive(headers: &HeaderMap, name: &HeaderName, mut visit: impl FnMut(
             rest = after.strip_prefix(',').unwrap_or(after);
             let element = element.trim_matches([' ', '\t']);
             let (name, argument) = match element.split_once('=') {
-                Some((name, argument)) => (name, Some(unquote(argument))),
+                // White space around `=` is an error: the name still counts, and a number beside it does not.
+                Some((name, argument)) => (name.trim_end_matches([' ', '\t']), Some(unquote(argument))),
                 None => (element, None),
             };
             if name.bytes().any(|b| b.is_ascii_uppercase()) {
@@ -182,16 +281,47 @@ mod tests {
     #[test]
     fn arguments_may_be_quoted_and_hide_commas() {
         let found = response(&["Private=\"set-cookie, no-store\", MAX-AGE=\"60\""]);
-        assert!(found.private && !found.no_store);
+        assert_eq!(found.private.fields(), ["set-cookie", "no-store"]);
+        assert!(!found.no_store);
         assert_eq!(found.max_age, Some(60));
-        assert!(response(&["no-cache=\"a\\\", no-store\""]).no_cache);
+        assert!(response(&["no-cache=\"a\\\", no-store\""]).no_cache.is_whole());
         assert!(!response(&["no-cache=\"a\\\", no-store\""]).no_store);
+    }
+
+    #[test]
+    fn fields_are_named_in_any_case_and_in_several_directives() {
+        let found = response(&["no-cache=\"X-One, , X-TWO\"", "no-cache=x-three, private=\"x-four\""]);
+        assert_eq!(found.no_cache.fields(), ["x-one", "x-two", "x-three"]);
+        assert_eq!(found.private.fields(), ["x-four"]);
+        assert!(!found.no_cache.is_whole() && !found.private.is_whole());
+    }
+
+    #[test]
+    fn what_names_no_fields_speaks_of_the_whole_response() {
+        for whole in [
+            "private",
+            "private=",
+            "private=\"\"",
+            "private=\" , \"",
+            "private=\"a b\"",
+            "private=\"a",
+            "private=\"a\\\"b\"",
+            "private=\"x-one, content-encoding\"",
+            "private=\"Vary\"",
+            "private =\"a b\"",
+            "private=\"x-one\", private",
+            "private, private=\"x-one\"",
+        ] {
+            assert!(response(&[whole]).private.is_whole(), "{whole}");
+        }
     }
 
     #[test]
     fn repeated_and_malformed_directives_read_most_restrictively() {
         assert_eq!(response(&["max-age=60", "max-age=10, max-age=100"]).max_age, Some(10));
-        for bad in ["max-age", "max-age=", "max-age=-1", "max-age=1.5", "max-age=1 2", "max-age=ten"] {
+        for bad in
+            ["max-age", "max-age=", "max-age=-1", "max-age=1.5", "max-age=1 2", "max-age = 1", "max-age='1'"]
+        {
             assert_eq!(response(&[bad]).max_age, Some(0), "{bad}");
         }
         assert_eq!(response(&["max-age=99999999999999999999"]).max_age, Some(MAX_SECONDS));

@@ -69,7 +69,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
         req: &RequestHeader,
     ) -> Option<HashBinary> {
-        ctx.as_ref()?.variance(meta.headers(), &req.headers)
+        ctx.as_mut()?.variance(meta, &req.headers)
     }
     async fn cache_hit_filter(
         &self,
@@ -244,7 +244,13 @@ async fn a_second_read_is_a_hit_for_the_same_user_only() {
         Bed::new(route(), |n, _| answer("x-ratelimit-remaining: 3\r\nx-kept: 1\r\n", &format!("b{n}"))).await;
     let first = bed.get("/t", "x-user: ada\r\n").await;
     assert_eq!((first.cache(), first.body()), ("MISS", "b1"));
-    assert_eq!(first.field("cache-status"), Some("tollgate; fwd=uri-miss; stored; ttl=60"));
+    assert_eq!(
+        first.field("cache-status"),
+        first
+            .field("x-cache-key")
+            .map(|key| format!("tollgate; fwd=uri-miss; stored; ttl=60; key=\"{key}\""))
+            .as_deref()
+    );
     let second = bed.get("/t", "x-user: ada\r\n").await;
     assert_eq!((second.cache(), second.body()), ("HIT", "b1"));
     assert_eq!((second.field("x-kept"), second.field("x-ratelimit-remaining")), (Some("1"), None));

@@ -14,6 +14,7 @@ pub mod settings;
 pub mod status;
 pub mod storage;
 pub mod tag;
+mod targeted;
 pub mod transaction;
 pub mod vary;
 
@@ -31,7 +32,7 @@ use remote::RemoteTier;
 use storage::{MemoryReads, Tiers};
 use vary::Variants;
 
-pub use settings::{QueryPolicy, RouteCache, Settings};
+pub use settings::{QueryPolicy, RouteCache, SetCookie, Settings};
 pub use transaction::{Pending, Transaction};
 
 /// Objects remembered as not storable, per shard of the predictor.

@@ -3,12 +3,36 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderName, StatusCode, header};
 
-use super::directives::{ResponseDirectives, seconds};
-use super::settings::RouteCache;
+use super::directives::{Reach, ResponseDirectives, Source, seconds};
+use super::settings::{RouteCache, SetCookie};
 use super::vary;
 use crate::clock::UnixMillis;
+
+/// The longest that a guess at freshness reaches (RFC 9111 section 4.2.2 warns of more).
+const MAX_GUESS: Duration = Duration::from_secs(24 * 3600);
+
+/// Whose a stored response is: it decides which rules it is judged by, not under which key it is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Nobody's in particular: the rules of a shared cache (RFC 9111 section 1).
+    Shared,
+    /// One identified user's, on a route that declares for how long its responses are good.
+    User,
+}
+
+impl Scope {
+    /// Whose a response of `route` to a caller is, who is `identified` or not.
+    pub const fn of(route: &RouteCache, identified: bool) -> Self {
+        if identified && !route.shared && route.ttl.is_some() { Self::User } else { Self::Shared }
+    }
+
+    /// By the rules of a shared cache.
+    pub const fn is_shared(self) -> bool {
+        matches!(self, Self::Shared)
+    }
+}
 
 /// What is judged.
 #[derive(Clone, Copy, Debug)]
@@ -17,8 +41,12 @@ pub struct Response<'a> {
     pub status: StatusCode,
     /// Header fields of the response.
     pub headers: &'a HeaderMap,
-    /// The request had an `Authorization` field.
+    /// Whose it would be.
+    pub scope: Scope,
+    /// The request had an `Authorization` field, or another credential that was verified.
     pub authorised: bool,
+    /// Until when an answer of before may be served, fresh, stale or instead of an error.
+    pub guarded_until: Option<UnixMillis>,
     /// When the request went upstream.
     pub requested_at: UnixMillis,
     /// When the response came.
@@ -26,7 +54,7 @@ pub struct Response<'a> {
 }
 
 /// How a response is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Storable {
     /// How old it is already (RFC 9111 section 4.2.3).
     pub age: Duration,
@@ -36,6 +64,10 @@ pub struct Storable {
     pub stale_while_revalidate: Duration,
     /// How long after that it may be served instead of an error.
     pub stale_if_error: Duration,
+    /// Fields to store it without (RFC 9111 sections 5.2.2.4 and 5.2.2.7).
+    pub without: Vec<HeaderName>,
+    /// Its cookies may be stored too.
+    pub with_cookies: bool,
 }
 
 /// Why a response is not stored.
@@ -43,11 +75,15 @@ pub struct Storable {
 pub enum NotStored {
     /// 1xx, 206, 304 or `Content-Range`: not a complete response.
     Partial,
-    /// Neither fresh by its own account nor a status the route's `ttl` covers.
+    /// Neither fresh by its own account nor a status with a TTL, or one that is never stored.
     Status,
+    /// An error, while something better may still be served.
+    WorseThanStored,
+    /// A 304 for another response than the stored one (RFC 9111 section 4.3.4).
+    OtherValidator,
     /// It sets a cookie.
     SetCookie,
-    /// `Vary: *`.
+    /// `Vary: *`, or by what the gateway writes itself.
     VaryAny,
     /// More request headers select the response than the cache follows.
     VaryTooWide,
@@ -55,7 +91,7 @@ pub enum NotStored {
     TooManyVariants,
     /// `no-store`.
     NoStore,
-    /// `private` on a shared route.
+    /// `private`, where the entry would be nobody's in particular.
     Private,
     /// RFC 9111 section 3.5: the request was authorised and the response does not allow sharing.
     Authorization,
@@ -67,9 +103,11 @@ pub enum NotStored {
 
 impl NotStored {
     /// Every value, for metrics that start at zero.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Partial,
         Self::Status,
+        Self::WorseThanStored,
+        Self::OtherValidator,
         Self::SetCookie,
         Self::VaryAny,
         Self::VaryTooWide,
@@ -86,6 +124,8 @@ impl NotStored {
         match self {
             Self::Partial => "partial",
             Self::Status => "status",
+            Self::WorseThanStored => "worse_than_stored",
+            Self::OtherValidator => "other_validator",
             Self::SetCookie => "set_cookie",
             Self::VaryAny => "vary_any",
             Self::VaryTooWide => "vary_too_wide",
@@ -100,7 +140,14 @@ impl NotStored {
 
     /// It says something about this response only: the next one for the same key may well be stored.
     pub const fn is_transient(self) -> bool {
-        matches!(self, Self::Status | Self::TooManyVariants | Self::Partial)
+        matches!(
+            self,
+            Self::Status
+                | Self::TooManyVariants
+                | Self::Partial
+                | Self::WorseThanStored
+                | Self::OtherValidator
+        )
     }
 }
 
@@ -114,47 +161,91 @@ pub fn judge(
     if is_partial(response.status) || headers.contains_key(header::CONTENT_RANGE) {
         return Err(NotStored::Partial);
     }
-    if headers.contains_key(header::SET_COOKIE) {
+    if is_never_stored(response.status) {
+        return Err(NotStored::Status);
+    }
+    let said =
+        if route.override_origin { ResponseDirectives::default() } else { directives(response.headers) };
+    let without = withheld(&said, response.scope);
+    let with_cookies = route.set_cookie == SetCookie::Keep && !response.scope.is_shared();
+    if headers.contains_key(header::SET_COOKIE)
+        && !with_cookies
+        && route.set_cookie != SetCookie::Strip
+        && !without.contains(&header::SET_COOKIE)
+    {
         return Err(NotStored::SetCookie);
     }
-    match vary::width(headers) {
+    match vary::width(headers, &route.written) {
         vary::Width::Any => return Err(NotStored::VaryAny),
         vary::Width::TooWide => return Err(NotStored::VaryTooWide),
         vary::Width::Followed => {}
     }
+    if response.status.is_server_error() && response.guarded_until.is_some_and(|until| response.now <= until)
+    {
+        return Err(NotStored::WorseThanStored);
+    }
     let stored = if route.override_origin {
-        by_route(route, response.status, ResponseDirectives::default())?
+        let ttl = declared_ttl(route, response.status).ok_or(NotStored::Status)?;
+        windows(route, &said, response, Duration::ZERO, ttl)
     } else {
-        by_origin(route, response)?
+        by_origin(route, &said, response)?
     };
-    let stored = stored.capped(max_lifetime);
+    let stored = Storable { without, with_cookies, ..stored.capped(max_lifetime) };
+    let has = |name: HeaderName| headers.contains_key(&name) && !stored.without.contains(&name);
     let useful = !stored.fresh_for.is_zero()
         || !stored.stale_while_revalidate.is_zero()
         || !stored.stale_if_error.is_zero()
-        || headers.contains_key(header::ETAG)
-        || headers.contains_key(header::LAST_MODIFIED);
+        || has(header::ETAG)
+        || has(header::LAST_MODIFIED);
     if useful { Ok(stored) } else { Err(NotStored::Stale) }
+}
+
+/// Whether a declared TTL makes sense for `status`: answers that are whole, and that what the key stands for decides
+/// alone. Not so for what depends on credentials, on the moment, or on headers that are not part of the key (400, 401,
+/// 406, 407, 408, 412, 416, 417, 421, 425, 429, 431 …).
+pub fn may_have_ttl(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 200 | 203 | 204 | 300..=303 | 307 | 308 | 403 | 404 | 405 | 410 | 414 | 451)
+        || (status.is_server_error() && !is_never_stored(status))
 }
 
 fn is_partial(status: StatusCode) -> bool {
     status.is_informational() || status == StatusCode::PARTIAL_CONTENT || status == StatusCode::NOT_MODIFIED
 }
 
-/// Freshness from the route alone: the backend's clock and `Age` play no part.
-fn by_route(route: &RouteCache, status: StatusCode, said: ResponseDirectives) -> Result<Storable, NotStored> {
-    let ttl = route.ttl.ok_or(NotStored::NoFreshness)?;
-    if !route.ttl_statuses.contains(&status) {
-        return Err(NotStored::Status);
-    }
-    Ok(windows(route, said, Duration::ZERO, ttl))
+/// Whatever the origin says: RFC 6585 sections 3 to 6, RFC 8470 section 5.2, and a proxy's own business.
+fn is_never_stored(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 407 | 421 | 425 | 428 | 429 | 431 | 511)
 }
 
-fn by_origin(route: &RouteCache, response: Response<'_>) -> Result<Storable, NotStored> {
-    let headers = response.headers;
+/// RFC 9110 section 15.1, but for 206.
+fn is_heuristically_cacheable(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501)
+}
+
+fn directives(headers: &HeaderMap) -> ResponseDirectives {
     let mut said = ResponseDirectives::parse(headers);
-    if !said.present && pragma_no_cache(headers) {
-        said.no_cache = true;
+    if said.source == Source::Nothing && pragma_no_cache(headers) {
+        said.no_cache = Reach::Whole;
     }
+    said
+}
+
+/// Fields that must not be kept, or not be used again without asking.
+fn withheld(said: &ResponseDirectives, scope: Scope) -> Vec<HeaderName> {
+    let private = if scope.is_shared() { said.private.fields() } else { &[] };
+    said.no_cache.fields().iter().chain(private).cloned().collect()
+}
+
+fn declared_ttl(route: &RouteCache, status: StatusCode) -> Option<Duration> {
+    let exact = route.status_ttl.iter().find(|(covered, _)| *covered == status).map(|(_, ttl)| *ttl);
+    exact.or(route.ttl.filter(|_| status == StatusCode::OK))
+}
+
+fn by_origin(
+    route: &RouteCache,
+    said: &ResponseDirectives,
+    response: Response<'_>,
+) -> Result<Storable, NotStored> {
     // RFC 9111 section 5.2.2.3: who understands the status ignores the `no-store` beside it.
     if said.no_store && !(said.must_understand && is_understood(response.status)) {
         return Err(NotStored::NoStore);
@@ -162,8 +253,8 @@ fn by_origin(route: &RouteCache, response: Response<'_>) -> Result<Storable, Not
     if said.must_understand && !is_understood(response.status) {
         return Err(NotStored::Status);
     }
-    if route.shared {
-        if said.private {
+    if response.scope.is_shared() {
+        if said.private.is_whole() {
             return Err(NotStored::Private);
         }
         let allowed = said.public || said.must_revalidate || said.s_maxage.is_some();
@@ -171,23 +262,32 @@ fn by_origin(route: &RouteCache, response: Response<'_>) -> Result<Storable, Not
             return Err(NotStored::Authorization);
         }
     }
-    let Some(lifetime) = explicit_lifetime(route.shared, &said, response) else {
-        if said.no_cache && !route.ttl_statuses.contains(&response.status) {
-            return Err(NotStored::Status);
-        }
-        if said.no_cache {
-            return Ok(windows(route, said, Duration::ZERO, Duration::ZERO));
-        }
-        return by_route(route, response.status, said);
-    };
     let age = initial_age(response);
-    Ok(windows(route, said, age, lifetime.saturating_sub(age)))
+    if let Some(lifetime) = explicit_lifetime(said, response) {
+        return Ok(windows(route, said, response, age, lifetime.saturating_sub(age)));
+    }
+    if let Some(ttl) = declared_ttl(route, response.status) {
+        // From now on: how old the response is already says nothing about how long the route lets it live.
+        return Ok(windows(route, said, response, Duration::ZERO, ttl));
+    }
+    let guessable = is_heuristically_cacheable(response.status) || said.public;
+    if said.no_cache.is_whole() && guessable {
+        return Ok(windows(route, said, response, age, Duration::ZERO));
+    }
+    match route.heuristic.filter(|_| guessable).and_then(|percent| guessed_lifetime(percent, response)) {
+        Some(lifetime) => Ok(windows(route, said, response, age, lifetime.saturating_sub(age))),
+        None if response.status == StatusCode::OK => Err(NotStored::NoFreshness),
+        None => Err(NotStored::Status),
+    }
 }
 
-/// RFC 9111 section 4.2.1, without heuristics.
-fn explicit_lifetime(shared: bool, said: &ResponseDirectives, response: Response<'_>) -> Option<Duration> {
-    if let Some(lifetime) = said.s_maxage.filter(|_| shared).or(said.max_age) {
+/// RFC 9111 section 4.2.1.
+fn explicit_lifetime(said: &ResponseDirectives, response: Response<'_>) -> Option<Duration> {
+    if let Some(lifetime) = said.s_maxage.filter(|_| response.scope.is_shared()).or(said.max_age) {
         return Some(Duration::from_secs(lifetime));
+    }
+    if said.source == Source::Targeted {
+        return None;
     }
     let mut expires = response.headers.get_all(header::EXPIRES).iter();
     let first = expires.next()?;
@@ -198,6 +298,15 @@ fn explicit_lifetime(shared: bool, said: &ResponseDirectives, response: Response
     let expires = first.to_str().ok().and_then(UnixMillis::from_http_date);
     let date = date(response.headers).unwrap_or(response.now);
     Some(expires.map_or(Duration::ZERO, |at| Duration::from_millis(at.millis_since(date))))
+}
+
+/// RFC 9111 section 4.2.2.
+fn guessed_lifetime(percent: u32, response: Response<'_>) -> Option<Duration> {
+    let modified = response.headers.get(header::LAST_MODIFIED)?.to_str().ok()?;
+    let modified = UnixMillis::from_http_date(modified)?;
+    let unchanged_for = date(response.headers).unwrap_or(response.now).millis_since(modified);
+    let guess = unchanged_for.saturating_mul(u64::from(percent)) / 100;
+    Some(Duration::from_millis(guess).min(MAX_GUESS))
 }
 
 /// RFC 9111 section 4.2.3; of several `Age` values the largest counts.
@@ -218,16 +327,25 @@ fn initial_age(response: Response<'_>) -> Duration {
     Duration::from_secs(apparent.max(corrected) / 1_000)
 }
 
-fn windows(route: &RouteCache, said: ResponseDirectives, age: Duration, fresh_for: Duration) -> Storable {
-    let forbidden = said.forbids_stale(route.shared);
+fn windows(
+    route: &RouteCache,
+    said: &ResponseDirectives,
+    response: Response<'_>,
+    age: Duration,
+    fresh_for: Duration,
+) -> Storable {
+    // An error is worth nothing once it is no longer fresh.
+    let forbidden = said.forbids_stale(response.scope.is_shared()) || response.status.is_server_error();
     let window = |said: Option<u64>, route: Option<Duration>| {
         if forbidden { Duration::ZERO } else { said.map(Duration::from_secs).or(route).unwrap_or_default() }
     };
     Storable {
         age,
-        fresh_for: if said.no_cache { Duration::ZERO } else { fresh_for },
+        fresh_for: if said.no_cache.is_whole() { Duration::ZERO } else { fresh_for },
         stale_while_revalidate: window(said.stale_while_revalidate, route.stale_while_revalidate),
         stale_if_error: window(said.stale_if_error, route.stale_if_error),
+        without: Vec::new(),
+        with_cookies: false,
     }
 }
 
@@ -271,14 +389,15 @@ mod tests {
         httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(at.try_into().unwrap()))
     }
 
-    struct Case(RouteCache, u16, bool, HeaderMap);
+    struct Case(RouteCache, u16, bool, HeaderMap, Scope);
 
     fn private() -> Case {
-        Case(RouteCache::new("r"), 200, false, HeaderMap::new())
+        Case(RouteCache::new("r"), 200, false, HeaderMap::new(), Scope::User)
     }
 
     fn shared() -> Case {
-        Case(RouteCache { shared: true, ..RouteCache::new("r") }, 200, false, HeaderMap::new())
+        let route = RouteCache { shared: true, ..RouteCache::new("r") };
+        Case(route, 200, false, HeaderMap::new(), Scope::Shared)
     }
 
     impl Case {
@@ -308,16 +427,37 @@ mod tests {
             self.0.override_origin = true;
             self
         }
+        fn status_ttl(mut self, status: u16, seconds: u64) -> Self {
+            let more = (StatusCode::from_u16(status).unwrap(), Duration::from_secs(seconds));
+            self.0.status_ttl = self.0.status_ttl.iter().copied().chain([more]).collect();
+            self
+        }
+        fn guessing(mut self, percent: u32) -> Self {
+            self.0.heuristic = Some(percent);
+            self
+        }
+        fn cookies(mut self, set_cookie: SetCookie) -> Self {
+            self.0.set_cookie = set_cookie;
+            self.with("set-cookie", "a=b")
+        }
         fn stale(mut self, seconds: u64) -> Self {
             self.0.stale_while_revalidate = Some(Duration::from_secs(seconds));
             self.0.stale_if_error = Some(Duration::from_secs(seconds));
             self
         }
         fn judge(&self) -> Result<Storable, NotStored> {
-            let Self(route, status, authorised, headers) = self;
+            self.judge_after(None)
+        }
+        fn judge_after(&self, guarded_until: Option<UnixMillis>) -> Result<Storable, NotStored> {
+            let Self(route, status, authorised, headers, scope) = self;
             let status = StatusCode::from_u16(*status).unwrap();
-            let (authorised, now) = (*authorised, NOW);
-            judge(route, DAY, Response { status, headers, authorised, requested_at: now, now })
+            let (authorised, scope, now) = (*authorised, *scope, NOW);
+            let requested_at = now;
+            judge(
+                route,
+                DAY,
+                Response { status, headers, scope, authorised, guarded_until, requested_at, now },
+            )
         }
         fn fresh(&self) -> Result<u64, NotStored> {
             self.judge().map(|stored| stored.fresh_for.as_secs())
@@ -372,7 +512,11 @@ mod tests {
             (private().cc("no-store, max-age=60"), NotStored::NoStore),
             (private().ttl(300).cc("no-store"), NotStored::NoStore),
             (shared().cc("private, max-age=60"), NotStored::Private),
-            (shared().cc("private=\"x\", max-age=60"), NotStored::Private),
+            (shared().cc("private=\"content-type\", max-age=60"), NotStored::Private),
+            (shared().cc("private=\"a b\", max-age=60"), NotStored::Private),
+            (private().cc("max-age=60").with("vary", "x-forwarded-for"), NotStored::VaryAny),
+            (private().cc("public, max-age=60").status(429), NotStored::Status),
+            (private().ttl(9).overriding().status_ttl(511, 9).status(511), NotStored::Status),
             (shared().cc("max-age=60").authorised(), NotStored::Authorization),
             (private().cc("max-age=60").with("set-cookie", "a=b"), NotStored::SetCookie),
             (private().ttl(9).overriding().with("set-cookie", "a=b"), NotStored::SetCookie),
@@ -407,10 +551,116 @@ mod tests {
             (private().cc("no-cache").with("etag", "\"1\""), 0),
             (private().cc("no-cache, max-age=60").with("last-modified", &seconds_from_now(-9)), 0),
             (private().cc("max-age=0").with("etag", "\"1\""), 0),
+            (shared().cc("private=\"x\", max-age=60"), 60),
+            (shared().cc("no-cache=\"x\", max-age=60"), 60),
         ];
         for (case, expected) in table {
             assert_eq!(case.fresh(), Ok(expected), "{:?}", case.3);
         }
+    }
+
+    #[test]
+    fn only_an_identified_caller_of_a_route_with_a_ttl_has_entries_of_its_own() {
+        let timed = RouteCache { ttl: Some(DAY), ..RouteCache::new("r") };
+        let shared = RouteCache { shared: true, ..timed.clone() };
+        assert_eq!(Scope::of(&timed, true), Scope::User);
+        for (route, identified) in [(&timed, false), (&shared, true), (&RouteCache::new("r"), true)] {
+            assert_eq!(Scope::of(route, identified), Scope::Shared);
+        }
+    }
+
+    #[test]
+    fn named_fields_are_left_out_where_they_may_not_be_kept() {
+        let without = |case: Case| {
+            let names = case.judge().map(|stored| stored.without);
+            names.unwrap().iter().map(|name| name.as_str().to_owned()).collect::<Vec<_>>().join(" ")
+        };
+        let both = "max-age=60, private=\"x-one, X-Two\", no-cache=\"x-three\"";
+        assert_eq!(without(shared().cc(both)), "x-three x-one x-two");
+        assert_eq!(without(private().cc(both)), "x-three");
+        assert_eq!(without(shared().ttl(9).overriding().cc(both)), "");
+        // Nothing is left to validate it with.
+        let bare = shared().cc("max-age=0, private=\"etag\"").with("etag", "\"1\"");
+        assert_eq!(bare.fresh(), Err(NotStored::Stale));
+    }
+
+    #[test]
+    fn cookies_are_kept_only_where_declared_and_for_one_user() {
+        use SetCookie::{Keep, Refuse, Strip};
+        let stored = |case: Case| case.judge().map(|stored| stored.with_cookies);
+        let plain = || private().cc("max-age=60");
+        assert_eq!(stored(plain().cookies(Refuse)), Err(NotStored::SetCookie));
+        assert_eq!(stored(plain().cookies(Strip)), Ok(false));
+        assert_eq!(stored(plain().cookies(Keep)), Ok(true));
+        assert_eq!(stored(shared().cc("max-age=60").cookies(Keep)), Err(NotStored::SetCookie));
+        assert_eq!(stored(shared().cc("max-age=60").cookies(Strip)), Ok(false));
+        let named = |name| shared().cc("max-age=60").cc(name).cookies(Refuse);
+        assert_eq!(stored(named("private=\"set-cookie\"")), Ok(false));
+        assert_eq!(stored(named("no-cache=\"Set-Cookie\"")), Ok(false));
+    }
+
+    #[test]
+    fn guesses_are_made_only_where_declared_and_nothing_better_is_known() {
+        let modified = |seconds: i64| ("last-modified", seconds_from_now(-seconds));
+        let case = |case: Case, (name, value): (&str, String)| case.with(name, &value).fresh();
+        assert_eq!(case(private(), modified(1_000)), Err(NotStored::NoFreshness));
+        assert_eq!(case(private().guessing(10), modified(1_000)), Ok(100));
+        assert_eq!(private().guessing(10).fresh(), Err(NotStored::NoFreshness));
+        assert_eq!(case(private().guessing(100), modified(10_000_000)), Ok(86_400));
+        assert_eq!(case(private().guessing(10).cc("max-age=5"), modified(1_000)), Ok(5));
+        assert_eq!(case(private().guessing(10).ttl(7), modified(1_000)), Ok(7));
+        assert_eq!(case(private().guessing(10).with("expires", "0"), modified(1_000)), Ok(0));
+        assert_eq!(case(private().guessing(10).with("age", "40"), modified(1_000)), Ok(60));
+        assert_eq!(case(private().guessing(10), modified(-50)), Ok(0));
+        assert_eq!(case(private().guessing(10).status(404), modified(1_000)), Ok(100));
+        assert_eq!(case(private().guessing(10).status(302), modified(1_000)), Err(NotStored::Status));
+        assert_eq!(case(private().guessing(10).status(302).cc("public"), modified(1_000)), Ok(100));
+        assert_eq!(case(shared().guessing(10).authorised(), modified(9)), Err(NotStored::Authorization));
+    }
+
+    #[test]
+    fn statuses_live_for_their_own_declared_time() {
+        let case = || shared().ttl(60).status_ttl(404, 5).status_ttl(301, 7);
+        assert_eq!(case().fresh(), Ok(60));
+        assert_eq!(case().status(404).fresh(), Ok(5));
+        assert_eq!(case().status(301).fresh(), Ok(7));
+        assert_eq!(case().status(410).fresh(), Err(NotStored::Status));
+        assert_eq!(case().status(404).cc("max-age=90").fresh(), Ok(90));
+        assert_eq!(case().status(404).cc("max-age=90").overriding().fresh(), Ok(5));
+        assert_eq!(case().status(404).cc("no-store").fresh(), Err(NotStored::NoStore));
+        assert_eq!(case().status_ttl(200, 3).fresh(), Ok(3));
+        assert_eq!(shared().status_ttl(404, 5).fresh(), Err(NotStored::NoFreshness));
+        for covered in [200, 204, 301, 308, 404, 410, 500, 503] {
+            assert!(may_have_ttl(StatusCode::from_u16(covered).unwrap()), "{covered}");
+        }
+        for other in [100, 206, 304, 400, 401, 407, 412, 416, 421, 425, 428, 429, 431, 511, 600] {
+            assert!(!may_have_ttl(StatusCode::from_u16(other).unwrap()), "{other}");
+        }
+    }
+
+    #[test]
+    fn an_error_takes_the_place_of_nothing_that_may_still_be_served() {
+        let error = || shared().status_ttl(503, 5).status(503);
+        assert_eq!(error().judge_after(None).map(|stored| stored.fresh_for.as_secs()), Ok(5));
+        assert_eq!(error().judge_after(Some(NOW)), Err(NotStored::WorseThanStored));
+        assert!(error().judge_after(Some(UnixMillis(NOW.0 - 1))).is_ok());
+        assert!(shared().status_ttl(404, 5).status(404).judge_after(Some(NOW)).is_ok());
+        let stale = error().stale(30).judge().unwrap();
+        assert!(stale.stale_if_error.is_zero() && stale.stale_while_revalidate.is_zero());
+    }
+
+    #[test]
+    fn targeted_fields_speak_instead_of_all_others() {
+        let cdn = |value: &str| shared().cc("no-store").with("expires", "0").with("cdn-cache-control", value);
+        assert_eq!(cdn("max-age=60").with("pragma", "no-cache").fresh(), Ok(60));
+        assert_eq!(cdn("must-revalidate").fresh(), Err(NotStored::NoFreshness));
+        assert_eq!(cdn("must-revalidate").ttl(9).fresh(), Ok(9));
+        assert_eq!(cdn("max-age=60, s-maxage=5").with("age", "2").fresh(), Ok(3));
+        for ignored in ["", "max-age=60, ,", "Max-Age=60"] {
+            assert_eq!(cdn(ignored).fresh(), Err(NotStored::NoStore), "{ignored}");
+        }
+        assert_eq!(cdn("max-age=60").with("tollgate-cache-control", "max-age=7").fresh(), Ok(7));
+        assert_eq!(cdn("private, max-age=60").fresh(), Err(NotStored::Private));
     }
 
     #[test]

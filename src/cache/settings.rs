@@ -68,23 +68,43 @@ pub enum QueryPolicy {
     Ignore,
 }
 
+/// What becomes of a response that sets a cookie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SetCookie {
+    /// It is not stored.
+    #[default]
+    Refuse,
+    /// It is stored without its cookies.
+    Strip,
+    /// It is stored as it is where entries belong to one user, and not stored elsewhere.
+    Keep,
+}
+
 /// Settings of one route's cache.
 #[derive(Clone, Debug)]
 pub struct RouteCache {
     /// Name of the route; `route:<name>` is a tag of everything stored for it.
     pub name: Box<str>,
-    /// Freshness of a response that says nothing of its own, or of every response with
-    /// `override_origin`. `None`: only explicit freshness is honoured.
+    /// Freshness of a 200 that says nothing of its own, or of every 200 with `override_origin`. `None`: only
+    /// explicit freshness is honoured, by the rules of a shared cache.
     pub ttl: Option<Duration>,
-    /// Statuses the route's `ttl` applies to.
-    pub ttl_statuses: Box<[StatusCode]>,
-    /// Ignore what the origin says about caching (`Cache-Control`, `Expires`, `Age`, `Pragma`).
+    /// The same for these statuses; for a 200 instead of `ttl`.
+    pub status_ttl: Box<[(StatusCode, Duration)]>,
+    /// Freshness of a response that says nothing of its own and has no TTL here: this percentage of the time since
+    /// it was last modified (RFC 9111 section 4.2.2), a day at most.
+    pub heuristic: Option<u32>,
+    /// What becomes of responses that set a cookie.
+    pub set_cookie: SetCookie,
+    /// Ignore what the origin says about caching (`Cache-Control`, targeted fields, `Expires`, `Age`, `Pragma`).
     /// `Set-Cookie`, `Vary: *` and partial responses are still never stored.
     pub override_origin: bool,
     /// One copy for everybody. `false`: the user is part of the key.
     pub shared: bool,
     /// Request headers that select a variant in addition to the response's `Vary`.
     pub vary: Box<[HeaderName]>,
+    /// Request headers that the gateway itself writes anew and that the key does not stand for: what the client sent
+    /// under these names says nothing about what the upstream got.
+    pub written: Box<[HeaderName]>,
     /// Which part of the query names the object.
     pub query: QueryPolicy,
     /// What a stored response depends on, beside the implicit tags.
@@ -106,10 +126,13 @@ impl RouteCache {
         Self {
             name: name.into(),
             ttl: None,
-            ttl_statuses: Box::new([StatusCode::OK]),
+            status_ttl: Box::default(),
+            heuristic: None,
+            set_cookie: SetCookie::Refuse,
             override_origin: false,
             shared: false,
             vary: Box::default(),
+            written: Box::default(),
             query: QueryPolicy::All,
             tags: Box::default(),
             max_object_bytes: 1024 * 1024,

@@ -3,11 +3,16 @@
 
 use std::fmt::Write as _;
 
+use http::HeaderMap;
 use pingora::cache::{CachePhase, NoCacheReason};
 use pingora::http::ResponseHeader;
+use sfv::{BareItem, List, ListEntry, Parser};
 
 use super::request::Bypass;
 use crate::header_names::{CACHE_STATUS, X_CACHE, X_CACHE_KEY};
+
+/// What other caches say is passed on up to this many bytes.
+const MAX_UPSTREAM_STATUS: usize = 2048;
 
 /// The outcome in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,63 +72,94 @@ impl Outcome {
     }
 }
 
+/// Why a request went on to the upstream (RFC 9211 section 2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarded {
+    /// The cache was not asked.
+    Bypass,
+    /// Nothing is stored under this key.
+    UriMiss,
+    /// What is stored is for requests with other headers.
+    VaryMiss,
+    /// What is stored was no longer fresh.
+    Stale,
+    /// A fresh response was there, but the request did not want it.
+    Request,
+}
+
+impl Forwarded {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bypass => "bypass",
+            Self::UriMiss => "uri-miss",
+            Self::VaryMiss => "vary-miss",
+            Self::Stale => "stale",
+            Self::Request => "request",
+        }
+    }
+}
+
 /// Everything that is said about one response.
 #[derive(Clone, Copy, Debug)]
-#[allow(clippy::struct_excessive_bools, reason = "independent facts about one response")]
 pub struct Report<'a> {
     /// The outcome.
     pub outcome: Outcome,
-    /// A stale entry was there when the request went on.
-    pub had_stale: bool,
-    /// A fresh entry was there, but the request did not want it.
-    pub by_request: bool,
+    /// Why it went on to the upstream, for itself or along with another request; `None`: a hit.
+    pub forwarded: Option<Forwarded>,
+    /// The status with which the upstream answered, where it did.
+    pub answered: Option<u16>,
     /// The response is being stored.
     pub stored: bool,
-    /// The request waited for another one.
-    pub collapsed: bool,
+    /// The request waited for another one, and could use its answer or not.
+    pub collapsed: Option<bool>,
     /// Seconds of freshness left; negative when stale.
     pub ttl: Option<i64>,
-    /// Why nothing was stored, or why the cache was not asked: a label.
+    /// Why nothing was stored, why the cache was not asked, or where the answer was found: a label.
     pub detail: Option<&'static str>,
-    /// What `X-Cache-Key` says; `None`: it is not sent.
+    /// The key's fingerprint; `None`: it is not sent.
     pub key: Option<&'a str>,
 }
 
 impl Report<'_> {
-    /// Writes the headers, replacing what the backend sent under these names.
+    /// Writes the headers. What caches nearer to the origin say in `Cache-Status` stays in front; everything else
+    /// under these names is replaced.
     pub fn write(&self, header: &mut ResponseHeader) {
+        let status = self.cache_status(header.status.as_u16());
         // A static name and visible ASCII: inserting cannot fail.
         drop(header.insert_header(&X_CACHE, self.outcome.x_cache()));
-        drop(header.insert_header(&CACHE_STATUS, self.cache_status()));
-        if let Some(key) = self.key {
-            drop(header.insert_header(&X_CACHE_KEY, key));
+        append(header, &status);
+        match self.key {
+            Some(key) => drop(header.insert_header(&X_CACHE_KEY, key)),
+            None => drop(header.remove_header(&X_CACHE_KEY)),
         }
     }
 
-    /// The value of `Cache-Status`.
-    pub fn cache_status(&self) -> String {
+    /// This cache's member of `Cache-Status`, in an answer of this status.
+    pub fn cache_status(&self, sent: u16) -> String {
         let mut status = String::from("tollgate; ");
-        status.push_str(match self.outcome {
-            Outcome::Hit | Outcome::Stale => "hit",
-            Outcome::Bypass => "fwd=bypass",
-            Outcome::Revalidated | Outcome::Miss if self.by_request => "fwd=request",
-            Outcome::Revalidated => "fwd=stale; fwd-status=304",
-            Outcome::Miss if self.had_stale => "fwd=stale",
-            Outcome::Miss => "fwd=uri-miss",
-        });
-        let cached = matches!(self.outcome, Outcome::Hit | Outcome::Stale);
-        if self.stored && !cached {
-            status.push_str("; stored");
-        }
-        if self.collapsed && !cached {
-            status.push_str("; collapsed");
+        // Writing to a String cannot fail.
+        match self.forwarded {
+            None => status.push_str("hit"),
+            Some(why) => {
+                let _ = write!(status, "fwd={}", why.as_str());
+                if let Some(answered) = self.answered.filter(|answered| *answered != sent) {
+                    let _ = write!(status, "; fwd-status={answered}");
+                }
+                if self.stored {
+                    status.push_str("; stored");
+                }
+                if let Some(shared) = self.collapsed {
+                    status.push_str(if shared { "; collapsed" } else { "; collapsed=?0" });
+                }
+            }
         }
         if let Some(ttl) = self.ttl {
-            // Writing to a String cannot fail.
             let _ = write!(status, "; ttl={ttl}");
         }
-        let detail = if self.collapsed && cached { Some("collapsed") } else { self.detail };
-        if let Some(detail) = detail {
+        if let Some(key) = self.key {
+            let _ = write!(status, "; key=\"{key}\"");
+        }
+        if let Some(detail) = self.detail {
             status.push_str("; detail=");
             status.push_str(detail);
         }
@@ -133,10 +169,43 @@ impl Report<'_> {
 
 /// Reports on a request that went past the cache of its route.
 pub fn write_bypass(header: &mut ResponseHeader, why: Bypass) {
-    let status = if why == Bypass::Method { "tollgate; fwd=method" } else { "tollgate; fwd=bypass; detail=" };
-    let detail = if why == Bypass::Method { "" } else { why.as_str() };
     drop(header.insert_header(&X_CACHE, Outcome::Bypass.x_cache()));
-    drop(header.insert_header(&CACHE_STATUS, format!("{status}{detail}")));
+    if why == Bypass::Method {
+        append(header, "tollgate; fwd=method");
+    } else {
+        append(header, &format!("tollgate; fwd=bypass; detail={}", why.as_str()));
+    }
+}
+
+/// Adds `member` to the list that caches nearer to the origin began, if that is one (RFC 9211 section 2).
+fn append(header: &mut ResponseHeader, member: &str) {
+    let value = match upstream_members(&header.headers) {
+        Some(mut members) => {
+            members.push_str(", ");
+            members.push_str(member);
+            members
+        }
+        None => member.to_owned(),
+    };
+    drop(header.insert_header(&CACHE_STATUS, value));
+}
+
+fn upstream_members(headers: &HeaderMap) -> Option<String> {
+    let mut lines = headers.get_all(&CACHE_STATUS).iter();
+    let mut members = lines.next()?.to_str().ok()?.to_owned();
+    for line in lines {
+        members.push_str(", ");
+        members.push_str(line.to_str().ok()?);
+    }
+    if members.len() > MAX_UPSTREAM_STATUS {
+        return None;
+    }
+    let list: List = Parser::new(&members).parse().ok()?;
+    let names_a_cache = |member: &ListEntry| match member {
+        ListEntry::Item(item) => matches!(item.bare_item, BareItem::Token(_) | BareItem::String(_)),
+        ListEntry::InnerList(_) => false,
+    };
+    (!list.is_empty() && list.iter().all(names_a_cache)).then_some(members)
 }
 
 #[cfg(test)]
@@ -145,10 +214,10 @@ mod tests {
 
     const QUIET: Report<'static> = Report {
         outcome: Outcome::Hit,
-        had_stale: false,
-        by_request: false,
+        forwarded: None,
+        answered: None,
         stored: false,
-        collapsed: false,
+        collapsed: None,
         ttl: None,
         detail: None,
         key: None,
@@ -164,24 +233,53 @@ mod tests {
 
     #[test]
     fn cache_status_is_a_structured_field_that_says_what_happened() {
+        let miss = Report { outcome: Outcome::Miss, forwarded: Some(Forwarded::UriMiss), ..QUIET };
         let table = [
             (Report { ttl: Some(30), ..QUIET }, "tollgate; hit; ttl=30"),
-            (Report { outcome: Outcome::Stale, ttl: Some(-4), ..QUIET }, "tollgate; hit; ttl=-4"),
-            (Report { collapsed: true, ..QUIET }, "tollgate; hit; detail=collapsed"),
-            (Report { outcome: Outcome::Miss, stored: true, ..QUIET }, "tollgate; fwd=uri-miss; stored"),
             (
-                Report { outcome: Outcome::Miss, detail: Some("set_cookie"), ..QUIET },
-                "tollgate; fwd=uri-miss; detail=set_cookie",
+                Report { key: Some("0a"), detail: Some("memory"), ..QUIET },
+                "tollgate; hit; key=\"0a\"; detail=memory",
             ),
-            (Report { outcome: Outcome::Miss, had_stale: true, ..QUIET }, "tollgate; fwd=stale"),
-            (Report { outcome: Outcome::Revalidated, ..QUIET }, "tollgate; fwd=stale; fwd-status=304"),
-            (Report { outcome: Outcome::Revalidated, by_request: true, ..QUIET }, "tollgate; fwd=request"),
-            (Report { outcome: Outcome::Bypass, ..QUIET }, "tollgate; fwd=bypass"),
+            (Report { outcome: Outcome::Stale, ttl: Some(-4), ..QUIET }, "tollgate; hit; ttl=-4"),
+            (
+                Report { forwarded: miss.forwarded, collapsed: Some(true), ..QUIET },
+                "tollgate; fwd=uri-miss; collapsed",
+            ),
+            (Report { collapsed: Some(false), ..miss }, "tollgate; fwd=uri-miss; collapsed=?0"),
+            (Report { stored: true, answered: Some(200), ..miss }, "tollgate; fwd=uri-miss; stored"),
+            (Report { detail: Some("set_cookie"), ..miss }, "tollgate; fwd=uri-miss; detail=set_cookie"),
+            (Report { forwarded: Some(Forwarded::Stale), ..miss }, "tollgate; fwd=stale"),
+            (Report { forwarded: Some(Forwarded::VaryMiss), ..miss }, "tollgate; fwd=vary-miss"),
+            (
+                Report { forwarded: Some(Forwarded::Stale), answered: Some(304), ..QUIET },
+                "tollgate; fwd=stale; fwd-status=304",
+            ),
+            (Report { forwarded: Some(Forwarded::Request), ..QUIET }, "tollgate; fwd=request"),
+            (Report { forwarded: Some(Forwarded::Bypass), ..QUIET }, "tollgate; fwd=bypass"),
         ];
         for (report, expected) in table {
-            assert_eq!(report.cache_status(), expected);
-            let parsed = sfv::Parser::new(expected).parse::<sfv::List>();
+            assert_eq!(report.cache_status(200), expected);
+            let parsed = Parser::new(expected).parse::<List>();
             assert!(parsed.is_ok(), "{expected}");
+        }
+    }
+
+    #[test]
+    fn other_caches_are_heard_if_they_can_be_understood() {
+        let said = |lines: &[&'static str]| {
+            let mut header = ResponseHeader::build(200, None).unwrap();
+            for line in lines {
+                header.append_header("Cache-Status", *line).unwrap();
+            }
+            QUIET.write(&mut header);
+            let all: Vec<_> = header.headers.get_all("cache-status").iter().collect();
+            assert_eq!(all.len(), 1);
+            all.first().unwrap().to_str().unwrap().to_owned()
+        };
+        assert_eq!(said(&["origin; hit"]), "origin; hit, tollgate; hit");
+        assert_eq!(said(&["a; hit", "\"b c\"; fwd=miss"]), "a; hit, \"b c\"; fwd=miss, tollgate; hit");
+        for malformed in ["", "a; hit,", "(a b)", "5", "HIT from proxy", "a; hit=\"x"] {
+            assert_eq!(said(&[malformed]), "tollgate; hit", "{malformed}");
         }
     }
 

@@ -8,6 +8,8 @@ use parking_lot::Mutex;
 use pingora::cache::VarianceBuilder;
 use pingora::cache::key::HashBinary;
 
+use crate::header_names::{FORWARDED, TRACEPARENT, TRACESTATE, X_FORWARDED_FOR, X_REAL_IP, X_REQUEST_ID};
+
 /// More header names in one `Vary` than this are not followed.
 const MAX_NAMES: usize = 16;
 /// Objects whose variants are counted at the same time.
@@ -18,17 +20,23 @@ const COUNTED_OBJECTS: usize = 16_384;
 pub enum Width {
     /// No more names than the cache follows.
     Followed,
-    /// `*`, or something that is not a header name.
+    /// `*`, something that is not a header name, or a header that the gateway writes.
     Any,
     /// Too many names.
     TooWide,
 }
 
-/// Measures the `Vary` of a response.
-pub fn width(response: &HeaderMap) -> Width {
+/// What the gateway writes into every request: two that look alike to the cache need not to the upstream. What it
+/// writes of scheme and host is in the key.
+static WRITTEN: [&HeaderName; 6] =
+    [&X_FORWARDED_FOR, &X_REAL_IP, &FORWARDED, &X_REQUEST_ID, &TRACEPARENT, &TRACESTATE];
+
+/// Measures the `Vary` of a response; `written` are further headers that the gateway writes itself.
+pub fn width(response: &HeaderMap, written: &[HeaderName]) -> Width {
     let mut count = 0;
     for name in names(response) {
-        if name.is_none() {
+        let Some(name) = name else { return Width::Any };
+        if WRITTEN.contains(&&name) || written.contains(&name) {
             return Width::Any;
         }
         count += 1;
@@ -41,14 +49,20 @@ pub fn variance(declared: &[HeaderName], response: &HeaderMap, request: &HeaderM
     let mut variance = VarianceBuilder::new();
     // Backends that compress without saying `Vary` must not have their encoding forced on everybody.
     let encoded = response.contains_key(header::CONTENT_ENCODING).then_some(header::ACCEPT_ENCODING);
-    // Nor must those that let one site read, and forget to say that it was this one, be given to another.
-    let allowed = response.get(header::ACCESS_CONTROL_ALLOW_ORIGIN).filter(|site| site.as_bytes() != b"*");
-    let site = allowed.map(|_| header::ORIGIN);
-    for name in declared.iter().cloned().chain(names(response).flatten()).chain(encoded).chain(site) {
+    // Nor must what one site may read be handed to another.
+    let allowed = allows_one_origin(response).then_some(header::ORIGIN);
+    for name in declared.iter().cloned().chain(names(response).flatten()).chain(encoded).chain(allowed) {
         let value = normalised(&name, request);
         variance.add_owned_name_value(name.as_str().to_owned(), value);
     }
     variance.finalize()
+}
+
+/// Whether the response speaks to one origin only (Fetch, section 3.2.3).
+fn allows_one_origin(response: &HeaderMap) -> bool {
+    response
+        .get(header::ACCESS_CONTROL_ALLOW_ORIGIN)
+        .is_some_and(|origin| origin.as_bytes().trim_ascii() != b"*")
 }
 
 /// Names in `Vary`; `None` for `*` and for what is no name.
@@ -173,7 +187,27 @@ mod tests {
     }
 
     #[test]
+    fn a_response_for_one_origin_varies_even_if_it_does_not_say_so() {
+        let (ours, theirs) = (headers(&[("origin", "https://a")]), headers(&[("origin", "https://b")]));
+        let of =
+            |allowed, request| variance(&[], &headers(&[("access-control-allow-origin", allowed)]), request);
+        assert_ne!(of("https://a", &ours), of("https://a", &theirs));
+        assert_ne!(of("null", &ours), of("null", &HeaderMap::new()));
+        assert_eq!(of("*", &ours), None);
+    }
+
+    #[test]
+    fn nothing_varies_by_what_the_gateway_writes() {
+        let width = |vary| width(&headers(&[("vary", vary)]), &[HeaderName::from_static("x-tenant")]);
+        for written in ["X-Forwarded-For", "x-request-id", "accept, traceparent", "X-Tenant"] {
+            assert_eq!(width(written), Width::Any, "{written}");
+        }
+        assert_eq!(width("x-forwarded-proto, cookie, authorization"), Width::Followed);
+    }
+
+    #[test]
     fn unfollowable_vary_is_recognised() {
+        let width = |response: &HeaderMap| width(response, &[]);
         assert_eq!(width(&headers(&[("vary", "accept"), ("vary", "a, *")])), Width::Any);
         assert_eq!(width(&headers(&[("vary", "a b")])), Width::Any);
         assert_eq!(width(&headers(&[("vary", "a,b,c,d,e,f,g,h,i,j,k,l,m,n,o,p,q")])), Width::TooWide);

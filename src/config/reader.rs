@@ -270,6 +270,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Like [`Self::refuse`] for one key of the table `table`.
+    pub(super) fn refuse_below(&self, table: &str, key: &str, message: impl Into<String>) {
+        self.section(table).refuse(key, message);
+    }
+
     /// Remarks on something that is allowed and probably not meant.
     pub(super) fn warn(&self, key: &str, message: impl Into<String>) {
         self.cx.warnings.borrow_mut().push(Found {

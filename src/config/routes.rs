@@ -4,17 +4,18 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use http::{HeaderName, Method};
+use http::{HeaderName, Method, StatusCode};
 
 use super::identity::texts;
 use super::limits::dangling;
 use super::reader::Reader;
 use super::spec::{
     AppliesTo, Auth, Cache, HealthDetail, KeyPart, Limits, Logout, Plan, Policy, QueryKey, Quota, Route,
-    RouteCache, Server, SessionUse, Upstream, Window,
+    RouteCache, Server, SessionUse, SetCookie, Upstream, Window,
 };
 use super::template::Template;
 use super::value::{HostPort, Size, is_host_name, is_name};
+use crate::cache::policy::may_have_ttl;
 use crate::limits::plan::effective_limit;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -477,12 +478,25 @@ fn route_cache(reader: &Reader<'_>, known: &Known<'_>, auth: Auth, params: &[&st
     if max_object.is_some_and(|bytes| bytes > known.cache.max_object) {
         reader.refuse("max_object", "is larger than cache.max_object; accepted: up to that");
     }
+    let set_cookie: SetCookie = reader.get("set_cookie");
+    if set_cookie == SetCookie::Keep && (shared || auth != Auth::Required) {
+        reader.refuse(
+            "set_cookie",
+            "\"keep\" would hand one caller's cookie to another; accepted: \"refuse\", \"strip\", or auth = \"required\" \
+             and shared = false beside it",
+        );
+    } else if set_cookie == SetCookie::Keep && ttl.is_none() && !reader.reported("ttl") {
+        reader.warn("set_cookie", "\"keep\" has no effect: without a ttl the rules of a shared cache apply");
+    }
     let vary: Vec<HeaderName> = reader.list("vary");
     if shared && auth != Auth::None && vary.contains(&http::header::AUTHORIZATION) {
         reader.warn("vary", "a shared response that varies by Authorization is shared by nobody");
     }
     RouteCache {
         ttl,
+        status_ttl: status_ttl(reader, most, shared && auth != Auth::None),
+        heuristic: Some(reader.within("heuristic", 1..=100)).filter(|percent| *percent > 0),
+        set_cookie,
         shared,
         override_origin,
         vary,
@@ -492,6 +506,34 @@ fn route_cache(reader: &Reader<'_>, known: &Known<'_>, auth: Auth, params: &[&st
         stale_while_revalidate: reader.duration("stale_while_revalidate", Duration::ZERO..=HOUR * 24),
         stale_if_error: reader.duration("stale_if_error", Duration::ZERO..=HOUR * 24 * 7),
     }
+}
+
+/// `denies_some`: callers of this route share what one of them may have been denied.
+fn status_ttl(reader: &Reader<'_>, most: Duration, denies_some: bool) -> Vec<(StatusCode, Duration)> {
+    let mut declared = Vec::new();
+    for (status, ttl) in reader.map::<Duration>("status_ttl", "<status>") {
+        let code = status.parse::<u16>().ok().and_then(|code| StatusCode::from_u16(code).ok());
+        match code.filter(|code| status.len() == 3 && may_have_ttl(*code)) {
+            None => reader.refuse_below(
+                "status_ttl",
+                &status,
+                "is no status whose answer is good for the next request; accepted: 200, 203, 204, 300 to 303, 307, 308, \
+                 403, 404, 405, 410, 414, 451, 500 to 510",
+            ),
+            Some(StatusCode::FORBIDDEN) if denies_some => reader.refuse_below(
+                "status_ttl",
+                &status,
+                "would deny to all callers what is denied to one; accepted: shared = false beside it",
+            ),
+            Some(_) if ttl < SECOND || ttl > most => reader.refuse_below(
+                "status_ttl",
+                &status,
+                format!("is out of range; accepted: 1s to {}", humantime::format_duration(most)),
+            ),
+            Some(code) => declared.push((code, ttl)),
+        }
+    }
+    declared
 }
 
 fn query(reader: &Reader<'_>) -> QueryKey {

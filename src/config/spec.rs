@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::{HeaderName, Method};
+use http::{HeaderName, Method, StatusCode};
 use ipnet::IpNet;
 
 use super::template::Template;
@@ -13,7 +13,7 @@ use super::value::{HostPort, RedisUrl, Secret};
 pub use super::words::{
     AccessField, Algorithm, AppliesTo, Auth, Balance, ClientAddressHeader, Count, Environment, HashTags,
     HealthDetail, LimitAlgorithm, LogFormat, LogLevel, Logout, OnStoreFailure, ResetFormat, SessionUse,
-    UpstreamProtocol, WhenUnknown,
+    SetCookie, UpstreamProtocol, WhenUnknown,
 };
 pub use crate::limits::KeyPart;
 use crate::sessions::login::Place;
@@ -512,8 +512,15 @@ pub enum QueryKey {
 /// `[routes.cache]`.
 #[derive(Clone, Debug)]
 pub struct RouteCache {
-    /// Freshness where the upstream says nothing; `None`: only what the upstream says.
+    /// Freshness of a 200 where the upstream says nothing; `None`: only what the upstream says.
     pub ttl: Option<Duration>,
+    /// The same for these statuses.
+    pub status_ttl: Vec<(StatusCode, Duration)>,
+    /// Percentage of the time since it was last modified for which a response is taken to be fresh, where nothing else
+    /// says how long it is.
+    pub heuristic: Option<u32>,
+    /// What becomes of responses that set a cookie.
+    pub set_cookie: SetCookie,
     /// Whether all users share one response.
     pub shared: bool,
     /// Whether `ttl` also replaces what the upstream says.

@@ -205,6 +205,16 @@ words! {
         Full = "full",
     }
 
+    /// What becomes of responses that set a cookie, in the cache.
+    pub enum SetCookie {
+        /// They are not stored.
+        Refuse = "refuse",
+        /// They are stored without their cookies.
+        Strip = "strip",
+        /// They are stored as they are, for the user who got them.
+        Keep = "keep",
+    }
+
     /// Whether a route wants a live session beside the token.
     pub enum SessionUse {
         /// It does not look at sessions.

@@ -26,9 +26,8 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 
 use crate::cache::request::{Bypass, write_invalidates};
-use crate::cache::transaction::serves_stale;
 use crate::cache::{Transaction, status};
-use crate::header_names::{X_CACHE, X_REQUEST_ID};
+use crate::header_names::{TOLLGATE_CACHE_CONTROL, X_CACHE, X_REQUEST_ID};
 use crate::metrics::{CacheOutcome, Held, UpstreamFailure};
 use crate::pipeline::give_back::settle_counts;
 use crate::pipeline::{
@@ -262,7 +261,7 @@ impl ProxyHttp for Proxy {
         exchange: &mut Exchange,
         request: &RequestHeader,
     ) -> Option<HashBinary> {
-        exchange.transaction()?.variance(meta.headers(), &request.headers)
+        exchange.transaction()?.variance(meta, &request.headers)
     }
 
     async fn cache_hit_filter(
@@ -291,11 +290,13 @@ impl ProxyHttp for Proxy {
         exchange: &mut Exchange,
         error: Option<&Error>,
     ) -> bool {
+        let now = exchange.gateway.shared.clock.now();
         // Without an error the question is whether to serve stale while a request of pingora's own refreshes it.
         // A request that refreshes never starts another one.
         let mut may_refresh =
             || session.subrequest_ctx.is_none() && downstream::prepare_repetition(session, &exchange.context);
-        serves_stale(error) && (error.is_some() || may_refresh())
+        (error.is_some() || may_refresh())
+            && exchange.transaction().is_some_and(|transaction| transaction.serves_stale(error, now))
     }
 
     async fn proxy_upstream_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
@@ -514,6 +515,8 @@ impl ProxyHttp for Proxy {
             response.insert_header(name, value)?;
         }
         response.insert_header(X_REQUEST_ID.clone(), exchange.context.request_id.clone())?;
+        // Said to this gateway alone; what is stored keeps it.
+        response.remove_header(&TOLLGATE_CACHE_CONTROL);
         match exchange.context.admitted_mut().map(|admitted| &mut admitted.cache) {
             Some(CacheUse::Used(transaction)) => {
                 let reported = transaction.report(&session.cache, response, show_key, now);

@@ -1,6 +1,6 @@
 //! The header fields of what is stored: what a 304 changes, and what is never replayed.
 
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use pingora::http::ResponseHeader;
 
 /// RFC 9111 section 3.2: the stored response takes every field of a 304 that does not describe its own framing.
@@ -26,9 +26,22 @@ pub(super) fn freshen(stored: &mut ResponseHeader, fresh: &HeaderMap) {
     }
 }
 
+/// Whether a 304 with the fields of `fresh` is about the response whose entity tag is `stored`: one with a strong tag
+/// of another response must not update it (RFC 9111 section 4.3.4).
+pub(super) fn is_about(fresh: &HeaderMap, stored: Option<&HeaderValue>) -> bool {
+    match fresh.get(header::ETAG) {
+        Some(tag) if !tag.as_bytes().starts_with(b"W/") => stored.is_some_and(|stored| {
+            let stored = stored.as_bytes();
+            stored.strip_prefix(b"W/").unwrap_or(stored) == tag.as_bytes()
+        }),
+        _ => true,
+    }
+}
+
 /// Removes what belongs to one exchange and must never be replayed: hop-by-hop fields (RFC 9111 section 3.1),
-/// cookies, rate-limit state, request identifiers, `Age`, and the gateway's own reports.
-pub(super) fn sanitise_for_storage(header: &mut ResponseHeader) {
+/// cookies unless `with_cookies`, rate-limit state, request identifiers, `Age`, and what caches say of the exchange.
+/// Fields in `without` go too.
+pub(super) fn sanitise_for_storage(header: &mut ResponseHeader, without: &[HeaderName], with_cookies: bool) {
     const DROPPED: [&str; 17] = [
         "age",
         "cache-status",
@@ -38,7 +51,7 @@ pub(super) fn sanitise_for_storage(header: &mut ResponseHeader) {
         "proxy-authentication-info",
         "proxy-authorization",
         "proxy-connection",
-        "set-cookie",
+        "set-cookie2",
         "te",
         "traceparent",
         "tracestate",
@@ -62,6 +75,8 @@ pub(super) fn sanitise_for_storage(header: &mut ResponseHeader) {
             let text = name.as_str();
             DROPPED.contains(&text)
                 || nominated.contains(name)
+                || without.contains(name)
+                || (!with_cookies && *name == header::SET_COOKIE)
                 || ["x-ratelimit-", "x-rate-limit-", "ratelimit", "x-tollgate-", "x-cache-"]
                     .iter()
                     .any(|prefix| text.starts_with(prefix))

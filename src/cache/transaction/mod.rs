@@ -7,7 +7,7 @@ mod pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use pingora::cache::key::{CacheHashKey, HashBinary};
 use pingora::cache::{
     CacheKey, CacheMeta, CachePhase, ForcedFreshness, HitHandler, HttpCache, NoCacheReason, RespCacheable,
@@ -19,14 +19,14 @@ use super::Cache;
 use super::directives::{RequestDirectives, ResponseDirectives};
 use super::entry::{system_time, unix};
 use super::generations::Write;
-use super::policy::{self, NotStored, Response};
+use super::policy::{self, NotStored, Response, Scope};
 use super::settings::RouteCache;
-use super::status::{Outcome, Report};
+use super::status::{Forwarded, Outcome, Report};
 use super::storage::{Hit, Tier};
 use super::vary;
 use crate::clock::{UnixMillis, millis};
 
-use self::fields::{freshen, sanitise_for_storage};
+use self::fields::{freshen, is_about, sanitise_for_storage};
 pub use self::pending::Pending;
 
 /// A request that uses the cache.
@@ -38,6 +38,7 @@ pub struct Transaction {
     key: CacheKey,
     public_key: Box<str>,
     directives: RequestDirectives,
+    scope: Scope,
     authorised: bool,
     /// Whether there is time left for the shared tier.
     may_ask_remote: bool,
@@ -49,8 +50,18 @@ pub struct Transaction {
     sent: UnixMillis,
     /// Fields of a 304, which pingora merges only in part.
     freshening: Option<HeaderMap>,
+    /// The entity tag of the stored response that is being validated.
+    entity_tag: Option<HeaderValue>,
+    /// The status with which the upstream answered.
+    answered: Option<StatusCode>,
+    /// Until when a stored response may be served, fresh, stale or instead of an error.
+    guarded_until: Option<UnixMillis>,
+    /// When the stored response stopped being fresh.
+    stale_since: UnixMillis,
     by_request: bool,
     had_stale: bool,
+    /// There is a response, but another request selects it.
+    varied: bool,
     /// The object was predicted not to be storable, so the cache was not asked.
     bypassed: bool,
     storable: bool,
@@ -75,8 +86,27 @@ impl Transaction {
     }
 
     /// For `cache_vary_filter`.
-    pub fn variance(&self, stored: &HeaderMap, request: &HeaderMap) -> Option<HashBinary> {
-        vary::variance(&self.route.vary, stored, request)
+    pub fn variance(&mut self, stored: &CacheMeta, request: &HeaderMap) -> Option<HashBinary> {
+        let variance = self.variant(stored.headers(), request);
+        // Called once more when a response is being stored.
+        if !self.storable {
+            self.guard(stored);
+            self.varied = variance.is_some() && variance != stored.variance();
+        }
+        variance
+    }
+
+    fn variant(&self, response: &HeaderMap, request: &HeaderMap) -> Option<HashBinary> {
+        vary::variance(&self.route.vary, response, request)
+    }
+
+    /// Remembers until when `stored` is better than an error.
+    fn guard(&mut self, stored: &CacheMeta) {
+        if !stored.response_header().status.is_server_error() {
+            let after = stored.stale_while_revalidate_sec().max(stored.stale_if_error_sec());
+            let until = unix(stored.fresh_until()).plus(Duration::from_secs(after.into()));
+            self.guarded_until = self.guarded_until.max(Some(until));
+        }
     }
 
     /// For `cache_hit_filter`: what the request's own directives make of a stored response. `waited`: the
@@ -94,6 +124,11 @@ impl Transaction {
         let hit = handler.as_any().downcast_ref::<Hit>();
         self.tier = hit.map(Hit::tier);
         self.had_stale = !is_fresh;
+        self.varied = false;
+        let fresh_until = unix(meta.fresh_until());
+        self.stale_since = fresh_until;
+        self.guard(meta);
+        self.entity_tag = meta.headers().get(header::ETAG).cloned();
         if background {
             return None;
         }
@@ -103,14 +138,22 @@ impl Transaction {
             self.had_stale = false;
             return (!is_fresh).then_some(ForcedFreshness::ForceFresh);
         }
-        let fresh_until = unix(meta.fresh_until());
-        if self.is_refused(meta, fresh_until, now) {
-            self.by_request = true;
+        if self.is_refused(meta, fresh_until, now) || (!is_fresh && self.is_too_stale(fresh_until, now)) {
+            self.by_request = is_fresh;
             return Some(ForcedFreshness::ForceExpired);
         }
-        let stale_for = now.millis_since(fresh_until);
-        let tolerated = self.directives.max_stale.is_some_and(|most| stale_for <= most.saturating_mul(1_000));
-        (!is_fresh && tolerated && self.may_be_stale(meta)).then_some(ForcedFreshness::ForceFresh)
+        let tolerated = !is_fresh && self.directives.max_stale.is_some();
+        (tolerated && self.may_be_stale(meta)).then_some(ForcedFreshness::ForceFresh)
+    }
+
+    /// RFC 9111 section 5.2.1: staler than this request accepts; one that limits the age accepts nothing stale
+    /// unless it says so.
+    fn is_too_stale(&self, fresh_until: UnixMillis, now: UnixMillis) -> bool {
+        let asked = &self.directives;
+        match asked.max_stale {
+            Some(most) => now.millis_since(fresh_until) > most.saturating_mul(1_000),
+            None => asked.max_age.is_some() || asked.min_fresh.is_some(),
+        }
     }
 
     /// RFC 9111 section 5.2.1: too old, or not fresh for long enough, for this request.
@@ -125,7 +168,23 @@ impl Transaction {
 
     fn may_be_stale(&self, meta: &CacheMeta) -> bool {
         self.route.override_origin
-            || !ResponseDirectives::parse(meta.headers()).forbids_stale(self.route.shared)
+            || !ResponseDirectives::parse(meta.headers()).forbids_stale(self.scope.is_shared())
+    }
+
+    /// For `should_serve_stale`: beyond [`serves_stale`], a request may limit how stale an answer it takes instead of
+    /// an error (RFC 5861 section 4).
+    pub fn serves_stale(&mut self, error: Option<&Error>, now: UnixMillis) -> bool {
+        if let Some(error) = error {
+            self.answered = match error.etype() {
+                ErrorType::HTTPStatus(status) => StatusCode::from_u16(*status).ok(),
+                _ => None,
+            };
+            let stale_for = now.millis_since(self.stale_since);
+            if self.directives.stale_if_error.is_some_and(|most| stale_for > most.saturating_mul(1_000)) {
+                return false;
+            }
+        }
+        serves_stale(error)
     }
 
     /// For `proxy_upstream_filter`: the request wants no answer but a stored one; it gets 504. `background`: it
@@ -141,6 +200,7 @@ impl Transaction {
 
     /// For `upstream_response_filter`, before `response_cache_filter`: remembers what a 304 brings.
     pub fn upstream_responded(&mut self, response: &ResponseHeader) {
+        self.answered = Some(response.status);
         self.freshening = (response.status == StatusCode::NOT_MODIFIED).then(|| response.headers.clone());
     }
 
@@ -154,10 +214,15 @@ impl Transaction {
     ) -> RespCacheable {
         self.bypassed = http.bypassing();
         let mut header = response.clone();
-        if let Some(fresh) = self.freshening.take() {
-            freshen(&mut header, &fresh);
-        }
-        let judged = self.storable(&header, request, now);
+        let judged = match self.freshening.take() {
+            Some(fresh) if !is_about(&fresh, self.entity_tag.as_ref()) => Err(NotStored::OtherValidator),
+            fresh => {
+                if let Some(fresh) = fresh {
+                    freshen(&mut header, &fresh);
+                }
+                self.storable(&header, request, now)
+            }
+        };
         let stored = match judged {
             Ok(stored) => stored,
             Err(why) => {
@@ -166,7 +231,7 @@ impl Transaction {
             }
         };
         self.storable = true;
-        sanitise_for_storage(&mut header);
+        sanitise_for_storage(&mut header, &stored.without, stored.with_cookies);
         // RFC 9110 section 6.6.1: who stores a response without a date adds the time it came.
         if !header.headers.contains_key(header::DATE) {
             drop(header.insert_header(header::DATE, httpdate::fmt_http_date(system_time(now))));
@@ -204,15 +269,19 @@ impl Transaction {
         request: &HeaderMap,
         now: UnixMillis,
     ) -> Result<policy::Storable, NotStored> {
+        // What nobody asked may have something better too.
+        let unasked = !self.may_ask_remote && self.cache.tiers().remote_counters().is_some();
         let response = Response {
             status: header.status,
             headers: &header.headers,
+            scope: self.scope,
             authorised: self.authorised,
+            guarded_until: if unasked { Some(now) } else { self.guarded_until },
             requested_at: self.sent,
             now,
         };
         let stored = policy::judge(&self.route, self.cache.max_lifetime(), response)?;
-        match self.variance(&header.headers, request) {
+        match self.variant(&header.headers, request) {
             Some(variance) if !self.cache.admits_variant(self.key.primary_bin(), &variance) => {
                 Err(NotStored::TooManyVariants)
             }
@@ -249,20 +318,38 @@ impl Transaction {
             CachePhase::Disabled(NoCacheReason::UpstreamError) => Some("upstream_error"),
             CachePhase::Bypass => Some("predicted"),
             CachePhase::Hit => self.tier.map(Tier::as_str),
+            CachePhase::Stale => Some("stale_if_error"),
             _ => None,
         };
+        let waited = http.lock_duration().is_some();
         Report {
             outcome,
-            had_stale: self.had_stale,
-            by_request: self.by_request,
+            forwarded: self.forwarded(outcome, phase, waited),
+            answered: self.answered.map(|status| status.as_u16()),
             stored: self.storable && matches!(phase, CachePhase::Miss | CachePhase::Expired),
-            collapsed: http.lock_duration().is_some(),
+            collapsed: waited.then_some(outcome == Outcome::Hit),
             ttl,
             detail,
             key: show_key.then_some(&*self.public_key),
         }
         .write(header);
         outcome
+    }
+
+    /// Why the request went on to the upstream; `None`: it did not.
+    const fn forwarded(&self, outcome: Outcome, phase: CachePhase, waited: bool) -> Option<Forwarded> {
+        match outcome {
+            Outcome::Bypass => Some(Forwarded::Bypass),
+            // Another request went on for this one as well.
+            Outcome::Hit if !waited => None,
+            // While it is being refreshed in the background; otherwise the upstream failed.
+            Outcome::Stale if matches!(phase, CachePhase::StaleUpdating) => None,
+            _ if self.by_request => Some(Forwarded::Request),
+            _ if self.had_stale => Some(Forwarded::Stale),
+            Outcome::Stale | Outcome::Revalidated => Some(Forwarded::Stale),
+            _ if self.varied => Some(Forwarded::VaryMiss),
+            _ => Some(Forwarded::UriMiss),
+        }
     }
 
     /// Where a hit came from.

@@ -10,6 +10,7 @@ use crate::cache::Cache;
 use crate::cache::directives::RequestDirectives;
 use crate::cache::generations::{Fingerprint, Resolution};
 use crate::cache::key::{self, Target, Unstamped};
+use crate::cache::policy::Scope;
 use crate::cache::request::{self, Bypass};
 use crate::cache::settings::RouteCache;
 use crate::cache::tag::{Tags, key_tag, route_tag, user_tag};
@@ -23,6 +24,7 @@ pub struct Pending {
     public_key: Box<str>,
     tags: Tags,
     directives: RequestDirectives,
+    scope: Scope,
     authorised: bool,
 }
 
@@ -54,7 +56,9 @@ impl Pending {
             public_key,
             tags,
             directives,
-            authorised: headers.contains_key(header::AUTHORIZATION),
+            scope: Scope::of(route, user.is_some()),
+            // RFC 9111 section 3.5 knows one field for credentials; the gateway knows others.
+            authorised: user.is_some() || headers.contains_key(header::AUTHORIZATION),
         })
     }
 
@@ -101,14 +105,20 @@ impl Pending {
             key,
             public_key: self.public_key,
             directives: self.directives,
+            scope: self.scope,
             authorised: self.authorised,
             may_ask_remote: true,
             absent: Vec::new(),
             started: now,
             sent: now,
             freshening: None,
+            entity_tag: None,
+            answered: None,
+            guarded_until: None,
+            stale_since: now,
             by_request: false,
             had_stale: false,
+            varied: false,
             bypassed: false,
             storable: false,
             not_stored: None,

@@ -31,7 +31,7 @@ fn judged(cached: &mut Transaction, response: &ResponseHeader, now: UnixMillis) 
 
 #[test]
 fn nothing_of_one_exchange_is_replayed_in_another() {
-    let mut header = response(
+    let header = response(
         200,
         &[
             ("X-RateLimit-Remaining", "3"),
@@ -51,17 +51,23 @@ fn nothing_of_one_exchange_is_replayed_in_another() {
             ("X-Kept", "1"),
         ],
     );
-    sanitise_for_storage(&mut header);
-    let mut left: Vec<_> = header.headers.keys().map(HeaderName::as_str).collect();
-    left.sort_unstable();
-    assert_eq!(left, ["etag", "x-kept"]);
+    let left = |without: &[HeaderName], with_cookies| {
+        let mut header = header.clone();
+        sanitise_for_storage(&mut header, without, with_cookies);
+        let mut left: Vec<_> = header.headers.keys().map(|name| name.as_str().to_owned()).collect();
+        left.sort_unstable();
+        left.join(" ")
+    };
+    assert_eq!(left(&[], false), "etag x-kept");
+    assert_eq!(left(&[HeaderName::from_static("x-kept")], true), "etag set-cookie");
 }
 
 #[test]
 fn a_stored_response_has_a_date_and_the_age_it_came_with() {
     let mut cached = transaction(RouteCache::new("r"), "");
     cached.sent_upstream(NOW);
-    let meta = judged(&mut cached, &response(200, &[("cache-control", "max-age=60"), ("age", "20")]), NOW);
+    let meta =
+        judged(&mut cached, &response(200, &[("cache-control", "public, max-age=60"), ("age", "20")]), NOW);
     assert_eq!(unix(meta.fresh_until()), NOW.plus(Duration::from_secs(40)));
     assert_eq!(unix(meta.epoch()), UnixMillis(NOW.0 - 20_000));
     assert!(meta.headers().contains_key("date") && !meta.headers().contains_key("age"));
@@ -70,15 +76,53 @@ fn a_stored_response_has_a_date_and_the_age_it_came_with() {
 #[test]
 fn a_304_without_a_date_makes_an_old_response_fresh_again() {
     let mut cached = transaction(RouteCache::new("r"), "");
-    let fields = [("cache-control", "max-age=60"), ("etag", "\"1\""), ("x-n", "1")];
+    let fields = [("cache-control", "public, max-age=60"), ("etag", "\"1\""), ("x-n", "1")];
     let old = judged(&mut cached, &response(200, &fields), NOW);
     let later = NOW.plus(Duration::from_secs(3_600));
     cached.sent_upstream(later);
+    cached.entity_tag = Some(HeaderValue::from_static("\"1\""));
     cached.upstream_responded(&response(304, &[("etag", "\"1\""), ("x-n", "2"), ("vary", "*")]));
     let meta = judged(&mut cached, old.response_header(), later);
     assert_eq!(unix(meta.fresh_until()), later.plus(Duration::from_secs(60)));
     assert_eq!(meta.headers().get("x-n").unwrap(), "2");
     assert!(!meta.headers().contains_key("vary"));
+}
+
+#[test]
+fn a_304_for_another_response_updates_nothing() {
+    let validated = |stored: &'static str, fresh: &'static str| {
+        let mut cached = transaction(RouteCache::new("r"), "");
+        cached.entity_tag = Some(HeaderValue::from_static(stored));
+        cached.upstream_responded(&response(304, &[("etag", fresh)]));
+        let merged = response(200, &[("cache-control", "public, max-age=60"), ("etag", fresh)]);
+        cached.judge(&HttpCache::new(), &merged, &HeaderMap::new(), NOW);
+        cached.not_stored()
+    };
+    assert_eq!(validated("\"1\"", "\"1\""), None);
+    assert_eq!(validated("W/\"1\"", "\"1\""), None);
+    assert_eq!(validated("\"1\"", "W/\"2\""), None);
+    assert_eq!(validated("\"1\"", "\"2\""), Some(NotStored::OtherValidator));
+}
+
+#[test]
+fn fields_that_are_not_kept_stay_away_when_a_304_brings_them_again() {
+    let mut cached = transaction(RouteCache::new("r"), "");
+    let fields = [("cache-control", "public, max-age=60, no-cache=x-one"), ("etag", "\"1\""), ("x-one", "1")];
+    let old = judged(&mut cached, &response(200, &fields), NOW);
+    assert!(!old.headers().contains_key("x-one"));
+    cached.entity_tag = Some(HeaderValue::from_static("\"1\""));
+    cached.upstream_responded(&response(304, &[("etag", "\"1\""), ("x-one", "2"), ("x-two", "2")]));
+    let new = judged(&mut cached, old.response_header(), NOW);
+    assert!(!new.headers().contains_key("x-one") && new.headers().contains_key("x-two"));
+}
+
+#[test]
+fn a_request_may_limit_how_stale_an_answer_it_takes_instead_of_an_error() {
+    let mut cached = transaction(RouteCache::new("r"), "stale-if-error=5");
+    let failed = Error::create(ErrorType::HTTPStatus(503), ErrorSource::Upstream, None, None);
+    assert!(cached.serves_stale(Some(&failed), NOW.plus(Duration::from_secs(5))));
+    assert!(!cached.serves_stale(Some(&failed), NOW.plus(Duration::from_secs(6))));
+    assert!(cached.serves_stale(None, NOW.plus(Duration::from_secs(6))));
 }
 
 /// A stored response of no particular tier.
@@ -124,7 +168,10 @@ fn request_directives_decide_over_a_stored_response() {
         ("min-fresh=51", plain, 10, expire),
         ("min-fresh=50", plain, 10, None),
         ("max-stale=10", plain, 70, fresh),
-        ("max-stale=9", plain, 70, None),
+        ("max-stale=9", plain, 70, expire),
+        ("max-age=99", plain, 70, expire),
+        ("max-age=99, max-stale=10", plain, 70, fresh),
+        ("min-fresh=0", plain, 70, expire),
         ("max-stale", plain, 7_000, fresh),
         ("max-stale", strict, 70, None),
     ];
