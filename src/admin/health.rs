@@ -5,22 +5,13 @@ use http::StatusCode;
 use serde::Serialize;
 use tokio::sync::Mutex;
 
-use super::operations::{Health, NotReady, Operations};
+use super::operations::{NotReady, Operations};
 use super::reply::Reply;
 use crate::clock::{Clock, UnixMillis};
+use crate::pipeline::health::Health;
 
 /// Milliseconds for which one reading answers everyone.
 const SHARED_FOR: u64 = 500;
-
-/// How much `/health` tells without the admin credential.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum HealthDetail {
-    /// Status, version and uptime.
-    Brief,
-    /// Redis, cache, connections and upstreams too.
-    #[default]
-    Full,
-}
 
 #[derive(Serialize)]
 struct Ready {

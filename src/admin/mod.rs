@@ -15,15 +15,14 @@ use std::sync::Arc;
 
 pub use api_tokens::{ApiTokenAnswer, ApiTokenCall, ApiTokenDone};
 pub use auth::{AdminToken, AdminTokenError};
-pub use health::HealthDetail;
 pub use operations::{
-    CacheHealth, ConfigStatus, Health, HealthStatus, NotReady, OperationError, Operations, Purge, Purged,
-    Quota, QuotaCounter, QuotaSubject, RedisHealth, RedisStatus, Revoke, RevokeTarget, Revoked, SessionList,
-    SessionStatus, SessionsEnded, Status, UpstreamHealth, User,
+    ConfigStatus, NotReady, OperationError, Operations, Purge, Purged, Quota, QuotaCounter, QuotaSubject,
+    Revoke, RevokeTarget, Revoked, SessionList, SessionStatus, SessionsEnded, Status, User,
 };
 pub use service::{AdminApp, service};
 
 use crate::clock::Clock;
+use crate::route::HealthDetail;
 
 /// How the admin listener behaves.
 #[derive(Clone, Debug, Default)]

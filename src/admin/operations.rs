@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use super::api_tokens::{ApiTokenAnswer, ApiTokenCall};
 use crate::label;
+use crate::pipeline::health::Health;
 
 label! {
     /// Why the gateway should get no new traffic.
@@ -65,102 +66,6 @@ pub trait Operations: Send + Sync + 'static {
 
     /// The metrics in the Prometheus text format.
     fn metrics_text(&self) -> String;
-}
-
-/// The answer in one word. A gateway that lost Redis still does its work, so it is degraded and not down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HealthStatus {
-    /// Everything works.
-    Ok,
-    /// Requests are served, something behind the gateway is missing.
-    Degraded,
-}
-
-/// The body of `/health`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Health {
-    /// The answer in one word.
-    pub status: HealthStatus,
-    /// The version of Tollgate.
-    pub version: &'static str,
-    /// Whole seconds since the start.
-    pub uptime_seconds: u64,
-    /// The shared store.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub redis: Option<RedisHealth>,
-    /// The response cache.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cache: Option<CacheHealth>,
-    /// Client connections that carry a request.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub active_connections: Option<u64>,
-    /// Requests being answered.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub in_flight: Option<u64>,
-    /// The upstreams of the configuration.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub upstreams: Vec<UpstreamHealth>,
-}
-
-impl Health {
-    /// The health without anything that describes the inside.
-    #[must_use]
-    pub fn brief(mut self) -> Self {
-        self.redis = None;
-        self.cache = None;
-        self.active_connections = None;
-        self.in_flight = None;
-        self.upstreams = Vec::new();
-        self
-    }
-}
-
-/// Whether Redis can be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RedisStatus {
-    /// It answers.
-    Connected,
-    /// It is configured and does not answer: limits are counted in memory.
-    Disconnected,
-    /// The configuration names none.
-    Disabled,
-}
-
-/// The shared store.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct RedisHealth {
-    /// Whether it can be used.
-    pub status: RedisStatus,
-    /// Milliseconds of the last round trip.
-    pub latency_ms: Option<f64>,
-    /// Bytes it uses (`used_memory`).
-    pub memory_bytes: Option<u64>,
-    /// Keys in the selected database (`DBSIZE`).
-    pub keys: Option<u64>,
-}
-
-/// The response cache of this instance.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct CacheHealth {
-    /// Entries in memory.
-    pub entries: u64,
-    /// Bytes in memory.
-    pub bytes: u64,
-    /// Hits by hits and misses since the start, 0 to 1; absent before the first lookup.
-    pub hit_ratio: Option<f64>,
-}
-
-/// One upstream of the configuration.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct UpstreamHealth {
-    /// Its name.
-    pub name: Box<str>,
-    /// Members configured.
-    pub members: u32,
-    /// Members that may be asked now.
-    pub available: u32,
 }
 
 /// The body of `/api/v1/status`.

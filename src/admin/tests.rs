@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::*;
 use crate::api_tokens::{Id, OwnLimits};
 use crate::clock::{ManualClock, UnixMillis};
+use crate::pipeline::health::{CacheHealth, Health, HealthStatus, RedisHealth, RedisStatus, UpstreamHealth};
 
 const TOKEN: &str = "s3cret-admin-token";
 

@@ -30,7 +30,7 @@ use crate::pipeline::quota;
 use crate::pipeline::{Gateway, Shared, Timeouts};
 use crate::route::pattern::{HostPattern, Pattern};
 use crate::route::table::{self, Ambiguity, Table};
-use crate::route::{Login, Logout, Route, normalise};
+use crate::route::{HealthDetail, Login, Logout, Route, normalise};
 use crate::upstream::forward;
 use crate::upstream::{self, Upstream};
 
@@ -316,6 +316,10 @@ fn entries(
             spec::Logout::Forward => Logout::Forward,
         }),
         logout_everywhere: route.logout_everywhere,
+        health: route.health.map(|detail| match detail {
+            spec::HealthDetail::Brief => HealthDetail::Brief,
+            spec::HealthDetail::Full => HealthDetail::Full,
+        }),
         refuse_unknown: match (route.when_unknown, route.logout) {
             (Some(declared), _) => declared == spec::WhenUnknown::Refuse,
             // Whoever wants to log out must be able to while the store is away.

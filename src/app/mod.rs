@@ -24,7 +24,7 @@ use pingora::server::{RunArgs, Server};
 use prometheus::IntGauge;
 use sha2::{Digest, Sha256};
 
-use crate::admin::{self, Admin, AdminToken, ConfigStatus, HealthDetail};
+use crate::admin::{self, Admin, AdminToken, ConfigStatus};
 use crate::api_tokens::ApiTokens;
 use crate::cache::{self, Cache};
 use crate::clock::{Clock, SystemClock};
@@ -34,6 +34,7 @@ use crate::jwks::Keepers;
 use crate::limits::{self, InFlight, KeySpace, Local, UserLimits};
 use crate::logging::{self, AccessLog, Logging};
 use crate::metrics::Metrics;
+use crate::pipeline::health::{self, Vitals};
 use crate::pipeline::heartbeat::{self, HEARTBEAT};
 use crate::pipeline::reconcile::{self, RECONCILE};
 use crate::pipeline::sessions::sweep::sweep_sessions;
@@ -41,6 +42,7 @@ use crate::pipeline::sessions::{COMPARE_AND_SET, Sessions};
 use crate::pipeline::{Exchange, GATE, REFUND, Recoverer, Shared};
 use crate::proxy::{self, Proxy, Warmer};
 use crate::redis::{self, Store};
+use crate::route::HealthDetail;
 use crate::sessions::Rules;
 use crate::sessions::local::DEFAULT_ACCOUNTS;
 use crate::upstream::Upstream;
@@ -231,6 +233,7 @@ fn shared(
     let longest = spec.identity.revocation_lifetime;
     let sessions = Sessions::new(rules, DEFAULT_ACCOUNTS, &spec.redis.key_prefix, longest, &metrics);
     Ok(Arc::new(Shared {
+        vitals: Vitals::new(clock.now()),
         clock,
         metrics,
         access_log,
@@ -341,6 +344,9 @@ fn background(
         runtime.spawn(Arc::clone(store).supervise(scripts, recovery));
         runtime.spawn(heartbeat::beat(Arc::clone(shared)));
         runtime.spawn(reconcile::reconcile(Arc::clone(shared)));
+    }
+    if spec.routes.iter().any(|route| route.health == Some(spec::HealthDetail::Full)) {
+        runtime.spawn(health::watch(Arc::clone(shared)));
     }
     runtime.spawn(sweep_sessions(Arc::clone(shared), spec.sessions.sweep));
     for keeper in shared.keepers.all() {

@@ -5,16 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ::redis::{Value, cmd};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use http::header::{CONTENT_TYPE, COOKIE};
 use http::{HeaderMap, HeaderValue};
 
 use crate::admin::{
-    ApiTokenAnswer, ApiTokenCall, ApiTokenDone, CacheHealth, ConfigStatus, Health, HealthStatus, NotReady,
-    OperationError, Operations, Purge, Purged, Quota, QuotaCounter, QuotaSubject, RedisHealth, RedisStatus,
-    Revoke, RevokeTarget, Revoked, SessionList, SessionStatus, SessionsEnded, Status, UpstreamHealth, User,
+    ApiTokenAnswer, ApiTokenCall, ApiTokenDone, ConfigStatus, NotReady, OperationError, Operations, Purge,
+    Purged, Quota, QuotaCounter, QuotaSubject, Revoke, RevokeTarget, Revoked, SessionList, SessionStatus,
+    SessionsEnded, Status, User,
 };
 use crate::api_tokens::{Id, Problem, is_api_token};
 use crate::cache::prefixes::Prefix;
@@ -25,8 +24,8 @@ use crate::identity::revocation::{Effect, Revocation};
 use crate::identity::{TokenId, subject_key};
 use crate::limits::{Body, Parts, Plan};
 use crate::pipeline::Gateway;
+use crate::pipeline::health::Health;
 use crate::pipeline::quota::{self, Change, Shown};
-use crate::redis::{Lane, Store};
 use crate::route::normalise;
 use crate::sessions::Session;
 
@@ -65,35 +64,7 @@ impl Operations for GatewayOperations {
     }
 
     async fn health(&self, detail: bool) -> Health {
-        let gateway = self.current.load_full();
-        let shared = &gateway.shared;
-        let families = shared.metrics.families();
-        let redis = match &shared.store {
-            None => RedisHealth {
-                status: RedisStatus::Disabled,
-                latency_ms: None,
-                memory_bytes: None,
-                keys: None,
-            },
-            Some(store) => redis_health(store, detail).await,
-        };
-        let status =
-            if redis.status == RedisStatus::Disconnected { HealthStatus::Degraded } else { HealthStatus::Ok };
-        let count = |value: i64| u64::try_from(value).unwrap_or(0);
-        Health {
-            status,
-            version: env!("CARGO_PKG_VERSION"),
-            uptime_seconds: shared.clock.now().millis_since(self.started_at) / 1_000,
-            redis: Some(redis),
-            cache: Some(cache_health(&gateway)),
-            active_connections: Some(count(families.active_connections.get())),
-            in_flight: Some(count(families.requests_in_flight.get())),
-            upstreams: gateway
-                .upstreams
-                .iter()
-                .map(|upstream| upstream_health(upstream, shared.clock.now()))
-                .collect(),
-        }
+        self.current.load_full().health(detail).await
     }
 
     async fn status(&self) -> Status {
@@ -512,65 +483,4 @@ fn shown(quota: quota::Quota) -> Quota {
         reset: counter.reset,
     });
     Quota { counters: counters.collect(), shared: quota.shared }
-}
-
-fn cache_health(gateway: &Gateway) -> CacheHealth {
-    use crate::metrics::CacheOutcome::{Coalesced, Hit, Miss, Revalidated, Stale};
-    let tiers = gateway.shared.cache.tiers();
-    let sum = |outcomes: &[crate::metrics::CacheOutcome]| -> u64 {
-        let routes = gateway.table.values().map(|(_, route)| &route.metrics.cache);
-        routes.map(|cache| outcomes.iter().map(|outcome| cache.value(*outcome)).sum::<u64>()).sum()
-    };
-    let (hits, misses) = (sum(&[Hit, Stale, Coalesced]), sum(&[Miss, Revalidated]));
-    #[allow(clippy::cast_precision_loss, reason = "a ratio for people")]
-    let hit_ratio = (hits + misses > 0).then(|| hits as f64 / (hits + misses) as f64);
-    CacheHealth { entries: tiers.memory_entries() as u64, bytes: tiers.memory_bytes(), hit_ratio }
-}
-
-fn upstream_health(upstream: &crate::upstream::Upstream, now: UnixMillis) -> UpstreamHealth {
-    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-    UpstreamHealth {
-        name: upstream.settings().name.clone(),
-        members: count(upstream.settings().members.len()),
-        available: count(upstream.available(now)),
-    }
-}
-
-async fn redis_health(store: &Store, detail: bool) -> RedisHealth {
-    let away =
-        RedisHealth { status: RedisStatus::Disconnected, latency_ms: None, memory_bytes: None, keys: None };
-    // In a cluster it is connected when all of its nodes are, and as slow as the slowest.
-    let answers = store.ask_all(PATIENCE, Lane::Bodies, &cmd("PING")).await;
-    if answers.iter().any(|answer| answer.outcome.is_err()) {
-        return away;
-    }
-    let slowest = answers.iter().map(|answer| answer.elapsed).max();
-    let mut health = RedisHealth {
-        status: RedisStatus::Connected,
-        latency_ms: slowest.map(|elapsed| elapsed.as_secs_f64() * 1_000.0),
-        memory_bytes: None,
-        keys: None,
-    };
-    if detail {
-        let mut info = cmd("INFO");
-        info.arg("memory");
-        let answers = store.ask_all(PATIENCE, Lane::Bodies, &info).await;
-        health.memory_bytes = answers.into_iter().map(|answer| used_memory(answer.outcome.ok()?)).sum();
-        let answers = store.ask_all(PATIENCE, Lane::Bodies, &cmd("DBSIZE")).await;
-        health.keys = answers
-            .into_iter()
-            .map(|answer| match answer.outcome {
-                Ok(Value::Int(keys)) => u64::try_from(keys).ok(),
-                _ => None,
-            })
-            .sum();
-    }
-    health
-}
-
-/// `used_memory` in the answer to `INFO memory`.
-fn used_memory(answer: Value) -> Option<u64> {
-    let Value::BulkString(text) = answer else { return None };
-    let text = String::from_utf8_lossy(&text);
-    text.lines().find_map(|line| line.strip_prefix("used_memory:"))?.trim().parse().ok()
 }

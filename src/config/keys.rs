@@ -227,6 +227,7 @@ pub static KEYS: &[Key] = &[
     is("routes[].cost", "1 to 1000000", "1", "What a request here costs, times the policy's own cost."),
     unset("routes[].logout", "gateway, forward", "Makes this a logout, answered by the gateway or, on a 2xx, by the upstream."),
     is("routes[].logout_everywhere", "boolean", "false", "Whether the logout revokes every token that the user has got until then; only beside `logout`."),
+    unset("routes[].health", "brief, full", "Makes the gateway answer GET and HEAD here with its own health: status, version and uptime, or Redis, cache, connections and upstreams too. `auth` is `none` and `limits` are `[]` unless the route says otherwise."),
     unset("routes[].when_unknown", "accept, refuse", "As `identity.when_unknown`, here; without one that, but `accept` for a logout."),
     unset("routes[].max_body", "size", "Most bytes of a request body; without one `server.max_body`."),
     unset("routes[].allow_encoded_slashes", "boolean", "Whether `%2F` may stand in the path; without one `server.allow_encoded_slashes`."),

@@ -10,8 +10,8 @@ use super::identity::texts;
 use super::limits::dangling;
 use super::reader::Reader;
 use super::spec::{
-    AppliesTo, Auth, Cache, KeyPart, Limits, Logout, Plan, Policy, QueryKey, Quota, Route, RouteCache,
-    Server, SessionUse, SetCookie, Upstream, Window,
+    AppliesTo, Auth, Cache, HealthDetail, KeyPart, Limits, Logout, Plan, Policy, QueryKey, Quota, Route,
+    RouteCache, Server, SessionUse, SetCookie, Upstream, Window,
 };
 use super::template::Template;
 use super::value::{HostPort, Size, is_host_name, is_name};
@@ -138,19 +138,29 @@ fn route(reader: &Reader<'_>, known: &Known<'_>, defaults: &Defaults) -> Route {
     }
     let path = reader.required::<String>("path").unwrap_or_default();
     let params = params(reader, &path);
-    let auth = reader.opt("auth").unwrap_or(defaults.auth);
+    let health: Option<HealthDetail> = reader.opt("health");
+    let auth = reader.opt("auth").unwrap_or(if health.is_some() { Auth::None } else { defaults.auth });
     // A word that was not understood must not make the rest of the route look wrong.
     let auth = if reader.reported("auth") { Auth::Required } else { auth };
     let logout: Option<Logout> = reader.opt("logout");
     let permissions = texts(reader, "permissions");
-    let limits = if reader.has("limits") { limits(reader, known) } else { defaults.limits.clone() };
+    let limits = match health {
+        _ if reader.has("limits") => limits(reader, known),
+        Some(_) => Vec::new(),
+        None => defaults.limits.clone(),
+    };
     let upstream = known_upstream(reader, known);
+    let mut methods = methods(reader);
+    if health.is_some() && methods.is_empty() {
+        methods = vec![Method::GET, Method::HEAD];
+    }
+    let gateway_answers = logout == Some(Logout::Gateway) || health.is_some();
     let route = Route {
         name: name.into(),
         hosts: hosts(reader),
-        methods: methods(reader),
+        methods,
         path: path.as_str().into(),
-        upstream: upstream.or_else(|| defaults.upstream.clone()).filter(|_| logout != Some(Logout::Gateway)),
+        upstream: upstream.or_else(|| defaults.upstream.clone()).filter(|_| !gateway_answers),
         auth,
         session: reader.get("session"),
         permissions,
@@ -158,6 +168,7 @@ fn route(reader: &Reader<'_>, known: &Known<'_>, defaults: &Defaults) -> Route {
         cost: reader.within("cost", 1..=1_000_000),
         logout,
         logout_everywhere: reader.get("logout_everywhere"),
+        health,
         when_unknown: reader.opt("when_unknown"),
         login: reader.opt_section("login").and_then(|login| login.required("token")),
         max_body: reader.opt::<Size>("max_body").map_or(known.server.max_body, |Size(bytes)| bytes),
@@ -172,7 +183,7 @@ fn route(reader: &Reader<'_>, known: &Known<'_>, defaults: &Defaults) -> Route {
 }
 
 fn check(reader: &Reader<'_>, known: &Known<'_>, route: &Route) {
-    let needs_upstream = route.logout != Some(Logout::Gateway);
+    let needs_upstream = route.logout != Some(Logout::Gateway) && route.health.is_none();
     if needs_upstream && route.upstream.is_none() && !reader.reported("upstream") {
         let accepted = if known.upstreams.is_empty() {
             "a declared upstream; none is".to_owned()
@@ -251,6 +262,29 @@ fn check(reader: &Reader<'_>, known: &Known<'_>, route: &Route) {
     }
     if reader.has("login") && !reader.reported("login") {
         check_login(reader, known, route);
+    }
+    if route.health.is_some() {
+        check_health(reader, route);
+    }
+}
+
+/// The gateway answers by itself: whatever is about an upstream or a login has no meaning here.
+fn check_health(reader: &Reader<'_>, route: &Route) {
+    for key in ["upstream", "cache", "login", "logout", "invalidates"] {
+        if reader.has(key) && !reader.reported(key) {
+            let message =
+                "is beside health, which the gateway answers by itself; accepted: one of the two on a route";
+            reader.refuse(key, message);
+        }
+    }
+    if route.session == SessionUse::Required && !reader.reported("session") {
+        reader.refuse(
+            "session",
+            "is beside health, which asks for no login; accepted: one of the two on a route",
+        );
+    }
+    if route.methods.iter().any(|method| !matches!(*method, Method::GET | Method::HEAD)) {
+        reader.refuse("methods", "has more than health answers to; accepted: \"GET\" and \"HEAD\"");
     }
 }
 

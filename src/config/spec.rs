@@ -12,8 +12,8 @@ use super::template::Template;
 use super::value::{HostPort, RedisUrl, Secret};
 pub use super::words::{
     AccessField, Algorithm, AppliesTo, Auth, Balance, ClientAddressHeader, Count, Environment, HashTags,
-    LimitAlgorithm, LogFormat, LogLevel, Logout, OnStoreFailure, ResetFormat, SessionUse, SetCookie,
-    UpstreamProtocol, WhenUnknown,
+    HealthDetail, LimitAlgorithm, LogFormat, LogLevel, Logout, OnStoreFailure, ResetFormat, SessionUse,
+    SetCookie, UpstreamProtocol, WhenUnknown,
 };
 pub use crate::limits::KeyPart;
 use crate::sessions::login::Place;
@@ -486,6 +486,8 @@ pub struct Route {
     pub logout: Option<Logout>,
     /// Whether a logout here is one of all the user's tokens; only where `logout` is there.
     pub logout_everywhere: bool,
+    /// What of its own health the gateway answers here.
+    pub health: Option<HealthDetail>,
     /// What becomes of tokens that may have been revoked; `None`: what `[identity]` says, and a logout accepts them.
     pub when_unknown: Option<WhenUnknown>,
     /// Where a successful answer has the token that opens a session.

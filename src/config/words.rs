@@ -197,6 +197,14 @@ words! {
         Forward = "forward",
     }
 
+    /// How much of the gateway's health a route tells.
+    pub enum HealthDetail {
+        /// Status, version and uptime.
+        Brief = "brief",
+        /// Redis, cache, connections and upstreams too.
+        Full = "full",
+    }
+
     /// What becomes of responses that set a cookie, in the cache.
     pub enum SetCookie {
         /// They are not stored.

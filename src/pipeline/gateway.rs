@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::exchange::Exchange;
 use super::head::HeadLimits;
+use super::health::Vitals;
 use super::outcome::Outcomes;
 use super::quota::Reads;
 use super::sessions::Sessions;
@@ -133,6 +134,8 @@ pub struct Shared {
     pub keepers: Keepers,
     /// The response cache.
     pub cache: &'static Cache,
+    /// What a route that tells the gateway's health needs to know.
+    pub vitals: Vitals,
 }
 
 impl Shared {

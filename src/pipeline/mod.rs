@@ -7,6 +7,7 @@ mod exchange;
 pub mod gateway;
 pub mod give_back;
 pub mod head;
+pub mod health;
 pub mod heartbeat;
 mod invalidate;
 mod limit;

@@ -245,6 +245,10 @@ impl ProxyHttp for Proxy {
             exchange.answer(session, &Reply::json(LOGGED_OUT)).await?;
             return Ok(true);
         }
+        if let Some(detail) = admitted.route.health {
+            exchange.answer(session, &gateway.health_reply(detail)).await?;
+            return Ok(true);
+        }
         if !continued && downstream::awaits_continue(session) {
             // RFC 9110 section 10.1.1. The expectation ends here, since not every upstream knows it; a client that
             // nobody asks for its body may wait for ever.
@@ -509,7 +513,10 @@ impl ProxyHttp for Proxy {
             if let Some(identity) = &admitted.identity {
                 fields.extend(identity.headers.iter().cloned());
             }
-            if !fields.contains_key(HOST)
+            // What was routed and cached by is what the upstream gets: a final dot, say, is not part of it.
+            let same =
+                |host: &HeaderValue| host.as_bytes().eq_ignore_ascii_case(context.authority.as_bytes());
+            if !fields.get(HOST).is_some_and(same)
                 && let Ok(host) = HeaderValue::from_str(&context.authority)
             {
                 fields.insert(HOST, host);

@@ -20,6 +20,16 @@ pub enum Logout {
     Forward,
 }
 
+/// How much of the gateway's health is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HealthDetail {
+    /// Status, version and uptime.
+    Brief,
+    /// Redis, cache, connections and upstreams too.
+    #[default]
+    Full,
+}
+
 /// How the answers of a route open sessions.
 #[derive(Debug)]
 pub struct Login {
@@ -57,6 +67,8 @@ pub struct Route {
     pub logout: Option<Logout>,
     /// Whether a logout here revokes all the user's tokens.
     pub logout_everywhere: bool,
+    /// What of its own health the gateway answers here.
+    pub health: Option<HealthDetail>,
     /// Whether a caller is refused of whom the store cannot say whether the token was revoked.
     pub refuse_unknown: bool,
     /// Whether and how a successful answer is a login.

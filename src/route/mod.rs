@@ -6,4 +6,4 @@ pub mod normalise;
 pub mod pattern;
 pub mod table;
 
-pub use self::binding::{Login, Logout, Route};
+pub use self::binding::{HealthDetail, Login, Logout, Route};

@@ -295,3 +295,57 @@ fn writes_drop_what_they_change_on_every_instance() {
         }
     }
 }
+
+#[test]
+fn answers_tell_of_cache_and_limits_where_there_are_any() {
+    let (gateway, origin, _redis) = stms();
+    let bearer = login(&gateway, &token("ada"));
+    let limit = |response: &Response| response.header("x-ratelimit-limit").map(str::to_owned);
+    let told = |response: &Response| {
+        ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"]
+            .iter()
+            .all(|name| response.header_all(name).len() == 1)
+    };
+    for (path, ..) in READS {
+        origin
+            .route(path, |_| Reply::text(200, "x").header("etag", "\"1\"").header("x-ratelimit-limit", "7"));
+        let ask = |method: &Method| gateway.client().request(method.clone(), path).bearer(&bearer);
+        let answers = [
+            ("MISS", 200, ask(&Method::GET).send()),
+            ("HIT", 200, ask(&Method::GET).send()),
+            ("HIT", 200, ask(&Method::HEAD).send()),
+            ("HIT", 304, ask(&Method::GET).header("if-none-match", "\"1\"").send()),
+            ("HIT", 206, ask(&Method::GET).header("range", "bytes=0-0").send()),
+            ("BYPASS", 200, ask(&Method::GET).header("cache-control", "no-store").send()),
+        ];
+        for (expected, code, response) in &answers {
+            assert_eq!((cached(response), response.code()), (*expected, *code), "{path}");
+            assert!(told(response), "{path} {expected}: {:?}", response.headers);
+            assert_eq!(limit(response).as_deref(), Some("300"), "never the stored one: {path} {expected}");
+            let key = response.header("x-cache-key");
+            assert_eq!(key.is_some(), *expected != "BYPASS", "{path} {expected}");
+            assert!(key.is_none() || key == answers[0].2.header("x-cache-key"), "{path} {expected}");
+        }
+    }
+    for (method, path) in [(Method::PUT, STUDENT), (Method::POST, "/api/auth/lecture/create")] {
+        let written = gateway.client().request(method, path).bearer(&bearer).send();
+        assert!(told(&written) && written.header("x-cache").is_none(), "{path}: {:?}", written.headers);
+    }
+    // Refused before the cache is read: nothing to say of it.
+    let refused = gateway.client().get(STUDENTS).send();
+    assert_eq!((refused.code(), refused.header("x-cache")), (401, None));
+}
+
+#[test]
+fn a_write_drops_the_profile_of_its_user_too() {
+    let (gateway, _origin, _redis) = stms();
+    let [ada, bob] = ["ada", "bob"].map(|user| login(&gateway, &token(user)));
+    for path in [TRAINER, "/api/auth/student/student/17"] {
+        for bearer in [&ada, &bob] {
+            assert_eventually!(cached(&get(&gateway, PROFILE, bearer)) == "HIT", "the profile is cached");
+        }
+        assert_eq!(gateway.client().put(path).bearer(&bob).send().code(), 200);
+        assert_eq!(cached(&get(&gateway, PROFILE, &bob)), "MISS", "of who wrote {path}");
+        assert_eq!(cached(&get(&gateway, PROFILE, &ada)), "HIT", "and of nobody else: {path}");
+    }
+}

@@ -29,9 +29,9 @@ pub(super) static RESPONSE_HOP_BY_HOP: [HeaderName; 5] = [
 ];
 
 /// What only a gateway may say: addresses, schemes, hosts and paths of the original request, in the spellings of
-/// the usual proxies and frameworks; method overrides; `Proxy` (CVE-2016-5385); `Expect`, which the gateway has
+/// the usual proxies and frameworks, since a backend may reflect them and no cache key has them; method overrides; `Proxy` (CVE-2016-5385); `Expect`, which the gateway has
 /// answered. Names that start with `x-forwarded-` are covered as a family.
-static GATEWAY_ONLY: [&str; 31] = [
+static GATEWAY_ONLY: [&str; 63] = [
     "forwarded",
     "x-forwarded",
     "forwarded-for",
@@ -63,6 +63,43 @@ static GATEWAY_ONLY: [&str; 31] = [
     "x-http-method",
     "x-method-override",
     "proxy",
+    // Another host, in the words of frameworks and of the proxies in front of them.
+    "x-host",
+    "x-host-override",
+    "x-http-host-override",
+    "x-http-host",
+    "http-host",
+    "proxy-host",
+    "x-backend-host",
+    "x-proxy-host",
+    "x-server-name",
+    // Another path or address.
+    "x-override-url",
+    "x-rewrite-uri",
+    "x-request-uri",
+    "request-uri",
+    "x-http-path-override",
+    "x-http-destinationurl",
+    "base-url",
+    "proxy-url",
+    "x-proxy-url",
+    "x-envoy-original-path",
+    "x-envoy-original-host",
+    "x-original-method",
+    // Another scheme or port.
+    "front-end-https",
+    "x-front-end-https",
+    "x-url-port",
+    // Another client, or a description of one.
+    "x-proxyuser-ip",
+    "x-forwarder-for",
+    "x-custom-ip-authorization",
+    "proxy-client-ip",
+    "wl-proxy-client-ip",
+    "x-wap-profile",
+    // Steps of a framework that only it takes.
+    "x-middleware-subrequest",
+    "x-middleware-prefetch",
 ];
 
 static FORWARDED_FAMILY: &str = "x-forwarded-";
