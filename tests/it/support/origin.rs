@@ -22,8 +22,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::ports::free_addr;
-pub use super::reply::{Gate, Reply};
 use super::reply::{Broken, ReplyBody};
+pub use super::reply::{Gate, Reply};
 use super::{RUNTIME, wait_for};
 
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
