@@ -113,14 +113,14 @@ pub(super) async fn keep_warm(warmer: Warmer, current: Arc<ArcSwap<Gateway>>, dr
 }
 
 /// Looks after one response for ever.
-async fn look_after(warmer: Arc<Warmer>, target: Target, shared: Arc<Shared>) {
+async fn look_after(by: Arc<Warmer>, target: Target, shared: Arc<Shared>) {
     let counters = shared.metrics.warm(&target.route);
     let mut pace = Pace::default();
     let mut window = fastrand::u16(LEAST_WINDOW..=1_000);
     tokio::time::sleep(START.mul_f64(fastrand::f64())).await;
     store_is_there(&shared).await;
     loop {
-        let warmed = warmer.look(&target, window).await;
+        let warmed = by.look(&target, window).await;
         counters.count(warmed.outcome());
         window = fastrand::u16(LEAST_WINDOW..=1_000);
         let before_end = match warmed {
@@ -174,7 +174,7 @@ mod tests {
              [[routes]]\nname = \"longer\"\npath = \"/a/b\"\nhosts = [\"a.example\"]\n\
              [[routes]]\nname = \"write\"\npath = \"/w\"\nmethods = [\"POST\"]\n"
         );
-        let loaded = from_str(&text, "t.toml", &[].into_iter().collect::<crate::config::Variables>());
+        let loaded = from_str(&text, "t.toml", &crate::config::Variables::default());
         let loaded = loaded.unwrap_or_else(|errors| panic!("{errors}"));
         let shown =
             |errors: crate::config::Errors| errors.problems().iter().map(ToString::to_string).collect();
