@@ -113,14 +113,14 @@ pub(super) async fn keep_warm(warmer: Warmer, current: Arc<ArcSwap<Gateway>>, dr
 }
 
 /// Looks after one response for ever.
-async fn look_after(warmer: Arc<Warmer>, target: Target, shared: Arc<Shared>) {
+async fn look_after(by: Arc<Warmer>, target: Target, shared: Arc<Shared>) {
     let counters = shared.metrics.warm(&target.route);
     let mut pace = Pace::default();
     let mut window = fastrand::u16(LEAST_WINDOW..=1_000);
     tokio::time::sleep(START.mul_f64(fastrand::f64())).await;
     store_is_there(&shared).await;
     loop {
-        let warmed = warmer.look(&target, window).await;
+        let warmed = by.look(&target, window).await;
         counters.count(warmed.outcome());
         window = fastrand::u16(LEAST_WINDOW..=1_000);
         let before_end = match warmed {
@@ -157,5 +157,53 @@ fn tell(target: &Target, change: Change) {
         }
         Change::Failing(0) => tracing::warn!(route, url, "a response cannot be kept warm: no answer"),
         Change::Failing(status) => tracing::warn!(route, url, status, "a response cannot be kept warm"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::from_str;
+
+    /// What is wrong with keeping `urls` warm on a route of `a.example`, beside a route with a longer path, one
+    /// without GET and one for another host.
+    fn mistakes(urls: &str) -> Vec<String> {
+        let text = format!(
+            "[upstreams.app]\nmembers = \"127.0.0.1:8000\"\n[defaults]\nupstream = \"app\"\n\
+             [[routes]]\nname = \"warm\"\nhosts = [\"a.example\"]\npath = \"/a/**\"\n\
+             cache = {{ ttl = \"1m\", shared = true, warm = {{ urls = {urls} }} }}\n\
+             [[routes]]\nname = \"longer\"\npath = \"/a/b\"\nhosts = [\"a.example\"]\n\
+             [[routes]]\nname = \"write\"\npath = \"/w\"\nmethods = [\"POST\"]\n"
+        );
+        let loaded = from_str(&text, "t.toml", &crate::config::Variables::default());
+        let loaded = loaded.unwrap_or_else(|errors| panic!("{errors}"));
+        let shown =
+            |errors: crate::config::Errors| errors.problems().iter().map(ToString::to_string).collect();
+        super::super::check(&loaded).err().map_or_else(Vec::new, shown)
+    }
+
+    #[test]
+    fn only_what_the_route_serves_is_kept_warm() {
+        for good in ["http://a.example/a/1", "https://A.Example:8443/a/x%20y?b=1", "http://a.example/a/./1"] {
+            assert_eq!(mistakes(&format!("[\"{good}\"]")), Vec::<String>::new());
+        }
+        for (bad, why) in [
+            ("http://a.example/a/b?secret=1", "http://a.example/a/b is served by the route \"longer\""),
+            ("http://b.example/a/1", "http://b.example/a/1 is on no route"),
+            ("http://a.example/", "http://a.example/ is on no route"),
+            ("http://a.example/w", "http://a.example/w is on a route without GET"),
+            ("http://a.example/a/%2f", "http://a.example/a/%2f is refused: "),
+        ] {
+            let shown = mistakes(&format!("[\"http://a.example/a/1\", \"{bad}\"]"));
+            assert_eq!(shown.len(), 1, "{bad}: {shown:#?}");
+            assert!(shown[0].starts_with("t.toml:9:"), "{shown:#?}");
+            assert!(shown[0].contains("routes[0].cache.warm.urls: "), "{shown:#?}");
+            assert!(shown[0].contains(why), "{shown:#?}");
+            assert!(!shown[0].contains("secret"), "{shown:#?}");
+        }
+    }
+
+    #[test]
+    fn an_empty_variable_keeps_nothing_warm() {
+        assert_eq!(mistakes("\"${WARM_NOTHING:-}\""), Vec::<String>::new());
     }
 }

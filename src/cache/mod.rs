@@ -132,5 +132,6 @@ impl std::fmt::Debug for Cache {
 /// Reasons that say nothing about the next response under the same key, so that it is not expected to be
 /// unstorable too.
 fn is_transient(reason: &'static str) -> bool {
-    policy::NotStored::ALL.iter().any(|why| why.as_str() == reason && why.is_transient())
+    reason == transaction::PASSING
+        || policy::NotStored::ALL.iter().any(|why| why.as_str() == reason && why.is_transient())
 }

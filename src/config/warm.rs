@@ -14,6 +14,9 @@ use super::value::{Kind, Leaf, Raw, Refused, Secret};
 const MOST: usize = 100;
 
 impl Leaf for WarmUrl {
+    /// Its query may hold a credential.
+    const SECRET: bool = true;
+
     fn accepted() -> Cow<'static, str> {
         "\"http://host[:port]/path[?query]\" or \"https://…\", as clients ask for it".into()
     }

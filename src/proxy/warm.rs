@@ -62,28 +62,27 @@ impl Warmer {
         let scheme = if target.https { Scheme::Https } else { Scheme::Http };
         let warming =
             Warming { scheme, window, in_flight: self.in_flight.clone(), told: Mutex::new(Some(tell)) };
-        match tokio::time::timeout(PATIENCE, self.exchange(target, warming)).await {
-            Ok(Ok(())) => told.await.unwrap_or(Warmed::Failed(0)),
-            Ok(Err(_)) | Err(_) => Warmed::Failed(0),
-        }
+        let exchange = async {
+            self.exchange(target, warming).await.ok()?;
+            told.await.ok()
+        };
+        tokio::time::timeout(PATIENCE, exchange).await.ok().flatten().unwrap_or(Warmed::Failed(0))
     }
 
+    /// Ended early, it leaves the request to pingora, as a client does that goes away: dropped in the middle, that would
+    /// not give back what it holds.
     async fn exchange(&self, target: &Target, warming: Warming) -> std::io::Result<()> {
         let (mut ours, theirs) = UnixStream::pair()?;
         ours.write_all(&head(target)).await?;
         let mut session = ServerSession::new_http1(Box::new(Stream::from(theirs)));
         session.set_connection_user_context(Some(Box::new(warming)));
-        // Never told to shut down: the process ends without waiting for it.
-        let (_running, shutdown) = watch::channel(false);
-        let serve = async {
-            drop(self.application.process_new_http(session, &shutdown).await);
-        };
-        let drain = async {
-            let mut sink = tokio::io::sink();
-            tokio::io::copy(&mut ours, &mut sink).await
-        };
-        let ((), drained) = tokio::join!(serve, drain);
-        drained.map(drop)
+        let application = Arc::clone(&self.application);
+        tokio::spawn(async move {
+            // Never told to shut down: the process ends without waiting for it.
+            let (_running, shutdown) = watch::channel(false);
+            drop(application.process_new_http(session, &shutdown).await);
+        });
+        tokio::io::copy(&mut ours, &mut tokio::io::sink()).await.map(drop)
     }
 }
 

@@ -26,6 +26,10 @@ pub(super) struct Windows {
 /// Tells pingora to refresh while it serves.
 pub const REFRESH: ForcedFreshness = ForcedFreshness::ForceExpiredServeStale { expired_at: None };
 
+/// Why an answer is not stored after which the next request still asks the cache: the upstream failed, or what was
+/// to be refreshed is still fresh.
+pub const PASSING: &str = "passing";
+
 impl Transaction {
     /// For `request_cache_filter`, of a request that is there to refresh, in the background: what other instances
     /// fetched meanwhile counts before this one asks the upstream.
@@ -82,6 +86,11 @@ impl Transaction {
             _ => now,
         };
         (until > now).then_some(Freshness { since, until })
+    }
+
+    /// Whether what was found is still good, whatever the upstream says now.
+    pub(super) fn leaves_fresh(&self, now: UnixMillis) -> bool {
+        self.refreshing && self.windows.freshness.is_some_and(|found| now <= found.until)
     }
 
     /// Whether what pingora takes for stale is a fresh hit.

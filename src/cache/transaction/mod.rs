@@ -27,8 +27,8 @@ use super::storage::{Hit, Tier};
 use super::vary;
 use crate::clock::{UnixMillis, millis};
 
-pub use self::ahead::REFRESH;
 use self::ahead::Windows;
+pub use self::ahead::{PASSING, REFRESH};
 use self::fields::{freshen, sanitise_for_storage};
 pub use self::pending::Pending;
 
@@ -249,7 +249,9 @@ impl Transaction {
             Ok(stored) => stored,
             Err(why) => {
                 self.not_stored = Some(why);
-                return RespCacheable::Uncacheable(NoCacheReason::Custom(why.as_str()));
+                let passing = response.status.is_server_error() || self.leaves_fresh(now);
+                let reason = if passing { PASSING } else { why.as_str() };
+                return RespCacheable::Uncacheable(NoCacheReason::Custom(reason));
             }
         };
         self.storable = true;
