@@ -1,6 +1,7 @@
 //! pingora's `Storage` over two tiers: bounded memory per instance, then the shared tier if there is one.
 //! A fill becomes visible only when it is complete; a hit copies no body bytes.
 
+pub(super) mod body;
 pub(super) mod budget;
 mod fill;
 mod hit;
@@ -114,8 +115,6 @@ pub struct Tiers {
     clock: Arc<dyn Clock>,
     /// What entries, fills and copies for the shared tier take together.
     budget: Arc<Budget>,
-    /// The largest body that any route stores.
-    max_object: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -156,7 +155,6 @@ impl Tiers {
             remote: remote.map(|tier| Remote::new(settings, tier)),
             clock,
             budget: Budget::new(limit),
-            max_object: max_object_bytes,
         }
     }
 
