@@ -246,7 +246,9 @@ impl Entry {
             meta.stale_while_revalidate,
             meta.stale_if_error,
             // It was read once when the entry was made.
-            self.head.header().unwrap_or_else(|_| ResponseHeader::from(http::Response::new(()).into_parts().0)),
+            self.head
+                .header()
+                .unwrap_or_else(|_| ResponseHeader::from(http::Response::new(()).into_parts().0)),
         );
         built.set_epoch_override(system_time(meta.epoch));
         if let Some(variance) = meta.variance {
@@ -342,7 +344,8 @@ impl Entry {
         if now > meta.keep_until || meta.keep_until > longest || meta.fresh_until > longest {
             return Err(Rejected::Lifetime);
         }
-        let status = StatusCode::from_u16(u16::from_be_bytes(cursor.array()?)).map_err(|_| Rejected::Malformed)?;
+        let status =
+            StatusCode::from_u16(u16::from_be_bytes(cursor.array()?)).map_err(|_| Rejected::Malformed)?;
         let fields = u32::from_be_bytes(cursor.array()?);
         let start = cursor.at;
         cursor.header(status, fields)?;
@@ -490,7 +493,8 @@ impl<'a> Cursor<'a> {
         let mut header = ResponseHeader::build(status, Some(expected)).map_err(|_| Rejected::Malformed)?;
         for _ in 0..count {
             let name = self.shared()?;
-            let value = http::HeaderValue::from_maybe_shared(self.shared()?).map_err(|_| Rejected::Malformed)?;
+            let value =
+                http::HeaderValue::from_maybe_shared(self.shared()?).map_err(|_| Rejected::Malformed)?;
             header.append_header(name, value).map_err(|_| Rejected::Malformed)?;
         }
         Ok(header)
