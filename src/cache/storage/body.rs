@@ -13,7 +13,7 @@ const MEDIUM: usize = 16 * 1024;
 /// Up to here a last piece is as long as what it holds: blocks of such sizes share pages of 64 KiB.
 const SMALL: usize = 8 * 1024;
 /// What a piece takes beside its bytes: its handle, and what `Bytes` allocates to share it.
-const HANDLE: usize = size_of::<Bytes>() + 80;
+const HANDLE: usize = size_of::<(usize, Bytes)>() + 80;
 /// Blocks kept for the next body, of each of the two sizes. Without them a flood of bodies that evict each other
 /// would have the allocator hold all that was freed within its purge delay (a second).
 const FREE_LARGE: usize = 16;
@@ -89,7 +89,8 @@ const fn block(length: usize) -> usize {
 /// A complete body.
 #[derive(Clone, Debug, Default)]
 pub(in crate::cache) struct Body {
-    pieces: Box<[Bytes]>,
+    /// Each with the place where it ends.
+    pieces: Box<[(usize, Bytes)]>,
     length: usize,
 }
 
@@ -108,7 +109,7 @@ impl Body {
 
     /// The bytes, piece by piece.
     pub(in crate::cache) fn pieces(&self) -> impl Iterator<Item = &Bytes> {
-        self.pieces.iter()
+        self.pieces.iter().map(|(_, piece)| piece)
     }
 
     /// What follows from byte `at` on and before `end`, as far as it is in one piece; copies nothing.
@@ -117,27 +118,22 @@ impl Body {
         if at >= end {
             return None;
         }
-        let mut start = 0;
-        for piece in &self.pieces {
-            let next = start + piece.len();
-            if at < next {
-                return Some(piece.slice(at - start..end.min(next) - start));
-            }
-            start = next;
-        }
-        None
+        let next = self.pieces.partition_point(|(piece_end, _)| *piece_end <= at);
+        let (piece_end, piece) = self.pieces.get(next)?;
+        let start = piece_end - piece.len();
+        Some(piece.slice(at - start..end.min(*piece_end) - start))
     }
 
     /// Bytes of memory it takes.
     pub(in crate::cache) fn weight(&self) -> usize {
-        self.pieces.iter().map(|piece| HANDLE + allocated(block(piece.len()))).sum()
+        self.pieces().map(|piece| HANDLE + allocated(block(piece.len()))).sum()
     }
 }
 
 /// A body on its way in.
 #[derive(Debug, Default)]
 pub(super) struct Growing {
-    pieces: Vec<Bytes>,
+    pieces: Vec<(usize, Bytes)>,
     last: Block,
     length: usize,
     expected: Option<usize>,
@@ -189,7 +185,7 @@ impl Growing {
     fn next(&mut self, piece: usize) {
         let full = std::mem::replace(&mut self.last, Block::new(piece));
         if !full.0.is_empty() {
-            self.pieces.push(full.freeze());
+            self.pieces.push((self.length, full.freeze()));
         }
     }
 
@@ -209,13 +205,14 @@ impl Growing {
         let last = std::mem::take(&mut self.last);
         if !last.0.is_empty() {
             let length = last.0.len();
-            self.pieces.push(if last.0.capacity() > block(length) {
+            let whole = if last.0.capacity() > block(length) {
                 let mut moved = Block::new(length);
                 moved.0.extend_from_slice(&last.0);
                 moved.freeze()
             } else {
                 last.freeze()
-            });
+            };
+            self.pieces.push((self.length, whole));
         }
         Body { pieces: self.pieces.into_boxed_slice(), length: self.length }
     }
