@@ -11,6 +11,7 @@ use pingora::http::{HeaderNameVariant, ResponseHeader};
 use sha2::{Digest, Sha256};
 
 use super::ahead::Freshness;
+use super::storage::body::Body;
 use super::storage::budget::{Charge, allocated};
 use crate::clock::{UnixMillis, millis};
 
@@ -123,7 +124,7 @@ impl Head {
 pub(super) struct Entry {
     head: Head,
     meta: Meta,
-    body: Bytes,
+    body: Body,
     /// What it takes of the memory tier's budget, until nobody reads it any more.
     charge: Option<Charge>,
 }
@@ -196,7 +197,7 @@ impl Draft {
     }
 
     /// The entry with its complete body; `None` when that is not as long as declared.
-    pub(super) fn complete(self, key: &CacheKey, body: Bytes) -> Option<Entry> {
+    pub(super) fn complete(self, key: &CacheKey, body: Body) -> Option<Entry> {
         let Self { mut head, meta, declared } = self;
         match declared {
             Declared::Bytes(length) if length == body.len() => {}
@@ -258,7 +259,7 @@ impl Entry {
         built
     }
 
-    pub(super) const fn body(&self) -> &Bytes {
+    pub(super) const fn body(&self) -> &Body {
         &self.body
     }
 
@@ -291,7 +292,7 @@ impl Entry {
 
     /// Bytes this entry counts for in the memory tier: what the allocator takes for it, and its place in tables.
     pub(super) fn weight(&self) -> usize {
-        OVERHEAD + allocated(self.head.bytes.len()) + allocated(self.body.len())
+        OVERHEAD + allocated(self.head.bytes.len()) + self.body.weight()
     }
 
     /// How many bytes [`Self::encode`] makes.
@@ -318,7 +319,10 @@ impl Entry {
         out.put_u16(self.head.status.as_u16());
         out.put_u32(self.head.fields);
         out.put_slice(self.head.encoded());
-        put_slice(&mut out, &self.body);
+        out.put_u64(self.body.len() as u64);
+        for piece in self.body.pieces() {
+            out.put_slice(piece);
+        }
         let start = MAGIC.len() + MAC;
         let mac = out.get(start..).map(|payload| secret.mac(payload)).unwrap_or_default();
         if let Some(slot) = out.get_mut(MAGIC.len()..start) {
@@ -366,8 +370,7 @@ impl Entry {
             status,
             fields,
         };
-        // Copied: a slice would keep the head alive twice.
-        let body = Bytes::copy_from_slice(cursor.body()?);
+        let body = Body::copy_of(cursor.body()?);
         Ok(Self { head, meta, body, charge: None })
     }
 }
@@ -552,7 +555,7 @@ mod tests {
             CacheMeta::new(system_time(NOW.plus(Duration::from_secs(60))), system_time(NOW), 7, 8, header);
         meta.set_epoch_override(system_time(UnixMillis(NOW.0 - 5_000)));
         meta.set_variance([3; 16]);
-        Draft::new(key, &meta).unwrap().complete(key, Bytes::from_static(b"hello")).unwrap()
+        Draft::new(key, &meta).unwrap().complete(key, Body::copy_of(b"hello")).unwrap()
     }
 
     fn decode(bytes: &Bytes, name: &str, secret: &[u8], now: UnixMillis) -> Result<Entry, Rejected> {
@@ -563,7 +566,7 @@ mod tests {
     fn an_entry_survives_the_shared_tier() {
         let bytes = entry(&key("k")).encode(&Secret::new(Some(b"s")));
         let back = decode(&bytes, "k", b"s", NOW).unwrap();
-        assert_eq!(&back.body[..], b"hello");
+        assert_eq!(back.body.read(0, 9).unwrap(), "hello");
         let meta = back.cache_meta();
         assert_eq!(meta.fresh_until(), system_time(NOW.plus(Duration::from_secs(60))));
         assert_eq!(meta.epoch(), system_time(UnixMillis(NOW.0 - 5_000)));
@@ -591,7 +594,7 @@ mod tests {
     fn a_body_of_another_length_than_declared_is_no_entry() {
         let key = key("k");
         let meta = entry(&key).cache_meta();
-        let complete = |body| Draft::new(&key, &meta).unwrap().complete(&key, Bytes::from_static(body));
+        let complete = |body: &[u8]| Draft::new(&key, &meta).unwrap().complete(&key, Body::copy_of(body));
         assert!(complete(b"hell").is_none() && complete(b"hello!").is_none() && complete(b"hello").is_some());
     }
 
