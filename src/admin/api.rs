@@ -310,8 +310,7 @@ struct PurgeBody {
 }
 
 fn parse_purge(body: &[u8]) -> Result<Purge, &'static str> {
-    const SHAPE: &str =
-        "send a JSON object with one of all (true), tag, user (and optionally its issuer), route, key, prefix (and \
+    const SHAPE: &str = "send a JSON object with one of all (true), tag, user (and optionally its issuer), route, key, prefix (and \
          optionally its host)";
     let body: PurgeBody = parse(body, SHAPE)?;
     let astray = body.issuer.is_some() && body.user.is_none();

@@ -166,7 +166,13 @@ impl Operations for GatewayOperations {
                 let (shared, widened) = (purged.shared, purged.widened);
                 let text: Box<str> = prefix.field().into();
                 tracing::info!(kind, prefix = %text, shared, widened, "cached responses purged by an operator");
-                return Ok(Purged { kind, prefix: Some(text), widened: Some(widened), entries: None, shared });
+                return Ok(Purged {
+                    kind,
+                    prefix: Some(text),
+                    widened: Some(widened),
+                    entries: None,
+                    shared,
+                });
             }
             Purge::All => epoch_tag(),
             Purge::Tag(tag) => tag.clone(),

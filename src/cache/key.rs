@@ -85,7 +85,10 @@ impl Unstamped {
     /// Where the request goes, for purges by prefix.
     pub fn place(&self, compare: Compare) -> Place<'_> {
         let text = |range: &Range<usize>| {
-            self.bytes.get(range.clone()).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default()
+            self.bytes
+                .get(range.clone())
+                .and_then(|bytes| std::str::from_utf8(bytes).ok())
+                .unwrap_or_default()
         };
         Place { hosts: text(&self.host), path: text(&self.path), compare }
     }

@@ -161,8 +161,7 @@ impl List {
 impl Group {
     fn new(entries: &[(&str, &str)]) -> Self {
         let exact = Sorted::new(entries.iter().map(|(path, generation)| ((*path).into(), *generation)));
-        let folded =
-            entries.iter().map(|(path, generation)| (path.to_ascii_lowercase().into(), *generation));
+        let folded = entries.iter().map(|(path, generation)| (path.to_ascii_lowercase().into(), *generation));
         Self { exact, folded: Sorted::new(folded) }
     }
 
@@ -176,9 +175,7 @@ impl Sorted {
         let mut sorted: Vec<Entry> = entries
             .map(|(path, generation)| Entry { path, generation: generation.into(), parent: None })
             .collect();
-        sorted.sort_by(|one, other| {
-            (&one.path, &one.generation).cmp(&(&other.path, &other.generation))
-        });
+        sorted.sort_by(|one, other| (&one.path, &one.generation).cmp(&(&other.path, &other.generation)));
         let mut begun: Vec<(usize, Box<str>)> = Vec::new();
         for (index, entry) in sorted.iter_mut().enumerate() {
             while begun.last().is_some_and(|(_, path)| !entry.path.starts_with(&**path)) {
@@ -275,10 +272,14 @@ mod tests {
 
     #[test]
     fn a_prefix_is_found_for_what_begins_with_it_and_nothing_else() {
-        let list = List::new([("/api/todos/", "1"), ("/api/todos/1", "2"), ("a.example/api", "3"), ("/x", "4")]);
+        let list =
+            List::new([("/api/todos/", "1"), ("/api/todos/1", "2"), ("a.example/api", "3"), ("/x", "4")]);
         assert_eq!(found(&list, place("h", "/api/todos/17")), ["/api/todos/1=2", "/api/todos/=1"]);
         assert_eq!(found(&list, place("h", "/api/todos/2")), ["/api/todos/=1"]);
-        assert!(found(&list, place("h", "/api/todos")).is_empty() && found(&list, place("h", "/API/todos/1")).is_empty());
+        assert!(
+            found(&list, place("h", "/api/todos")).is_empty()
+                && found(&list, place("h", "/API/todos/1")).is_empty()
+        );
         assert_eq!(found(&list, place("a.example:8080", "/api/z")), ["/api=3"]);
         assert_eq!(found(&list, place("gate:80,a.example.", "/apis")), ["/api=3"]);
         assert!(found(&list, place("b.a.example", "/api")).is_empty());
@@ -292,7 +293,9 @@ mod tests {
     fn a_prefix_names_a_path_and_maybe_a_host() {
         assert_eq!(Prefix::new("/a", Some("h")).unwrap().field(), "h/a");
         assert_eq!(Prefix::new("/a", None).unwrap().field(), "/a");
-        for (path, host) in [("a", None), ("", None), ("/a", Some("h/")), ("/a", Some("H")), ("/a", Some("a,b"))] {
+        for (path, host) in
+            [("a", None), ("", None), ("/a", Some("h/")), ("/a", Some("H")), ("/a", Some("a,b"))]
+        {
             assert_eq!(Prefix::new(path, host), None, "{path} {host:?}");
         }
         assert_eq!(Prefix::new(&"/".repeat(LONGEST + 1), None), None);
@@ -302,11 +305,8 @@ mod tests {
     fn only_a_version_with_an_end_has_a_list() {
         let unique = "0123456789abcdef0123456789abcdef";
         let text = format!("{unique}.{unique}.17");
-        let listed = Version::Listed {
-            lineage: unique.as_bytes(),
-            list: unique.as_bytes(),
-            until: UnixMillis(17),
-        };
+        let listed =
+            Version::Listed { lineage: unique.as_bytes(), list: unique.as_bytes(), until: UnixMillis(17) };
         assert_eq!(Version::parse(text.as_bytes()), listed);
         for bare in [unique, "", "a.b.1", &format!("{text}.1"), &format!("{unique}.{unique}.x")] {
             assert_eq!(Version::parse(bare.as_bytes()), Version::Bare, "{bare}");

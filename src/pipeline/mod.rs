@@ -13,6 +13,7 @@ mod limit;
 pub mod login;
 mod lookup;
 pub mod outcome;
+pub mod overwritten;
 pub mod quota;
 pub mod reconcile;
 mod recovery;

@@ -35,6 +35,8 @@ mod api_tokens;
 mod cache;
 mod cache_attacks;
 mod cache_invalidation;
+mod cache_purge;
+mod cache_races;
 mod cli;
 mod coalescing;
 mod concurrency;

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
 use serde_json::Value;
+use tokio::sync::watch;
 
 /// What the origin does after the head of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,8 +35,27 @@ pub struct Reply {
     headers: HeaderMap,
     body: Bytes,
     delay: Duration,
+    gate: Option<watch::Receiver<bool>>,
     fault: Fault,
     chunked: bool,
+}
+
+/// Holds replies back until it is opened, then lets all of them pass.
+#[derive(Debug, Clone)]
+pub struct Gate(watch::Sender<bool>);
+
+impl Gate {
+    pub fn closed() -> Self {
+        Self(watch::channel(false).0)
+    }
+
+    pub fn open(&self) {
+        self.0.send_replace(true);
+    }
+
+    pub fn close(&self) {
+        self.0.send_replace(false);
+    }
 }
 
 impl Reply {
@@ -45,6 +65,7 @@ impl Reply {
             headers: HeaderMap::new(),
             body: body.into(),
             delay: Duration::ZERO,
+            gate: None,
             fault: Fault::None,
             chunked: false,
         }
@@ -70,6 +91,12 @@ impl Reply {
     /// Waits before answering.
     pub fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
+        self
+    }
+
+    /// Waits before answering until the gate is open.
+    pub fn held_by(mut self, gate: &Gate) -> Self {
+        self.gate = Some(gate.0.subscribe());
         self
     }
 
@@ -110,6 +137,10 @@ impl Reply {
         guard: G,
     ) -> Result<Response<ReplyBody<G>>, Broken> {
         tokio::time::sleep(self.delay).await;
+        if let Some(mut gate) = self.gate {
+            // A gate that is gone holds nobody.
+            let _ = gate.wait_for(|open| *open).await;
+        }
         match self.fault {
             Fault::HangBeforeHead => std::future::pending().await,
             Fault::Close => return Err(Broken),
