@@ -123,7 +123,9 @@ fn a_prefix_drops_what_lies_under_it_for_everybody_on_every_instance_and_nothing
 fn prefixes_are_compared_as_routes_are() {
     let (redis, origin) = (Redis::start(), Origin::start());
     let text = crate::cache::config(&origin.addr().to_string(), "");
-    let text = format!("[server]\ncase_insensitive_paths = true\nignore_trailing_slash = true\n{text}");
+    let text = format!(
+        "[server]\nlisten = \"{{listen}}\"\ncase_insensitive_paths = true\nignore_trailing_slash = true\n{text}"
+    );
     let gateway = Gateway::builder().config(&text).env("REDIS_URL", &redis.url()).start();
     uses_redis(&gateway);
     count(&origin);
@@ -287,7 +289,7 @@ fn storm(gateway: &Gateway, purges: usize, body: impl Fn(usize) -> Value + Sync)
 fn a_storm_of_purges_keeps_everything_bounded_and_loses_none() {
     let stage = Stage::start();
     let relay = Relay::to(stage.redis.addr());
-    let text = crate::cache::config(&stage.origin.addr().to_string(), "pending_invalidations = 500");
+    let text = crate::cache::config(&stage.origin.addr().to_string(), "");
     let remote = Gateway::builder().config(&text).env("REDIS_URL", &relay.redis_url()).start();
     uses_redis(&remote);
     count(&stage.origin);
