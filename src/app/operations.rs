@@ -291,7 +291,8 @@ fn purged_prefix(gateway: &Gateway, path: &str, host: Option<&str>) -> Result<Pr
     let host = host.map(|host| {
         let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         let parsed = host.parse::<http::uri::Authority>().map_err(|_| HOST)?;
-        if parsed.host() == host && !host.is_empty() { Ok(host) } else { Err(HOST) }
+        let sound = parsed.host() == host && !host.is_empty() && !host.contains(',') && host.len() <= 255;
+        if sound { Ok(host) } else { Err(HOST) }
     });
     Prefix::new(&path, host.transpose()?.as_deref())
         .ok_or(OperationError::Invalid("the prefix has at most 1024 bytes in its normalised form"))

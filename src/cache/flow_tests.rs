@@ -452,17 +452,18 @@ async fn the_values_of_the_store_make_the_key() {
     let pending =
         || Pending::new(&Arc::new(route()), &http::Method::GET, &headers, target, |_| None).unwrap();
     let tags: Vec<Box<str>> = pending().tags().iter().map(Into::into).collect();
-    assert_eq!(tags[..3], ["-epoch", "route:r", "user:ada"].map(Box::from));
-    assert!(tags.len() == 4 && tags[3].starts_with("key:"));
+    assert_eq!(tags[..4], ["-epoch", "{-prefixes}", "route:r", "user:ada"].map(Box::from));
+    assert!(tags.len() == 5 && tags[4].starts_with("key:"));
     let now = SystemClock.now();
     let key = |values: &[Option<&str>]| {
         pending().with_values(cache, values, now).unwrap().key().primary_key().to_vec()
     };
-    let (one, two) = ([Some("e"), Some("f"), Some("g"), None], [Some("e"), Some("f"), Some("h"), None]);
+    let (one, two) =
+        (["e", "p", "f", "g", "k"].map(Some), [Some("e"), Some("p"), Some("f"), Some("h"), Some("k")]);
     assert_eq!(key(&one), key(&one));
     assert_ne!(key(&one), key(&two));
     assert_eq!(
-        pending().with_values::<&str>(cache, &[None; 3], now).unwrap_err(),
+        pending().with_values::<&str>(cache, &[None; 4], now).unwrap_err(),
         super::request::Bypass::Malformed
     );
 }

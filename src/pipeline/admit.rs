@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method};
+use http::HeaderMap;
 
 use super::api_token;
 use super::context::{Admission, Admitted, Context, Target};
@@ -13,13 +13,14 @@ use super::gateway::Gateway;
 use super::head::{self, Framing, Head, HeadInput, Upgrade};
 use super::limit::{Limiting, PendingCache};
 use super::lookup::{Lookup, Lookups};
+use super::overwritten::stored_at;
 use super::quota;
 use super::refusal::Refusal;
 use super::vouch::vouch;
 use crate::api_tokens::{Used, Verdict};
-use crate::cache::key::{Target as CacheTarget, Unstamped};
+use crate::cache::key::Target as CacheTarget;
+use crate::cache::prefixes::Compare;
 use crate::cache::request::{Bypass, Caller as CacheCaller, is_safe};
-use crate::cache::tag::key_tag;
 use crate::cache::{self, Transaction};
 use crate::client_addr::{self, ClientAddr, Scheme};
 use crate::clock::UnixMillis;
@@ -130,7 +131,7 @@ pub(super) struct Judged {
     api_token: Option<Used>,
     client: ClientAddr,
     pending: PendingCache,
-    overwrites: Option<Box<str>>,
+    overwrites: Vec<Box<str>>,
     target: Target,
 }
 
@@ -219,12 +220,18 @@ fn judge(
             .as_deref()
             .map_or(CacheCaller::Anonymous, |identity| CacheCaller::User(&identity.account)),
     };
-    let overwrites = if is_safe(input.method) { None } else { stored_at(gateway, &head.host, target) };
+    let overwrites = if is_safe(input.method) { Vec::new() } else { stored_at(gateway, &head.host, target) };
     let param = |name: &str| find_param(&params, name);
+    let options = gateway.table.options();
+    let compare = Compare {
+        case_insensitive: options.case_insensitive,
+        ignore_trailing_slash: options.ignore_trailing_slash,
+    };
     let pending = route
         .cache
         .as_ref()
         .map(|settings| cache::Pending::new(settings, input.method, input.headers, target, param))
+        .map(|pending| pending.map(|pending| pending.comparing(compare)))
         .map(|pending| pending.and_then(|pending| personal(gateway, &route, &head, input.headers, pending)));
 
     let rewritten = rewritten(&head, &path, query.as_deref());
@@ -246,17 +253,6 @@ fn personal(
     let shared = route.cache.as_ref().is_some_and(|settings| settings.shared);
     let bare = || matches!(credentials::extract(&gateway.sources, headers, head.query), Ok(None));
     if looked_at || shared || bare() { Ok(pending) } else { Err(Bypass::UnverifiedCredential) }
-}
-
-/// The tag of what a GET of this target by the same caller is stored under (RFC 9111 section 4.4).
-pub(super) fn stored_at(gateway: &Gateway, host: &str, target: CacheTarget<'_>) -> Option<Box<str>> {
-    let Found::Route(found) = gateway.table.find(host, &Method::GET, target.path) else { return None };
-    let settings = found.value.cache.as_ref()?;
-    let caller = match found.value.access.requirement() {
-        Requirement::None => CacheCaller::Anonymous,
-        _ => target.caller,
-    };
-    Some(key_tag(&Unstamped::new(settings, CacheTarget { caller, ..target }).public_key()))
 }
 
 /// The target to send on, where it is not the one that came.

@@ -41,8 +41,8 @@ pub struct Admitted {
     pub identity: Option<Arc<Identity>>,
     /// What may be asked of the cache.
     pub cache: CacheUse,
-    /// The tag of what a write to this target replaces, where a GET of it would be stored.
-    pub overwrites: Option<Box<str>>,
+    /// The tags of what a write to this target replaces, where reads of it would be stored.
+    pub overwrites: Vec<Box<str>>,
     /// What is asked of the upstream.
     pub target: Target,
 }

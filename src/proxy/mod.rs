@@ -19,6 +19,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{HOST, RANGE, TRANSFER_ENCODING};
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
 use pingora::cache::key::HashBinary;
 use pingora::cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable};
@@ -28,14 +29,15 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 
 use crate::cache::conditions::{not_modified, range_counts};
-use crate::cache::request::{Bypass, write_invalidates};
+use crate::cache::request::{Bypass, is_safe, write_invalidates};
 use crate::cache::transaction::REFRESH;
 use crate::cache::{Transaction, status};
 use crate::header_names::{TOLLGATE_CACHE_CONTROL, X_CACHE, X_REQUEST_ID};
 use crate::metrics::{CacheOutcome, Held, UpstreamFailure};
 use crate::pipeline::give_back::settle_counts;
+use crate::pipeline::overwritten::named_by;
 use crate::pipeline::{
-    self, Admission, Admitted, CacheUse, Context, Gateway, Origin, Refusal, Reply, find_param, named, outcome,
+    self, Admission, Admitted, CacheUse, Context, Gateway, Origin, Refusal, Reply, find_param, outcome,
 };
 use crate::route::Logout;
 use crate::sessions::login::{BodyCopy, NotOpened};
@@ -69,14 +71,6 @@ pub struct Exchange {
     login_body: Option<Box<BodyCopy>>,
     /// The request is one of the gateway's own, which keeps a response warm.
     warming: Option<Box<Warming>>,
-}
-
-/// An answer of the upstream, for what it names.
-#[derive(Clone, Copy)]
-struct Answer<'a> {
-    /// The canonical path of the request.
-    path: &'a str,
-    headers: &'a HeaderMap,
 }
 
 impl Proxy {
@@ -124,30 +118,33 @@ impl Exchange {
 
     /// The tags that a write on this route changes: what the route declares, the very target, and what the answer
     /// names beside it.
-    fn changed_tags(&self, answer: Option<Answer<'_>>) -> Vec<Box<str>> {
+    fn changed_tags(&self) -> Vec<Box<str>> {
         let Some(admitted) = self.admitted() else { return Vec::new() };
-        let named = answer.map_or_else(Vec::new, |Answer { path, headers }| {
-            named::tags(&self.gateway, &self.context, admitted, path, headers)
-        });
         let user = admitted.identity.as_ref().map(|identity| &*identity.account);
         let param = |name: &str| find_param(&admitted.params, name);
         let declared = admitted.route.invalidates.iter().map(|template| template.render(user, param));
-        declared.chain(admitted.overwrites.clone()).chain(named).collect()
+        declared.chain(admitted.overwrites.iter().cloned()).collect()
     }
 
     /// What must have happened before the client may see an answer to its request. `status` is the upstream's, and
-    /// `judged` the one that counts of failures go by; `None` where nobody knows. `answer`: its headers.
+    /// `judged` the one that counts of failures go by; `None` where nobody knows. `named` are tags of what the answer
+    /// says to have changed.
     async fn settle(
         &mut self,
         method: &Method,
         status: Option<StatusCode>,
         judged: Option<StatusCode>,
-        answer: Option<Answer<'_>>,
+        named: Vec<Box<str>>,
     ) {
         let provisional = std::mem::take(&mut self.context.provisional);
         let counted = settle_counts(&self.gateway, provisional, judged.map(|status| status.as_u16()));
         let shared = &self.gateway.shared;
-        let tags = if write_invalidates(method, status) { self.changed_tags(answer) } else { Vec::new() };
+        let mut tags = if write_invalidates(method, status) { self.changed_tags() } else { Vec::new() };
+        for tag in named {
+            if !tags.contains(&tag) {
+                tags.push(tag);
+            }
+        }
         let invalidated = async {
             if !tags.is_empty() {
                 shared.invalidate(tags).await;
@@ -553,10 +550,16 @@ impl ProxyHttp for Proxy {
             transaction.upstream_responded(response, session.cache.maybe_cache_meta());
         }
         let status = Some(response.status);
-        let (method, uri) = (session.req_header().method.clone(), session.req_header().uri.clone());
+        let method = session.req_header().method.clone();
         let opening = login::head(exchange, &method, response);
-        let answer = Answer { path: uri.path(), headers: &response.headers };
-        exchange.settle(&method, status, status, Some(answer)).await;
+        let named = if is_safe(&method) || !(response.status.is_success() || response.status.is_redirection())
+        {
+            Vec::new()
+        } else {
+            let target = session.req_header().uri.path_and_query().map_or("/", PathAndQuery::as_str);
+            named_by(&exchange.gateway, &exchange.context, target, &response.headers)
+        };
+        exchange.settle(&method, status, status, named).await;
         if let Some(opening) = opening {
             opening.done().await;
         }
@@ -669,7 +672,7 @@ impl ProxyHttp for Proxy {
         let refusal = failure::refusal(error);
         // A client that breaks off has asked all the same.
         let ours = refusal.as_ref().map(Refusal::status).filter(StatusCode::is_server_error);
-        exchange.settle(&method, None, ours, None).await;
+        exchange.settle(&method, None, ours, Vec::new()).await;
         let Some(refusal) = refusal else {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };

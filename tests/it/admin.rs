@@ -393,7 +393,11 @@ fn a_purge_by_any_name_drops_it_on_every_instance() {
         (json!({"tag": "note:1"}), [true, false, true]),
         (json!({"user": "ada"}), [true, true, false]),
         (json!({"route": "notes"}), [true, true, true]),
-        (json!({"key": null}), [true, false, false]),
+        // Of the URI, whoever asks for it.
+        (json!({"key": null}), [true, false, true]),
+        (json!({"prefix": "/notes/1"}), [true, false, true]),
+        (json!({"prefix": "/notes/", "host": "notes.example"}), [true, true, true]),
+        (json!({"prefix": "/notes/", "host": "other.example"}), [false, false, false]),
     ] {
         let fingerprint = warm();
         let body = if purge.get("key").is_some() { json!({"key": fingerprint}) } else { purge };

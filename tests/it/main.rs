@@ -42,6 +42,8 @@ mod cache_conformance_reuse;
 mod cache_invalidation;
 mod cache_memory;
 mod cache_property;
+mod cache_purge;
+mod cache_races;
 mod cache_warm;
 mod cli;
 mod coalescing;

@@ -200,7 +200,7 @@ fn todo_profiles_and_lists_are_cached_for_their_user_alone() {
         );
     }
     // The epoch of the cache is one key and stays.
-    assert_eq!(redis.keys_without_ttl(), ["cache_tag:-epoch"]);
+    assert_eq!(redis.keys_without_ttl(), ["cache_tag:-epoch", "cache_tag:{-prefixes}"]);
 }
 
 #[test]

@@ -40,6 +40,10 @@ impl Gate {
     pub fn open(&self) {
         self.0.send_replace(true);
     }
+
+    pub fn close(&self) {
+        self.0.send_replace(false);
+    }
 }
 
 /// What to answer.
@@ -50,9 +54,9 @@ pub struct Reply {
     headers: HeaderMap,
     body: Bytes,
     delay: Duration,
+    gate: Option<watch::Receiver<bool>>,
     fault: Fault,
     chunked: bool,
-    gate: Option<watch::Receiver<bool>>,
 }
 
 impl Reply {
@@ -62,9 +66,9 @@ impl Reply {
             headers: HeaderMap::new(),
             body: body.into(),
             delay: Duration::ZERO,
+            gate: None,
             fault: Fault::None,
             chunked: false,
-            gate: None,
         }
     }
 
