@@ -38,6 +38,7 @@ mod cache_conformance;
 mod cache_conformance_fields;
 mod cache_conformance_reuse;
 mod cache_invalidation;
+mod cache_rules;
 mod cli;
 mod coalescing;
 mod concurrency;
