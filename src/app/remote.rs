@@ -16,6 +16,10 @@ use crate::redis::{Lane, Script, Store, Unavailable};
 /// A write nobody waits for may take this long.
 const WRITE_TIME: Duration = Duration::from_secs(1);
 
+/// How often a claim is given back while Redis does not answer, and how long after each other.
+const RELEASE_ATTEMPTS: u32 = 4;
+const RELEASE_PAUSE: Duration = Duration::from_millis(500);
+
 static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../redis/scripts/claim.lua")));
 static RELEASE: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../redis/scripts/release.lua")));
@@ -81,9 +85,14 @@ impl RemoteTier for RedisTier {
     async fn release(&self, claim: Claim<'_>, unshared: Option<Duration>) {
         let mut command = RELEASE.command();
         command.arg(1).arg(claim.name).arg(claim.holder).arg(unshared.map_or(0, millis));
-        // Best effort: it ends by itself.
         let shard = self.store.shard(claim.name.as_bytes());
-        let _ = self.store.eval_within(WRITE_TIME, Lane::Bodies, shard, &RELEASE, &command).await;
+        // Best effort, for it ends by itself; but until then others wait in vain.
+        for _ in 0..RELEASE_ATTEMPTS {
+            if self.store.eval_within(WRITE_TIME, Lane::Bodies, shard, &RELEASE, &command).await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(RELEASE_PAUSE).await;
+        }
     }
 
     fn waited(&self, waited: Waited) {

@@ -63,6 +63,8 @@ enum Slot {
         waiting: usize,
         /// Whether nothing at all is held: it waits for other instances, and may end in a fetch.
         claims: bool,
+        /// It waits for another instance, and for the shared tier no longer.
+        elsewhere: bool,
     },
     Fetching {
         serial: Serial,
@@ -118,15 +120,31 @@ impl Flights {
         let serial = Serial(shard.last);
         let (tell, told) = oneshot::channel();
         let landing = told.shared();
-        let slot = Slot::Asking { serial, landing: landing.clone(), waiting: 1, claims };
+        let slot = Slot::Asking { serial, landing: landing.clone(), waiting: 1, claims, elsewhere: false };
         shard.slots.insert(hash, slot);
         Boarding::First(serial, landing, tell)
     }
 
-    /// Whether anybody still waits for this flight.
-    pub(super) fn is_awaited(&self, hash: u128, serial: Serial) -> bool {
-        let shard = self.shard(hash).lock();
-        matches!(shard.slots.get(&hash), Some(Slot::Asking { serial: own, waiting, .. }) if *own == serial && *waiting > 0)
+    /// Lets a lookup that must not ask the shared tier join a flight that knows of another instance's fetch.
+    pub(super) fn board_late(&self, hash: u128) -> Option<(Serial, Landing)> {
+        match self.shard(hash).lock().slots.get_mut(&hash) {
+            Some(Slot::Asking { serial, landing, waiting, elsewhere: true, .. }) => {
+                *waiting += 1;
+                Some((*serial, landing.clone()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Another instance is fetching what this flight asks for. Returns whether anybody still waits for it.
+    pub(super) fn goes_on(&self, hash: u128, serial: Serial) -> bool {
+        match self.shard(hash).lock().slots.get_mut(&hash) {
+            Some(Slot::Asking { serial: own, waiting, elsewhere, .. }) if *own == serial => {
+                *elsewhere = true;
+                *waiting > 0
+            }
+            _ => false,
+        }
     }
 
     /// A flight has ended; `fetch` says what comes next. Before anybody is told. Returns whether a claim is to be given
@@ -250,7 +268,7 @@ mod tests {
         // Everybody left before it landed.
         let (serial, _tell) = first(&flights);
         assert!(!flights.leave(KEY, serial, false));
-        assert!(!flights.is_awaited(KEY, serial));
+        assert!(!flights.goes_on(KEY, serial));
         assert!(flights.land(KEY, serial, claim()));
         // Everybody left before they heard.
         let (serial, _tell) = first(&flights);
@@ -268,8 +286,21 @@ mod tests {
         let (second, _tell) = first(&flights);
         assert_ne!(serial, second);
         // News of the first flight does not hit the second.
-        assert!(!flights.leave(KEY, serial, false) && flights.is_awaited(KEY, second));
+        assert!(!flights.leave(KEY, serial, false) && flights.goes_on(KEY, second));
         assert!(!flights.fetched(KEY), "nor does the end of the first fetch");
+    }
+
+    #[test]
+    fn who_may_not_ask_waits_only_for_what_another_instance_fetches() {
+        let flights = Flights::default();
+        assert!(flights.board_late(KEY).is_none());
+        let (serial, _tell) = first(&flights);
+        assert!(flights.board_late(KEY).is_none(), "it would wait for the shared tier");
+        assert!(flights.goes_on(KEY, serial));
+        assert!(flights.board_late(KEY).is_some());
+        assert!(!flights.leave(KEY, serial, false) && flights.goes_on(KEY, serial));
+        assert!(!flights.land(KEY, serial, claim()));
+        assert!(flights.board_late(KEY).is_none(), "the lock of this instance is enough");
     }
 
     #[test]

@@ -38,6 +38,18 @@ impl Tiers {
                 (serial, landing)
             }
         };
+        self.wait(remote, key, serial, landing).await
+    }
+
+    /// Waits with those who wait for another instance, if any do; asks nobody.
+    pub(super) async fn wait_with_others(&'static self, key: &CacheKey) -> Found {
+        let remote = self.remote.as_ref()?;
+        let (serial, landing) = self.flights.board_late(u128::from_be_bytes(key.combined_bin()))?;
+        self.wait(remote, key, serial, landing).await
+    }
+
+    async fn wait(&'static self, remote: &Remote, key: &CacheKey, serial: Serial, landing: Landing) -> Found {
+        let hash = u128::from_be_bytes(key.combined_bin());
         let landed = Passenger { tiers: self, hash, serial, heard: false }.wait(landing).await;
         if landed.waited {
             remote.waited(Waited::Request);
@@ -146,7 +158,7 @@ impl Flight {
                 return (Landed { found: None, waited }, Some(Fetch { claimed, until }));
             }
             let in_vain = now >= give_up;
-            if in_vain || !self.tiers.flights.is_awaited(self.hash, self.serial) {
+            if in_vain || !self.tiers.flights.goes_on(self.hash, self.serial) {
                 if in_vain {
                     self.remote.waited(Waited::GivenUp);
                 }

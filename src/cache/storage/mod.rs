@@ -48,7 +48,8 @@ const FILLS_SHARE: usize = 8;
 
 type Memory = quick_cache::sync::Cache<u128, Arc<Entry>, ByWeight, ahash::RandomState>;
 
-/// The same storage for a request that has no time left to ask the shared tier: it reads memory only.
+/// The same storage for a request that has no time left to ask the shared tier: it reads memory only. If others wait
+/// for another instance's fetch already, it waits with them.
 pub(super) struct MemoryReads(pub(super) &'static Tiers);
 
 #[async_trait]
@@ -58,8 +59,10 @@ impl Storage for MemoryReads {
         key: &CacheKey,
         _trace: &SpanHandle,
     ) -> Result<Option<(CacheMeta, HitHandler)>> {
-        let held = self.0.in_memory(key, self.0.clock.now());
-        Ok(held.map(|entry| Tiers::hit(entry, Tier::Memory)))
+        if let Some(held) = self.0.in_memory(key, self.0.clock.now()) {
+            return Ok(Some(Tiers::hit(held, Tier::Memory)));
+        }
+        Ok(Box::pin(self.0.wait_with_others(key)).await.map(|(entry, tier)| Tiers::hit(entry, tier)))
     }
 
     async fn get_miss_handler(
