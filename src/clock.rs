@@ -17,10 +17,11 @@ impl UnixMillis {
         Self(seconds.saturating_mul(1_000))
     }
 
-    /// The instant that `text` names as HTTP does (RFC 9110 section 5.6.7); before the epoch it is the epoch.
+    /// The instant that `text` names as HTTP does (RFC 9110 section 5.6.7), in whatever case and on whatever weekday
+    /// (RFC 9111 section 4.2 wants caches to be robust there); before the epoch it is the epoch.
     #[must_use]
     pub fn from_http_date(text: &str) -> Option<Self> {
-        let time = httpdate::parse_http_date(text).ok()?;
+        let time = httpdate::parse_http_date(text).ok().or_else(|| sloppy_http_date(text))?;
         Some(Self(time.duration_since(UNIX_EPOCH).map_or(0, millis)))
     }
 
@@ -47,6 +48,33 @@ impl UnixMillis {
     pub const fn millis_since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
+}
+
+/// A date with names in another case than the usual one, or with a weekday that it does not have.
+fn sloppy_http_date(text: &str) -> Option<SystemTime> {
+    const LONGEST: usize = 33;
+    const SHORT: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
+    const LONG: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
+    if text.len() > LONGEST || !text.is_ascii() {
+        return None;
+    }
+    let start = text.find(|letter: char| !letter.is_ascii_alphabetic())?;
+    let (weekday, rest) = text.split_at_checked(start)?;
+    let weekdays = [SHORT, LONG]
+        .into_iter()
+        .find(|names| names.iter().any(|name| weekday.eq_ignore_ascii_case(name)))?;
+    let mut letters_before = false;
+    let mut rest: String = rest
+        .chars()
+        .map(|letter| {
+            let inside = std::mem::replace(&mut letters_before, letter.is_ascii_alphabetic());
+            if inside { letter.to_ascii_lowercase() } else { letter.to_ascii_uppercase() }
+        })
+        .collect();
+    if let Some(bare) = rest.strip_suffix(" Gmt") {
+        rest = format!("{bare} GMT");
+    }
+    weekdays.iter().find_map(|name| httpdate::parse_http_date(&format!("{name}{rest}")).ok())
 }
 
 /// `duration` in whole milliseconds, saturating at `u64::MAX`.
@@ -110,6 +138,32 @@ mod tests {
         assert_eq!(UnixMillis(1_001).as_secs(), 1);
         assert_eq!(UnixMillis(1_001).as_secs_ceil(), 2);
         assert_eq!(UnixMillis::from_secs(u64::MAX).0, u64::MAX);
+    }
+
+    #[test]
+    fn dates_are_read_in_all_forms_and_cases_and_on_any_weekday() {
+        let at = UnixMillis::from_secs(784_111_777);
+        for text in [
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "Sun Nov  6 08:49:37 1994",
+            "sun, 06 NOV 1994 08:49:37 gmt",
+            "SUNDAY, 06-nov-94 08:49:37 Gmt",
+            "Mon, 06 Nov 1994 08:49:37 GMT",
+            "tue nov  6 08:49:37 1994",
+        ] {
+            assert_eq!(UnixMillis::from_http_date(text), Some(at), "{text}");
+        }
+        for text in [
+            "",
+            "0",
+            "Sun",
+            "Sun, 06 Nov 1994 08:49:37 UTC",
+            "Som, 06 Nov 1994 08:49:37 GMT",
+            "é, 06 Nov 1994",
+        ] {
+            assert_eq!(UnixMillis::from_http_date(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -60,6 +60,8 @@ pub struct Storable {
     pub age: Duration,
     /// How much longer it is fresh; zero: every use needs a successful validation.
     pub fresh_for: Duration,
+    /// How long ago it stopped being fresh.
+    pub stale_for: Duration,
     /// How long after that it may be served while it is being revalidated.
     pub stale_while_revalidate: Duration,
     /// How long after that it may be served instead of an error.
@@ -264,7 +266,7 @@ fn by_origin(
     }
     let age = initial_age(response);
     if let Some(lifetime) = explicit_lifetime(said, response) {
-        return Ok(windows(route, said, response, age, lifetime.saturating_sub(age)));
+        return Ok(windows(route, said, response, age, lifetime));
     }
     if let Some(ttl) = declared_ttl(route, response.status) {
         // From now on: how old the response is already says nothing about how long the route lets it live.
@@ -275,7 +277,7 @@ fn by_origin(
         return Ok(windows(route, said, response, age, Duration::ZERO));
     }
     match route.heuristic.filter(|_| guessable).and_then(|percent| guessed_lifetime(percent, response)) {
-        Some(lifetime) => Ok(windows(route, said, response, age, lifetime.saturating_sub(age))),
+        Some(lifetime) => Ok(windows(route, said, response, age, lifetime)),
         None if response.status == StatusCode::OK => Err(NotStored::NoFreshness),
         None => Err(NotStored::Status),
     }
@@ -309,17 +311,15 @@ fn guessed_lifetime(percent: u32, response: Response<'_>) -> Option<Duration> {
     Some(Duration::from_millis(guess).min(MAX_GUESS))
 }
 
-/// RFC 9111 section 4.2.3; of several `Age` values the largest counts.
+/// RFC 9111 section 4.2.3. Of several `Age` values the first counts; what is none is ignored (section 5.1).
 fn initial_age(response: Response<'_>) -> Duration {
     let apparent = date(response.headers).map_or(0, |date| response.now.millis_since(date));
     let age = response
         .headers
-        .get_all(header::AGE)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|value| seconds(value.trim()))
-        .max()
+        .get(header::AGE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(',').next())
+        .and_then(|value| seconds(value.trim()))
         .unwrap_or(0);
     let corrected =
         age.saturating_mul(1_000).saturating_add(response.now.millis_since(response.requested_at));
@@ -332,7 +332,7 @@ fn windows(
     said: &ResponseDirectives,
     response: Response<'_>,
     age: Duration,
-    fresh_for: Duration,
+    lifetime: Duration,
 ) -> Storable {
     // An error is worth nothing once it is no longer fresh.
     let forbidden = said.forbids_stale(response.scope.is_shared()) || response.status.is_server_error();
@@ -341,7 +341,8 @@ fn windows(
     };
     Storable {
         age,
-        fresh_for: if said.no_cache.is_whole() { Duration::ZERO } else { fresh_for },
+        fresh_for: if said.no_cache.is_whole() { Duration::ZERO } else { lifetime.saturating_sub(age) },
+        stale_for: if said.no_cache.is_whole() { Duration::ZERO } else { age.saturating_sub(lifetime) },
         stale_while_revalidate: window(said.stale_while_revalidate, route.stale_while_revalidate),
         stale_if_error: window(said.stale_if_error, route.stale_if_error),
         without: Vec::new(),
@@ -485,7 +486,9 @@ mod tests {
     #[test]
     fn age_and_date_reduce_freshness() {
         assert_eq!(private().cc("max-age=60").with("age", "20").fresh(), Ok(40));
-        assert_eq!(private().cc("max-age=60").with("age", "20, 50").fresh(), Ok(10));
+        assert_eq!(private().cc("max-age=60").with("age", "20, 50").fresh(), Ok(40));
+        assert_eq!(private().cc("max-age=60").with("age", "20").with("age", "50").fresh(), Ok(40));
+        assert_eq!(private().cc("max-age=60").with("age", "x, 50").fresh(), Ok(60));
         assert_eq!(private().cc("max-age=60").with("age", "-1").fresh(), Ok(60));
         assert_eq!(private().cc("max-age=60").with("age", "60").fresh(), Err(NotStored::Stale));
         assert_eq!(private().cc("max-age=60").with("date", &seconds_from_now(-45)).fresh(), Ok(15));

@@ -40,7 +40,7 @@ pub enum Bypass {
     Precondition,
     /// `Cache-Control: no-store`.
     NoStore,
-    /// A credential the gateway did not verify, on a route whose key would say "anonymous".
+    /// A credential the gateway did not verify, on a route with a `ttl` whose key would say "anonymous".
     UnverifiedCredential,
     /// The store's answer does not fit the question.
     Malformed,
@@ -120,11 +120,24 @@ pub fn judge(
     if directives.no_store {
         return Err(Bypass::NoStore);
     }
-    let unverified = caller == Caller::Anonymous && CREDENTIALS.iter().any(|name| headers.contains_key(name));
-    if unverified && !route.shared {
+    // Without a ttl nothing is stored that the origin did not release to everybody.
+    if caller == Caller::Anonymous && !route.shared && route.ttl.is_some() && has_credential(headers) {
         return Err(Bypass::UnverifiedCredential);
     }
     Ok(if route.honour_request_directives { directives } else { RequestDirectives::default() })
+}
+
+/// Whether what the request gets may be meant for one caller only, so that nothing is stored of it unless the origin
+/// releases it (RFC 9111 section 3.5). That section knows one field for credentials; on a route that is not
+/// declared `shared` others count like it, and so does a credential that was verified, wherever it stood.
+pub fn is_authorised(route: &RouteCache, headers: &HeaderMap, caller: Caller<'_>) -> bool {
+    caller != Caller::Anonymous
+        || headers.contains_key(header::AUTHORIZATION)
+        || (!route.shared && has_credential(headers))
+}
+
+fn has_credential(headers: &HeaderMap) -> bool {
+    CREDENTIALS.iter().any(|name| headers.contains_key(name))
 }
 
 /// Whether a response to this write may have changed what is stored (RFC 9111 section 4.4). Beyond the RFC
@@ -158,7 +171,8 @@ mod tests {
         if !line.0.is_empty() {
             headers.insert(line.0, HeaderValue::from_static(line.1));
         }
-        judge(&RouteCache { shared, ..RouteCache::new("r") }, method, &headers, caller).err()
+        let ttl = Some(std::time::Duration::from_secs(60));
+        judge(&RouteCache { shared, ttl, ..RouteCache::new("r") }, method, &headers, caller).err()
     }
 
     #[test]
@@ -187,6 +201,25 @@ mod tests {
             assert_eq!(judged(false, &Method::GET, line, Caller::User("ada")), None);
             assert_eq!(judged(true, &Method::GET, line, Caller::Anonymous), None);
         }
+    }
+
+    #[test]
+    fn without_a_ttl_an_unverified_credential_needs_the_release_of_the_origin() {
+        let plain = RouteCache::new("r");
+        let shared = RouteCache { shared: true, ..RouteCache::new("r") };
+        for name in ["cookie", "authorization", "x-api-key"] {
+            let headers =
+                HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static("x"))]);
+            assert_eq!(judge(&plain, &Method::GET, &headers, Caller::Anonymous).err(), None, "{name}");
+            assert!(is_authorised(&plain, &headers, Caller::Anonymous), "{name}");
+            assert_eq!(
+                is_authorised(&shared, &headers, Caller::Anonymous),
+                name == "authorization",
+                "{name}"
+            );
+        }
+        assert!(is_authorised(&shared, &HeaderMap::new(), Caller::User("ada")));
+        assert!(!is_authorised(&plain, &HeaderMap::new(), Caller::Anonymous));
     }
 
     #[test]

@@ -763,7 +763,14 @@ fn run(seed: u64, instances: usize, trusted: bool) {
             .collect();
         let responses = wait_for(join_all(sending));
         for (asked, response) in wanted.iter().zip(&responses) {
-            if response.took > std::time::Duration::from_millis(700) { eprintln!("SLOW {:?} batch {batch} of {many}: {asked:?}: {} {:?}", response.took, response.code(), response.headers); }
+            if response.took > std::time::Duration::from_millis(700) {
+                eprintln!(
+                    "SLOW {:?} batch {batch} of {many}: {asked:?}: {} {:?}",
+                    response.took,
+                    response.code(),
+                    response.headers
+                );
+            }
             let current = versions.lock().unwrap().get(&asked.path()).copied().unwrap_or(0);
             if writes {
                 if response.code() == 200 {

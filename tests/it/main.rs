@@ -37,6 +37,7 @@ mod cache_attack_table;
 mod cache_attacks;
 mod cache_invalidation;
 mod cache_property;
+mod cache_rules;
 mod cli;
 mod coalescing;
 mod concurrency;

@@ -238,7 +238,7 @@ impl Transaction {
         }
         // pingora compares with `>=`: what is never fresh has to end before now.
         let fresh_until = if stored.fresh_for.is_zero() {
-            UnixMillis(now.0.saturating_sub(1_000))
+            UnixMillis(now.0.saturating_sub(millis(stored.stale_for).max(1_000)))
         } else {
             now.plus(stored.fresh_for)
         };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, Method};
 use pingora::cache::CacheKey;
 
 use super::Transaction;
@@ -47,6 +47,7 @@ impl Pending {
         for template in &route.tags {
             tags.push(template.render(user, &param));
         }
+        let authorised = request::is_authorised(route, headers, target.caller);
         let key = Unstamped::new(route, target);
         let public_key = key.public_key();
         tags.push(key_tag(&public_key));
@@ -57,8 +58,7 @@ impl Pending {
             tags,
             directives,
             scope: Scope::of(route, user.is_some()),
-            // RFC 9111 section 3.5 knows one field for credentials; the gateway knows others.
-            authorised: user.is_some() || headers.contains_key(header::AUTHORIZATION),
+            authorised,
         })
     }
 

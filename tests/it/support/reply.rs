@@ -67,6 +67,12 @@ impl Reply {
         self
     }
 
+    /// Another body.
+    pub fn body(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
+        self
+    }
+
     /// Waits before answering.
     pub fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
