@@ -21,7 +21,7 @@ use crate::support::token::Token;
 use crate::support::wait_for;
 
 /// Batches of one run; a batch is up to four requests at the same time.
-const BATCHES: usize = 700;
+const BATCHES: usize = 600;
 /// Resources of each route.
 const RESOURCES: u8 = 2;
 
@@ -763,14 +763,6 @@ fn run(seed: u64, instances: usize, trusted: bool) {
             .collect();
         let responses = wait_for(join_all(sending));
         for (asked, response) in wanted.iter().zip(&responses) {
-            if response.took > std::time::Duration::from_millis(700) {
-                eprintln!(
-                    "SLOW {:?} batch {batch} of {many}: {asked:?}: {} {:?}",
-                    response.took,
-                    response.code(),
-                    response.headers
-                );
-            }
             let current = versions.lock().unwrap().get(&asked.path()).copied().unwrap_or(0);
             if writes {
                 if response.code() == 200 {
@@ -798,6 +790,7 @@ fn run(seed: u64, instances: usize, trusted: bool) {
 }
 
 /// The seed of `TOLLGATE_SEED`, to look for more than these find.
+#[allow(clippy::disallowed_methods, reason = "a test's own switch, and none of the gateway's")]
 fn seeded(seed: u64) -> u64 {
     std::env::var("TOLLGATE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(seed)
 }
