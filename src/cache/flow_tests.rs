@@ -327,7 +327,7 @@ async fn a_fill_that_began_before_a_write_is_not_served_after_it() {
 
 #[tokio::test]
 async fn validation_confirms_and_freshens_with_every_field_of_the_304() {
-    let bed = Bed::new(RouteCache::new("r"), |n, head| {
+    let bed = Bed::new(route(), |n, head| {
         if head.contains("if-none-match: \"1\"") {
             format!("HTTP/1.1 304 Not Modified\r\nconnection: close\r\nx-n: {n}\r\netag: \"1\"\r\ncache-control: max-age=60\r\n\r\n")
         } else {
@@ -351,7 +351,7 @@ async fn validation_confirms_and_freshens_with_every_field_of_the_304() {
 #[tokio::test]
 async fn concurrent_validations_are_one() {
     let bed = Arc::new(
-        Bed::new(RouteCache::new("r"), |_, head| {
+        Bed::new(route(), |_, head| {
             if head.contains("if-none-match") {
                 "HTTP/1.1 304 Not Modified\r\nconnection: close\r\netag: \"1\"\r\n\r\n".to_owned()
             } else {
@@ -374,7 +374,7 @@ async fn concurrent_validations_are_one() {
 #[tokio::test]
 async fn stale_is_served_while_revalidating_and_instead_of_errors() {
     let fields = "cache-control: max-age=1, stale-while-revalidate=30, stale-if-error=60\r\n";
-    let bed = Bed::new(RouteCache::new("r"), move |n, _| answer(fields, &format!("b{n}"))).await;
+    let bed = Bed::new(route(), move |n, _| answer(fields, &format!("b{n}"))).await;
     bed.get("/t", "x-user: ada\r\n").await;
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     let stale = bed.get("/t", "x-user: ada\r\n").await;
@@ -389,7 +389,7 @@ async fn stale_is_served_while_revalidating_and_instead_of_errors() {
     assert_eq!(bed.asked(), 2);
 
     let fields = "cache-control: max-age=1, stale-if-error=60\r\n";
-    let errors = Bed::new(RouteCache::new("r"), move |n, _| answer(fields, &format!("b{n}"))).await;
+    let errors = Bed::new(route(), move |n, _| answer(fields, &format!("b{n}"))).await;
     errors.get("/t", "x-user: ada\r\n").await;
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     errors.play(|_, _| "HTTP/1.1 503 Down\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".to_owned());

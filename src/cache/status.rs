@@ -288,6 +288,7 @@ mod tests {
         let mut header = ResponseHeader::build(200, None).unwrap();
         write_bypass(&mut header, Bypass::Body);
         assert_eq!(header.headers.get("cache-status").unwrap(), "tollgate; fwd=bypass; detail=body");
+        let mut header = ResponseHeader::build(200, None).unwrap();
         write_bypass(&mut header, Bypass::Method);
         assert_eq!(header.headers.get("cache-status").unwrap(), "tollgate; fwd=method");
         assert_eq!(header.headers.get("x-cache").unwrap(), "BYPASS");

@@ -201,6 +201,7 @@ fn cache_status(response: &Response) -> Vec<(String, String)> {
                 BareItem::Boolean(yes) => yes.to_string(),
                 BareItem::Integer(number) => number.to_string(),
                 BareItem::Token(token) => token.to_string(),
+                BareItem::String(text) => text.as_str().to_owned(),
                 other => panic!("{other:?} in {text}"),
             };
             (key.to_string(), value)
