@@ -210,3 +210,15 @@ fn the_worked_example_of_authentication_is_a_configuration() {
     assert_eq!((loaded.spec.issuers.len(), loaded.spec.routes.len()), (2, 5));
     crate::app::check(&loaded).unwrap_or_else(|errors| panic!("{errors}"));
 }
+
+#[test]
+fn the_worked_example_of_caching_is_a_configuration() {
+    let text = std::fs::read_to_string(repository("docs/caching.md")).unwrap();
+    let (_, rest) = text.split_once("```toml\n").unwrap();
+    let (example, _) = rest.split_once("```").unwrap();
+    let loaded = loaded(example);
+    assert_eq!(loaded.warnings, []);
+    let cached = loaded.spec.routes.iter().filter(|route| route.cache.is_some()).count();
+    assert_eq!((loaded.spec.routes.len(), cached), (6, 4));
+    crate::app::check(&loaded).unwrap_or_else(|errors| panic!("{errors}"));
+}
