@@ -151,8 +151,10 @@ impl Tiers {
         let stored = limit - fills;
         let shards = (stored / biggest.saturating_mul(BIGGEST_PER_SHARD)).clamp(1, MAX_SHARDS);
         let shards = prev_power_of_two(shards);
-        let of_shard = biggest.saturating_mul(125) / (stored / shards).max(1);
-        let new = of_shard.clamp(*NEW_PERCENT.start(), *NEW_PERCENT.end());
+        let of_shard = biggest.saturating_mul(100) / (stored / shards).max(1);
+        // Nothing is stored that does not fit the other part.
+        let most = (*NEW_PERCENT.end()).min(98_usize.saturating_sub(of_shard)).max(*NEW_PERCENT.start());
+        let new = (of_shard + of_shard / 4).clamp(*NEW_PERCENT.start(), most);
         let memory = quick_cache::sync::Cache::with_options(
             options(items, stored as u64, shards, new),
             ByWeight,
