@@ -68,8 +68,8 @@ impl Unstamped {
         self.bytes
     }
 
-    /// What `X-Cache-Key` shows: 16 hexadecimal digits, the same across generations and instances. The first
-    /// [`KEY_DIGITS`] are those of the URI, whoever asks for it.
+    /// What `X-Cache-Key` shows: 16 hexadecimal digits, the same across generations and instances. The first four
+    /// are those of the URI, whoever asks for it.
     pub fn public_key(&self) -> Box<str> {
         let (uri, caller) = self.bytes.split_at_checked(self.caller).unwrap_or((&self.bytes, &[]));
         let mut hasher = Sha256::new();

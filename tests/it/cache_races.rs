@@ -325,6 +325,8 @@ fn what_the_answer_to_a_write_names_is_dropped_if_it_is_of_the_same_origin() {
     }
 }
 
+type Outage = fn(&Relay);
+
 #[test]
 fn a_redis_that_is_cut_around_a_write_hides_it_from_nobody_for_long_and_from_the_writer_never() {
     let stage = Stage::start();
@@ -334,7 +336,7 @@ fn a_redis_that_is_cut_around_a_write_hides_it_from_nobody_for_long_and_from_the
     let remote = Gateway::builder().config(&text).env("REDIS_URL", &relay.redis_url()).start();
     uses_redis(&remote);
     let record = Record::at(&stage.origin, |reply, _| reply);
-    let outages: [(&str, fn(&Relay)); 3] = [
+    let outages: [(&str, Outage); 3] = [
         ("cut", Relay::cut),
         ("silent", Relay::black_hole),
         ("late", |relay| relay.delay_answers(Duration::from_millis(300))),
