@@ -46,8 +46,6 @@ mod cache_purge;
 mod cache_races;
 mod cache_rules;
 mod cache_warm;
-mod cache_property;
-mod cache_rules;
 mod cli;
 mod coalescing;
 mod concurrency;
