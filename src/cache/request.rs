@@ -172,7 +172,7 @@ mod tests {
             headers.insert(line.0, HeaderValue::from_static(line.1));
         }
         let ttl = Some(std::time::Duration::from_secs(60));
-        judge(&RouteCache { shared, ttl, ..RouteCache::new("r") }, method, &headers, caller).err()
+        judge(&RouteCache { ttl, shared, ..RouteCache::new("r") }, method, &headers, caller).err()
     }
 
     #[test]

@@ -332,13 +332,13 @@ fn a_request_may_limit_how_stale_an_answer_it_gets_instead_of_an_error() {
     stage.get("/statuses/b");
     answers(&stage, "/statuses/b", Reply::text(503, ""));
     let ask = |said: &str| stage.client.get("/statuses/b").header("cache-control", said).send();
-    let stale = ask("stale-if-error=600");
-    assert_eq!((stale.code(), x_cache(&stale)), (200, "STALE"));
-    assert!(status(&stale).contains("fwd=stale; fwd-status=503"), "{}", status(&stale));
+    let served = ask("stale-if-error=600");
+    assert_eq!((served.code(), x_cache(&served)), (200, "STALE"));
+    assert!(status(&served).contains("fwd=stale; fwd-status=503"), "{}", status(&served));
     assert_eq!(ask("max-age=600").code(), 503, "nothing stale for who limits the age");
     assert_eq!(ask("max-stale=1").code(), 503, "nothing staler than accepted");
-    let stale = ask("max-age=600, max-stale=600");
-    assert_eq!((stale.code(), x_cache(&stale)), (200, "HIT"));
+    let served = ask("max-age=600, max-stale=600");
+    assert_eq!((served.code(), x_cache(&served)), (200, "HIT"));
 }
 
 #[test]
