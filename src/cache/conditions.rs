@@ -126,6 +126,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    type Lines<'a> = &'a [(&'static str, &'a str)];
+
     fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in lines {
@@ -230,7 +232,7 @@ mod tests {
     fn a_304_speaks_of_what_has_its_validators() {
         let stored = headers(&[("etag", "\"v1\""), ("last-modified", MODIFIED)]);
         let weak = headers(&[("etag", "W/\"v1\"")]);
-        let table: [(&[(&'static str, &str)], &HeaderMap, bool); 9] = [
+        let table: [(Lines<'_>, &HeaderMap, bool); 9] = [
             (&[("etag", "\"v1\"")], &stored, true),
             (&[("etag", "\"v2\"")], &stored, false),
             (&[("etag", "W/\"v1\"")], &stored, true),

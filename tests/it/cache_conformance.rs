@@ -170,7 +170,6 @@ fn a_304_replaces_every_field_but_the_length() {
         ("content-type", "text/plain"),
         ("content-language", "de"),
         ("expires", "Sun, 06 Nov 1994 08:49:37 GMT"),
-        ("date", "Sun, 06 Nov 1994 08:49:37 GMT"),
     ];
     let fresh = [
         ("cache-control", "max-age=600"),
@@ -246,9 +245,7 @@ fn every_test_named_in_the_conformance_table_exists() {
             let (file, name) = test.rsplit_once("::").unwrap();
             let file = format!("{}.rs", file.replace("::", "/"));
             let found = files.iter().any(|(path, text)| {
-                path.ends_with(&file)
-                    && text.contains(&format!("#[test]\n"))
-                    && text.contains(&format!("fn {name}("))
+                path.ends_with(&file) && text.contains("#[test]\n") && text.contains(&format!("fn {name}("))
             });
             assert!(found, "no test `{test}`: {row}");
         }

@@ -5,11 +5,17 @@ use crate::cache::x_cache;
 use crate::cache_conformance::{Bench, Lines, confirming, with, with_text};
 use crate::support::origin::Reply;
 
+/// A path, request headers, and the status and body to expect.
+type Asked<'a> = (&'a str, &'a [(&'a str, &'a str)], u16, &'a str);
+
 const FRESH: (&str, &str) = ("cache-control", "max-age=60");
 const OLD: (&str, &str) = ("age", "100");
 const V1: (&str, &str) = ("etag", "\"v1\"");
 const MODIFIED: (&str, &str) = ("last-modified", "Sun, 06 Nov 1994 08:49:37 GMT");
 const EARLIER: &str = "Sun, 06 Nov 1994 08:49:36 GMT";
+const LONG_AGO: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+const PAST: (&str, &str) = ("expires", "Sun, 06 Nov 1994 08:49:37 GMT");
+const FUTURE: (&str, &str) = ("expires", "Sat, 06 Nov 2094 08:49:37 GMT");
 const LATER: &str = "Sun, 06 Nov 1994 08:49:38 GMT";
 
 #[test]
@@ -45,7 +51,6 @@ fn a_stored_response_answers_only_its_own_target() {
 fn a_hit_tells_its_age_and_an_answer_of_the_origin_tells_none() {
     let bench = Bench::start();
     // Section 4.2.3: the larger of what `Age` and `Date` say.
-    const LONG_AGO: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
     let table: &[(&str, Lines, Option<u64>)] = &[
         ("new", &[("cache-control", "max-age=1000")], Some(0)),
         ("aged", &[("cache-control", "max-age=1000"), ("age", "500")], Some(500)),
@@ -146,8 +151,6 @@ fn selecting_fields_have_to_match() {
 #[test]
 fn explicit_lifetimes_count_in_their_order_and_none_is_guessed() {
     let bench = Bench::start();
-    const PAST: (&str, &str) = ("expires", "Sun, 06 Nov 1994 08:49:37 GMT");
-    const FUTURE: (&str, &str) = ("expires", "Sat, 06 Nov 2094 08:49:37 GMT");
     let table: &[(&str, Lines, bool)] = &[
         ("max-age", &[("cache-control", "max-age=60")], true),
         ("zero", &[("cache-control", "max-age=0")], false),
@@ -353,7 +356,7 @@ fn ranges_are_cut_only_where_the_parts_fit_together() {
         bench.get(path).send();
     }
     let r = ("range", "bytes=2-4");
-    let table: &[(&str, &[(&str, &str)], u16, &str)] = &[
+    let table: &[Asked<'_>] = &[
         ("/open/a", &[r], 206, "234"),
         ("/open/a", &[("range", "bytes=-3")], 206, "789"),
         ("/open/a", &[("range", "bytes=-30")], 206, whole),
