@@ -243,8 +243,8 @@ mod tests {
         matches!(flights.board(KEY, true, Instant::now()), Boarding::Fetching)
     }
 
-    fn claim() -> Option<Fetch> {
-        Some(Fetch { claimed: true, until: Instant::now() + Duration::from_secs(5) })
+    fn claim() -> Fetch {
+        Fetch { claimed: true, until: Instant::now() + Duration::from_secs(5) }
     }
 
     #[test]
@@ -253,7 +253,7 @@ mod tests {
         let (serial, _tell) = first(&flights);
         assert!(joins(&flights, true));
         assert!(!joins(&flights, false), "who holds something stale waits for nobody");
-        assert!(!flights.land(KEY, serial, claim()));
+        assert!(!flights.land(KEY, serial, Some(claim())));
         assert!(is_fetching(&flights));
         assert!(!flights.leave(KEY, serial, true) && !flights.leave(KEY, serial, false));
         assert!(is_fetching(&flights), "one of them has gone on to fetch");
@@ -269,10 +269,10 @@ mod tests {
         let (serial, _tell) = first(&flights);
         assert!(!flights.leave(KEY, serial, false));
         assert!(!flights.goes_on(KEY, serial));
-        assert!(flights.land(KEY, serial, claim()));
+        assert!(flights.land(KEY, serial, Some(claim())));
         // Everybody left before they heard.
         let (serial, _tell) = first(&flights);
-        assert!(!flights.land(KEY, serial, claim()));
+        assert!(!flights.land(KEY, serial, Some(claim())));
         assert!(flights.leave(KEY, serial, false));
         assert_eq!(flights.len(), 0);
     }
@@ -299,7 +299,7 @@ mod tests {
         assert!(flights.goes_on(KEY, serial));
         assert!(flights.board_late(KEY).is_some());
         assert!(!flights.leave(KEY, serial, false) && flights.goes_on(KEY, serial));
-        assert!(!flights.land(KEY, serial, claim()));
+        assert!(!flights.land(KEY, serial, Some(claim())));
         assert!(flights.board_late(KEY).is_none(), "the lock of this instance is enough");
     }
 
