@@ -671,6 +671,8 @@ impl Model {
         let number =
             made["for"].as_u64().and_then(|number| usize::try_from(number).ok()).ok_or("no number")?;
         if number == now.id {
+            // The head is that of the 304, and the body was held against it above.
+            self.revalidated += usize::from(cached == "REVALIDATED");
             return if cached == "HIT" { Err("a hit that was made for itself".into()) } else { Ok(()) };
         }
         let first = self.asked.get(number).ok_or("made for nobody")?;
