@@ -3,6 +3,9 @@
 //!
 //! The rules are written here once more, from RFC 9111 and the configuration; the gateway's code is not asked.
 
+#![allow(clippy::struct_excessive_bools, reason = "facts that are independent of each other")]
+#![allow(clippy::unused_self, reason = "rules of one model")]
+
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
