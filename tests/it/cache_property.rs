@@ -3,6 +3,9 @@
 //!
 //! The rules are written here once more, from RFC 9111 and the configuration; the gateway's code is not asked.
 
+#![allow(clippy::struct_excessive_bools, reason = "facts that are independent of each other")]
+#![allow(clippy::unused_self, reason = "rules of one model")]
+
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
@@ -671,6 +674,8 @@ impl Model {
         let number =
             made["for"].as_u64().and_then(|number| usize::try_from(number).ok()).ok_or("no number")?;
         if number == now.id {
+            // The head is that of the 304, and the body was held against it above.
+            self.revalidated += usize::from(cached == "REVALIDATED");
             return if cached == "HIT" { Err("a hit that was made for itself".into()) } else { Ok(()) };
         }
         let first = self.asked.get(number).ok_or("made for nobody")?;
