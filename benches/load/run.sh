@@ -1,21 +1,25 @@
 #!/usr/bin/env bash
-# The load run of `make bench`: drives the gateway in its modes and a plain nginx proxy beside it, in interleaved
-# rounds on this machine, and prints requests/s and CPU microseconds per request. Compare ratios within one run, never
-# absolute figures between runs. Every mode is checked to do its job; one that does not ends the run.
+# The load run of `make bench`: drives the gateway in its modes, and nginx and Varnish as proxies and as caches beside
+# it, in interleaved rounds on this machine, and prints requests/s and CPU microseconds per request. Compare ratios
+# within one run, never absolute figures between runs. Every mode is checked to do its job; one that does not ends the
+# run. Last, many connections ask for one cold key at once.
 set -euo pipefail
 
 usage() {
     cat <<'USAGE'
 usage: benches/load/run.sh [--without-gateway]
 
-  --without-gateway  only what needs no gateway: the upstream alone and nginx before it
+  --without-gateway  only what needs no gateway: the upstream alone, nginx and Varnish before it
 
 Environment:
   LOAD_ROUNDS       rounds, of which medians are taken   (default 3)
-  LOAD_SECONDS      seconds per mode and round           (default 5)
+  LOAD_SECONDS      seconds per mode and round           (default 3)
   LOAD_CONNECTIONS  connections of the generator         (default 64)
   LOAD_HOT          connections on one hot key           (default 512)
-  LOAD_MODES        gateway modes, of: plain full scripted cached refused-401 refused-429 hot hot-alone (default all)
+  LOAD_COLD         connections on one cold key, 0: none (default 10000)
+  LOAD_PEERS        modes of others, of: nginx nginx-hit varnish varnish-hit (default all; nginx always)
+  LOAD_MODES        gateway modes, of: plain hit hit-redis full full-shared scripted cached cached-alone refused-401
+                    refused-429 hot hot-alone            (default all)
   TOLLGATE_BIN      the gateway  (default: dist/tollgate in the target directory, as `cargo build --profile dist` makes)
 USAGE
 }
@@ -28,10 +32,13 @@ LC_ALL=C
 export PATH LC_ALL
 
 rounds=${LOAD_ROUNDS:-3}
-duration=${LOAD_SECONDS:-5}
+duration=${LOAD_SECONDS:-3}
 connections=${LOAD_CONNECTIONS:-64}
 hot_connections=${LOAD_HOT:-512}
-gateway_modes=${LOAD_MODES:-plain full scripted cached refused-401 refused-429 hot hot-alone}
+cold_connections=${LOAD_COLD:-10000}
+peers=${LOAD_PEERS:-nginx nginx-hit varnish varnish-hit}
+case " $peers " in *' nginx '*) ;; *) peers="nginx $peers" ;; esac
+gateway_modes=${LOAD_MODES:-plain hit hit-redis full full-shared scripted cached cached-alone refused-401 refused-429 hot hot-alone}
 gateway_bin=${TOLLGATE_BIN:-${CARGO_TARGET_DIR:-$root/target}/dist/tollgate}
 with_gateway=yes
 case "${1:-}" in
@@ -42,13 +49,15 @@ case "${1:-}" in
 esac
 
 work=$(mktemp -d)
+# Where root runs this, nginx's workers are nobody: they must reach the directory of their cache.
+chmod 711 "$work"
 pids=()
 cleanup() {
     local pid
     for pid in "${pids[@]}"; do
         case "$pid" in
-            # nginx must live to take its workers along; the others have nothing to drain or save.
-            "${upstream_pid:-}" | "${proxy_pid:-}") kill -TERM "$pid" 2>/dev/null || true ;;
+            # These must live to take their workers along; the others have nothing to drain or save.
+            "${upstream_pid:-}" | "${proxy_pid:-}" | "${varnish_pid:-}") kill -TERM "$pid" 2>/dev/null || true ;;
             *) kill -KILL "$pid" 2>/dev/null || true ;;
         esac
     done
@@ -116,7 +125,7 @@ await() { # await NAME PID LOG PORT PATH
     fail_with_log "$3" "$1 does not answer $5 within 10 s"
 }
 
-# CPU time in clock ticks that a process and its children (nginx's workers) have used, all threads included.
+# CPU time in clock ticks that a process and its children (nginx's workers, Varnish's child) have used, all threads included.
 cpu_ticks() { # cpu_ticks PID
     local pid total=0 ticks
     for pid in "$1" $(cat "/proc/$1/task/$1/children"); do
@@ -148,12 +157,14 @@ upstream_requests() {
 fill() { # fill TEMPLATE > FILE
     sed -e "s|@DIR@|$work|g" -e "s|@UPSTREAM@|$upstream_port|g" -e "s|@PROXY@|${proxy_port:-}|g" \
         -e "s|@LISTEN@|${gateway_port:-}|g" -e "s|@ADMIN@|${admin_port:-}|g" -e "s|@REDIS@|${redis_port:-}|g" \
-        -e "s|@COALESCE@|${coalesce:-}|g" -e "s|@BODY@|$body|g" "$1"
+        -e "s|@COALESCE@|${coalesce:-}|g" -e "s|@BODY@|$body|g" ${without_redis:+-e '/^\[redis\]/,/^$/d'} "$1"
 }
 
 # --- what is needed -------------------------------------------------------------------------------------------------
 
-for program in nginx wrk redis-server redis-cli; do
+needed='nginx wrk redis-server redis-cli'
+case "$peers" in *varnish*) needed="$needed varnishd" ;; esac
+for program in $needed; do
     command -v "$program" >/dev/null || fail "$program is missing; run scripts/install-deps.sh --bench"
 done
 if [ -n "$with_gateway" ] && [ ! -x "$gateway_bin" ]; then
@@ -178,6 +189,20 @@ await "nginx (proxy)" "$proxy_pid" "$work/proxy.log" "$proxy_port" /
 length=$(fetch "$upstream_port" / | tr -d '\r' | awk '/^Content-Length:/ { print $2 }')
 [ "$length" = 1024 ] || fail "the upstream's body has $length bytes instead of 1024"
 
+case "$peers" in
+    *varnish*)
+        pick_port; varnish_port=$port
+        fill "$here/varnish.vcl" >"$work/varnish.vcl"
+        # No jail: it runs as whoever runs this, in a directory of its own. One pool of threads, as Varnish has no one
+        # worker to be limited to; its log stays where it always is, in shared memory that nobody reads.
+        varnishd -F -j none -n "$work/varnish" -a "127.0.0.1:$varnish_port" -T none -f "$work/varnish.vcl" \
+            -s malloc,64m -p thread_pools=1 >"$work/varnish.log" 2>&1 &
+        varnish_pid=$!
+        pids+=("$varnish_pid")
+        await varnish "$varnish_pid" "$work/varnish.log" "$varnish_port" /plain/x
+        ;;
+esac
+
 pick_port; redis_port=$port
 redis-server --port "$redis_port" --bind 127.0.0.1 --save '' --appendonly no --dir "$work" >"$work/redis.log" 2>&1 &
 redis_pid=$!
@@ -188,18 +213,19 @@ for ((attempt = 0; ; attempt++)); do
     sleep 0.05
 done
 
-modes='direct nginx'
+modes="direct $peers"
 token=
 if [ -n "$with_gateway" ]; then
     # Of no worth outside this run.
     JWT_SECRET=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
     export JWT_SECRET
-    # Two gateways: one whose requests share calls to Redis, and one whose requests ask each alone. The load is that of
-    # one user, so that only the second shows what a request costs that nobody shares with.
-    for name in tollgate alone; do
+    # Three gateways: one whose requests share calls to Redis, one whose requests ask each alone, and one without a
+    # Redis. The load is that of one user, so that only the second shows what a request costs that nobody shares with.
+    for name in tollgate alone single; do
         pick_port; gateway_port=$port
         pick_port; admin_port=$port
-        coalesce=$([ "$name" = tollgate ] && echo true || echo false)
+        coalesce=$([ "$name" = alone ] && echo false || echo true)
+        without_redis=$([ "$name" != single ] || echo yes)
         fill "$here/tollgate.toml" >"$work/$name.toml"
         "$gateway_bin" run --config "$work/$name.toml" >"$work/$name.log" 2>&1 &
         pids+=($!)
@@ -224,12 +250,24 @@ describe() { # describe MODE
     clients=$connections script=any
     case "$1" in
         direct) target=$upstream_port pid=$upstream_pid log=upstream title='the upstream alone (its own CPU)' ;;
-        nginx) target=$proxy_port pid=$proxy_pid log=proxy title='**nginx, plain proxy**' ;;
+        nginx*) target=$proxy_port pid=$proxy_pid log=proxy ;;&
+        varnish*) target=${varnish_port:-} pid=${varnish_pid:-} log=varnish ;;&
+        nginx) title='**nginx, plain proxy**' ;;
+        nginx-hit) path=/cached/x reaches=0 title='nginx, hit in proxy_cache' ;;
+        varnish) path=/plain/x title='varnish, plain proxy (pass)' ;;
+        varnish-hit) path=/cached/x reaches=0 title='varnish, cache hit' ;;
         plain) path=/plain/x title='tollgate, plain proxy' ;;
-        full | scripted | hot-alone) target=${alone_port:-} pid=${alone_pid:-} log=alone with=$token asks=yes ;;&
+        hit*) path=/open/x reaches=0 ;;&
+        hit) target=${single_port:-} pid=${single_pid:-} log=single title='tollgate, cache hit, no JWT, limits or Redis' ;;
+        hit-redis) asks=any title='tollgate, cache hit, no JWT or limits, generations in Redis' ;;
+        full | scripted | cached-alone | hot-alone)
+            target=${alone_port:-} pid=${alone_pid:-} log=alone with=$token asks=yes ;;&
         full) path=/full/x script=no title='tollgate, full job: HS256, blacklist, ban, cut-off, 3 fixed windows' ;;
+        full-shared) path=/full/x with=$token asks=any title='tollgate, full job, calls to Redis shared' ;;
         scripted) path=/scripted/x script=yes title='tollgate, full job by the script: 3 sliding windows' ;;
-        cached) path=/cached/x with=$token reaches=0 asks=any title='tollgate, cache hit with JWT and limits' ;;
+        cached*) path=/cached/x with=$token reaches=0 ;;&
+        cached) asks=any title='tollgate, cache hit with JWT and limits, calls to Redis shared' ;;
+        cached-alone) title='tollgate, cache hit with JWT and limits' ;;
         refused-401) path=/full/x expected=401 reaches=0 title='tollgate, refusal 401' ;;
         refused-429) path=/limited/x with=$token expected=429 reaches=0 title='tollgate, refusal 429 known locally' ;;
         hot) path=/full/x with=$token asks=shared title='tollgate, full job, one hot key, coalesced' ;;&
@@ -250,7 +288,7 @@ check_status() { # check_status MODE WHEN
 prepare() { # prepare MODE
     describe "$1"
     case "$1" in
-        cached | refused-429) status_of "$target" "$path" "$with" >/dev/null ;;
+        *hit* | cached* | refused-429) status_of "$target" "$path" "$with" >/dev/null ;;
     esac
     check_status "$1" "before the load"
 }
@@ -358,3 +396,14 @@ echo
 ! both hot hot-alone 1 || echo "Requests/s on one hot key, coalesced ÷ each alone: $ratio"
 ! both refused-429 full 2 || echo "Proxy CPU of a refusal 429 ÷ of a forwarded request, full job: $ratio"
 ! both refused-429 plain 2 || echo "Proxy CPU of a refusal 429 ÷ of a forwarded request, plain: $ratio"
+hit_of() { # hit_of HIT FORWARD WHAT
+    ! both "$1" "$2" 2 || echo "Proxy CPU of a cache hit ÷ of a forwarded request, $3: $ratio"
+}
+hit_of nginx-hit nginx nginx
+hit_of varnish-hit varnish varnish
+hit_of hit plain 'tollgate without JWT, limits and Redis'
+hit_of hit-redis plain 'tollgate without JWT and limits, generations in Redis'
+hit_of cached full-shared 'tollgate with JWT and limits, calls to Redis shared'
+hit_of cached-alone full 'tollgate with JWT and limits, each alone'
+hit_of cached plain 'tollgate, hit with JWT and limits, forwarded without'
+
