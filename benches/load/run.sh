@@ -48,6 +48,9 @@ case "${1:-}" in
     *) usage >&2; exit 2 ;;
 esac
 
+# For the cold key: a connection is a file on either side.
+ulimit -Sn "$(ulimit -Hn)" 2>/dev/null || true
+
 work=$(mktemp -d)
 # Where root runs this, nginx's workers are nobody: they must reach the directory of their cache.
 chmod 711 "$work"
@@ -229,7 +232,7 @@ if [ -n "$with_gateway" ]; then
         fill "$here/tollgate.toml" >"$work/$name.toml"
         "$gateway_bin" run --config "$work/$name.toml" >"$work/$name.log" 2>&1 &
         pids+=($!)
-        declare "${name}_pid=$!" "${name}_port=$gateway_port"
+        declare "${name}_pid=$!" "${name}_port=$gateway_port" "${name}_admin=$admin_port"
         await "$name" "$!" "$work/$name.log" "$admin_port" /ready
     done
     token=$("$gateway_bin" token mint --config "$work/tollgate.toml" --subject bench 2>"$work/mint.log") \
@@ -315,7 +318,7 @@ drive() { # drive MODE
 
     line=$(awk '$1 == "RESULT"' "$work/wrk.log")
     [ -n "$line" ] || fail_with_log "$work/wrk.log" "wrk printed no result in mode $1"
-    read -r _ requests micros errors broken p50 p99 <<<"$line"
+    read -r _ requests micros errors broken p50 p99 _ <<<"$line"
 
     [ "$requests" -gt 0 ] || fail_with_log "$work/wrk.log" "mode $1 answered nothing"
     [ "$broken" -eq 0 ] || fail_with_log "$work/wrk.log" "mode $1: $broken broken connections or timeouts"
@@ -359,6 +362,47 @@ for ((round = 1; round <= rounds; round++)); do
     done
 done
 
+# --- many at once on one cold key ------------------------------------------------------------------------------------
+
+# How many answers on the route of the cold key had one outcome.
+cold_outcomes() { # cold_outcomes OUTCOME
+    fetch "$single_admin" /metrics | tr -d '\r' \
+        | awk -v line="tollgate_cache_total{outcome=\"$1\",route=\"cold\"}" '$1 == line { n = $2 } END { print n + 0 }'
+}
+
+# Sets `cold_line`. Whoever comes while the one fetch is under way waits for it: the upstream takes its time, so that
+# most do. What they ask for after their first answer are hits. No Redis: whether it keeps its deadline while 10,000
+# connections are opened on a busy machine is another question.
+drive_cold() {
+    local upstream began own requests broken longest
+    began=$(date +%s%N)
+    [ "$(status_of "$upstream_port" /cold/x)" = 200 ] || fail "the upstream does not answer /cold/x"
+    own=$((($(date +%s%N) - began) / 1000))
+    upstream=$(upstream_requests)
+    wrk -t1 -c"$cold_connections" -d8s --timeout 20s -s "$here/report.lua" "http://127.0.0.1:$single_port/cold/x" \
+        >"$work/wrk.log" 2>&1 || fail_with_log "$work/wrk.log" "wrk failed on the cold key"
+    upstream=$(($(upstream_requests) - upstream - 1))
+    read -r _ requests _ _ broken _ _ longest <<<"$(awk '$1 == "RESULT"' "$work/wrk.log")"
+    [ "${broken:-1}" -eq 0 ] || fail_with_log "$work/wrk.log" "cold key: ${broken:-no result:} broken connections or timeouts"
+    [ "$requests" -ge "$cold_connections" ] || fail "cold key: only $requests answers on $cold_connections connections"
+    [ "$upstream" -eq 1 ] || fail "cold key: $upstream requests reached the upstream instead of one"
+    cold_line=$(awk -v n="$cold_connections" -v u="$upstream" -v own="$own" -v longest="$longest" \
+        -v waited="$(cold_outcomes coalesced)" 'BEGIN {
+        printf "%d connections on one cold key: %d request at the upstream, which takes %.2f s for it; %d waited for it, ",
+            n, u, own / 1e6, waited
+        printf "the longest answer took %.2f s", longest / 1e6 }')
+}
+
+cold_line=
+if [ -n "$with_gateway" ] && [ "$cold_connections" -gt 0 ]; then
+    if [ "$(ulimit -n)" = unlimited ] || [ "$(ulimit -n)" -ge $((cold_connections + 500)) ]; then
+        echo "$cold_connections connections on one cold key" >&2
+        drive_cold
+    else
+        cold_line="No run on one cold key: $cold_connections connections are more than the $(ulimit -n) open files allowed here"
+    fi
+fi
+
 # --- report ---------------------------------------------------------------------------------------------------------
 
 median() { # median MODE COLUMN
@@ -392,6 +436,7 @@ both() { # both MODE MODE COLUMN: whether both were measured; sets the ratio of 
 }
 
 echo
+[ -z "$cold_line" ] || echo "$cold_line"
 ! both hot-alone hot 4 || echo "Redis commands per request on one hot key, each alone ÷ coalesced: $ratio"
 ! both hot hot-alone 1 || echo "Requests/s on one hot key, coalesced ÷ each alone: $ratio"
 ! both refused-429 full 2 || echo "Proxy CPU of a refusal 429 ÷ of a forwarded request, full job: $ratio"

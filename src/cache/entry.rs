@@ -146,6 +146,10 @@ impl Entry {
         built
     }
 
+    pub(super) const fn header(&self) -> &ResponseHeader {
+        &self.header
+    }
+
     pub(super) const fn body(&self) -> &Bytes {
         &self.body
     }
@@ -160,6 +164,16 @@ impl Entry {
 
     pub(super) const fn fresh_until(&self) -> UnixMillis {
         self.meta.fresh_until
+    }
+
+    /// Where `Age` counts from.
+    pub(super) const fn epoch(&self) -> UnixMillis {
+        self.meta.epoch
+    }
+
+    /// The variant that the response is.
+    pub(super) const fn variance(&self) -> Option<HashBinary> {
+        self.meta.variance
     }
 
     /// When the response was fetched or last validated.
@@ -366,7 +380,7 @@ impl<'a> Cursor<'a> {
     fn header(&mut self) -> Result<ResponseHeader, Rejected> {
         let status = u16::from_be_bytes(self.array()?);
         let count = u32::from_be_bytes(self.array()?);
-        let mut header = ResponseHeader::build(status, None).map_err(|_| Rejected::Malformed)?;
+        let mut header = ResponseHeader::build_no_case(status, None).map_err(|_| Rejected::Malformed)?;
         for _ in 0..count {
             let name = http::HeaderName::from_bytes(self.slice()?).map_err(|_| Rejected::Malformed)?;
             let value = http::HeaderValue::from_bytes(self.slice()?).map_err(|_| Rejected::Malformed)?;

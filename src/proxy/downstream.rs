@@ -92,6 +92,16 @@ pub(super) async fn write(
     Ok(())
 }
 
+/// Writes a stored response to a GET.
+pub(super) async fn write_stored(session: &mut Session, header: ResponseHeader, body: Bytes) -> Result<()> {
+    let has_body = !body.is_empty();
+    session.write_response_header(Box::new(header), !has_body).await?;
+    if has_body {
+        session.write_response_body(Some(body), true).await?;
+    }
+    Ok(())
+}
+
 /// The `Date` of an own reply (RFC 9110 section 6.6.1).
 #[allow(clippy::disallowed_methods, reason = "a date for people, not a decision")]
 fn date() -> HeaderValue {

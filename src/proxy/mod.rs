@@ -26,7 +26,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 
 use crate::cache::request::{Bypass, write_invalidates};
-use crate::cache::transaction::serves_stale;
+use crate::cache::transaction::{Ready, serves_stale};
 use crate::cache::{Transaction, status};
 use crate::header_names::{X_CACHE, X_REQUEST_ID};
 use crate::metrics::{CacheOutcome, Held, UpstreamFailure};
@@ -95,6 +95,32 @@ impl Exchange {
         let reply = refusal.reply();
         self.context.refusal = Some(refusal);
         self.answer(session, &reply).await
+    }
+
+    /// Answers with a stored response that is fresh in memory and wanted as it is; `false`: nothing was done.
+    async fn answer_from_memory(&mut self, session: &mut Session) -> Result<bool> {
+        // HTTP/2 tells of a body by no header: it shows only here.
+        if self.transaction().is_none() || !session.as_downstream_mut().is_body_empty() {
+            return Ok(false);
+        }
+        let Self { gateway, context, .. } = self;
+        let now = gateway.shared.clock.now();
+        let request = session.req_header();
+        let Some(Ready { mut head, body }) = context.admitted().and_then(|admitted| match &admitted.cache {
+            CacheUse::Used(cached) => {
+                cached.ready(&request.method, &request.headers, gateway.expose_cache_key, now)
+            }
+            CacheUse::NotConfigured | CacheUse::Bypassed(_) => None,
+        }) else {
+            return Ok(false);
+        };
+        for (name, value) in context.quota.drain(..) {
+            head.headers.insert(name, value);
+        }
+        head.headers.insert(X_REQUEST_ID.clone(), context.request_id.clone());
+        context.cache_outcome = Some(CacheOutcome::Hit);
+        downstream::write_stored(session, head.into(), body).await.map_err(Error::into_down)?;
+        Ok(true)
     }
 
     /// The tags that a write on this route changes: what the route declares, and the very target.
@@ -192,6 +218,9 @@ impl ProxyHttp for Proxy {
                 gateway.log_out(&admitted.route, identity).await;
             }
             exchange.answer(session, &Reply::json(LOGGED_OUT)).await?;
+            return Ok(true);
+        }
+        if origin == Origin::Client && exchange.answer_from_memory(session).await? {
             return Ok(true);
         }
         if !continued && downstream::awaits_continue(session) {

@@ -3,6 +3,7 @@
 
 mod fields;
 mod pending;
+mod ready;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,7 @@ use crate::clock::{UnixMillis, millis};
 
 use self::fields::{freshen, sanitise_for_storage};
 pub use self::pending::Pending;
+pub use self::ready::Ready;
 
 /// A request that uses the cache.
 #[derive(Debug)]
