@@ -243,7 +243,7 @@ fn a_plain_hit_is_answered_as_one_that_pingora_serves() {
     }
     let fields = |response: &Response| {
         let differs = |name: &str| ["x-request-id", "ratelimit", "x-ratelimit-remaining"].contains(&name);
-        let timed = |name: &str| ["age", "cache-status"].contains(&name) || name.contains("reset");
+        let timed = |name: &str| ["age", "cache-status", "date"].contains(&name) || name.contains("reset");
         let mut fields: Vec<(String, String)> = response
             .headers
             .iter()
