@@ -4,41 +4,29 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::header;
+use http::{StatusCode, header};
 use pingora::cache::key::HashBinary;
 use pingora::cache::{CacheKey, CacheMeta, key::CacheHashKey};
-use pingora::http::ResponseHeader;
+use pingora::http::{HeaderNameVariant, ResponseHeader};
 use sha2::{Digest, Sha256};
 
+use super::storage::body::Body;
+use super::storage::budget::{Charge, allocated};
 use crate::clock::{UnixMillis, millis};
 
 /// First bytes of an encoded entry; the last digit is the layout's version.
 const MAGIC: &[u8; 4] = b"TGE1";
 const MAC: usize = 16;
+/// Bytes of an encoded entry beside its key, fields and body, at most.
+const ENCODED_OVERHEAD: usize = 192;
+const CONTENT_LENGTH: &[u8] = b"Content-Length";
 /// How long a stale entry with a validator is kept to be revalidated.
 const REVALIDATION_GRACE: Duration = Duration::from_secs(3600);
-/// Bookkeeping per entry and per header field that the weight accounts for, in bytes.
-const OVERHEAD: usize = 512;
-const FIELD_OVERHEAD: usize = 64;
+/// Bookkeeping per entry in bytes: the counts of two references, what `Bytes` allocates to share a buffer (twice),
+/// and the tables of `quick_cache`, which grow by doubling.
+const OVERHEAD: usize = size_of::<Entry>() + 16 + 2 * 32 + 192;
 /// Clocks of two instances may differ by this much.
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
-
-/// The bytes a key is made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Name {
-    primary: Box<[u8]>,
-    variance: Option<HashBinary>,
-}
-
-impl Name {
-    pub(super) fn of(key: &CacheKey) -> Self {
-        Self { primary: key.primary_key().into(), variance: key.variance_bin() }
-    }
-
-    pub(super) fn is(&self, key: &CacheKey) -> bool {
-        *self.primary == *key.primary_key() && self.variance == key.variance_bin()
-    }
-}
 
 /// Everything about an entry but its body; all times are wall-clock milliseconds.
 #[derive(Clone, Debug)]
@@ -55,13 +43,89 @@ struct Meta {
     variance: Option<HashBinary>,
 }
 
+/// A response's key, status and header fields, in one piece of memory that belongs to nothing else: the values
+/// pingora hands over are slices of whole read buffers.
+#[derive(Clone, Debug)]
+struct Head {
+    /// The primary key, then the fields as [`Entry::encode`] writes them.
+    bytes: Bytes,
+    key_length: usize,
+    variance: Option<HashBinary>,
+    status: StatusCode,
+    fields: u32,
+}
+
+impl Head {
+    /// `None` for fields that could not be read back. A `length` replaces what is declared.
+    fn new(key: &CacheKey, header: &ResponseHeader, length: Option<&str>) -> Option<Self> {
+        let replaced = |name: &[u8]| {
+            length.is_some() && name.eq_ignore_ascii_case(header::CONTENT_LENGTH.as_str().as_bytes())
+        };
+        let size = |name: &[u8], value: &[u8]| 16 + name.len() + value.len();
+        let kept: usize = header.headers.iter().map(|(n, v)| size(n.as_str().as_bytes(), v.as_bytes())).sum();
+        let added = length.map_or(0, |length| size(CONTENT_LENGTH, length.as_bytes()));
+        let primary = key.primary_key();
+        let mut bytes = Vec::with_capacity(primary.len() + kept + added);
+        bytes.extend_from_slice(primary);
+        let mut fields = 0;
+        let written = header.map(|name, value| {
+            let name = match name {
+                HeaderNameVariant::Case(name) => name.as_slice(),
+                HeaderNameVariant::Titled(name) => name.as_bytes(),
+            };
+            if !replaced(name) {
+                put_slice(&mut bytes, name);
+                put_slice(&mut bytes, value.as_bytes());
+                fields += 1;
+            }
+            Ok(())
+        });
+        written.ok()?;
+        if let Some(length) = length {
+            put_slice(&mut bytes, CONTENT_LENGTH);
+            put_slice(&mut bytes, length.as_bytes());
+            fields += 1;
+        }
+        // What was replaced leaves room.
+        bytes.shrink_to_fit();
+        let head = Self {
+            bytes: bytes.into(),
+            key_length: primary.len(),
+            variance: key.variance_bin(),
+            status: header.status,
+            fields,
+        };
+        head.header().is_ok().then_some(head)
+    }
+
+    fn is(&self, key: &CacheKey) -> bool {
+        self.key() == key.primary_key() && self.variance == key.variance_bin()
+    }
+
+    fn key(&self) -> &[u8] {
+        self.bytes.get(..self.key_length).unwrap_or_default()
+    }
+
+    /// The fields as they are encoded.
+    fn encoded(&self) -> &[u8] {
+        self.bytes.get(self.key_length..).unwrap_or_default()
+    }
+
+    /// What pingora works with; copies no value.
+    fn header(&self) -> Result<ResponseHeader, Rejected> {
+        let mut cursor = Cursor { bytes: &self.bytes, at: self.key_length };
+        cursor.header(self.status, self.fields)
+    }
+}
+
 /// A stored response.
 #[derive(Debug)]
 pub(super) struct Entry {
-    name: Name,
+    head: Head,
     meta: Meta,
-    header: ResponseHeader,
-    body: Bytes,
+    body: Body,
+    /// What it takes of the memory tier's budget, until nobody reads it any more.
+    charge: Option<Charge>,
 }
 
 /// Why bytes from the shared tier are no entry.
@@ -84,46 +148,90 @@ pub(super) enum Rejected {
 /// An entry without its body: what a fill starts with. `CacheMeta` cannot be cloned.
 #[derive(Debug)]
 pub(super) struct Draft {
-    name: Name,
+    head: Head,
     meta: Meta,
-    header: ResponseHeader,
+    declared: Declared,
+}
+
+/// What a response says about the length of its body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Declared {
+    Nothing,
+    Bytes(usize),
+    Nonsense,
+}
+
+impl Declared {
+    fn of(header: &ResponseHeader) -> Self {
+        let mut lines = header.headers.get_all(header::CONTENT_LENGTH).iter();
+        let Some(first) = lines.next() else { return Self::Nothing };
+        let parsed = first.to_str().ok().and_then(|text| text.parse().ok());
+        match parsed {
+            Some(length) if lines.all(|line| line == first) => Self::Bytes(length),
+            _ => Self::Nonsense,
+        }
+    }
 }
 
 impl Draft {
-    pub(super) fn new(key: &CacheKey, meta: &CacheMeta) -> Self {
-        Self { name: Name::of(key), meta: Meta::of(meta), header: meta.response_header_copy() }
+    /// `None` for a response with fields that could not be read back.
+    pub(super) fn new(key: &CacheKey, meta: &CacheMeta) -> Option<Self> {
+        let header = meta.response_header();
+        let declared = Declared::of(header);
+        Some(Self { head: Head::new(key, header, None)?, meta: Meta::of(meta), declared })
+    }
+
+    /// The declared length of the body, if there is one.
+    pub(super) const fn declared_length(&self) -> Option<usize> {
+        match self.declared {
+            Declared::Bytes(length) => Some(length),
+            Declared::Nothing | Declared::Nonsense => None,
+        }
+    }
+
+    /// Bytes that the entry counts for, without its body.
+    pub(super) const fn weight(&self) -> usize {
+        // A length that is not declared is added in the end.
+        OVERHEAD + allocated(self.head.bytes.len() + 64)
     }
 
     /// The entry with its complete body; `None` when that is not as long as declared.
-    pub(super) fn complete(self, body: Bytes) -> Option<Entry> {
-        let Self { name, meta, mut header } = self;
-        match header.headers.get(header::CONTENT_LENGTH) {
-            Some(declared) => {
-                let declared: Option<usize> = declared.to_str().ok().and_then(|text| text.parse().ok());
-                if declared != Some(body.len()) {
-                    return None;
-                }
-            }
+    pub(super) fn complete(self, key: &CacheKey, body: Body) -> Option<Entry> {
+        let Self { mut head, meta, declared } = self;
+        match declared {
+            Declared::Bytes(length) if length == body.len() => {}
+            Declared::Bytes(_) | Declared::Nonsense => return None,
             // A complete body has a known length, which ranges of it need.
-            None if header.status != http::StatusCode::NO_CONTENT => {
-                header.insert_header(header::CONTENT_LENGTH, body.len()).ok()?;
+            Declared::Nothing if head.status != StatusCode::NO_CONTENT => {
+                head = Head::new(key, &head.header().ok()?, Some(&body.len().to_string()))?;
             }
-            None => {}
+            Declared::Nothing => {}
         }
-        Some(Entry { name, meta, header, body })
+        Some(Entry { head, meta, body, charge: None })
     }
 }
 
 impl Entry {
     /// The same body under refreshed metadata (a 304).
-    pub(super) fn refreshed(&self, meta: &CacheMeta) -> Self {
+    pub(super) fn refreshed(&self, key: &CacheKey, meta: &CacheMeta) -> Option<Self> {
         let mut header = meta.response_header_copy();
         // The body did not change, so neither did its length, whatever the 304 says.
-        match self.header.headers.get(header::CONTENT_LENGTH) {
-            Some(length) => drop(header.insert_header(header::CONTENT_LENGTH, length)),
-            None => drop(header.remove_header(&header::CONTENT_LENGTH)),
+        let length = (self.head.status != StatusCode::NO_CONTENT).then(|| self.body.len().to_string());
+        if length.is_none() {
+            drop(header.remove_header(&header::CONTENT_LENGTH));
         }
-        Self { name: self.name.clone(), meta: Meta::of(meta), header, body: self.body.clone() }
+        let head = Head::new(key, &header, length.as_deref())?;
+        Some(Self { head, meta: Meta::of(meta), body: self.body.clone(), charge: None })
+    }
+
+    /// The entry with its part of the memory tier's budget.
+    pub(super) fn charged(self, charge: Charge) -> Self {
+        Self { charge: Some(charge), ..self }
+    }
+
+    /// Whether it has a part of the memory tier's budget.
+    pub(super) const fn is_charged(&self) -> bool {
+        self.charge.is_some()
     }
 
     /// What pingora works with. Built per hit: `CacheMeta` cannot be cloned.
@@ -131,13 +239,14 @@ impl Entry {
         let meta = &self.meta;
         // pingora keeps the provenance of a primary slot across refreshes, as the line before which variants
         // are void, but only takes it from the creation time. Variants are judged by their own creation.
-        let created = if self.name.variance.is_some() { meta.created } else { meta.provenance };
+        let created = if self.head.variance.is_some() { meta.created } else { meta.provenance };
         let mut built = CacheMeta::new(
             system_time(meta.fresh_until),
             system_time(created),
             meta.stale_while_revalidate,
             meta.stale_if_error,
-            self.header.clone(),
+            // It was read once when the entry was made.
+            self.head.header().unwrap_or_else(|_| ResponseHeader::from(http::Response::new(()).into_parts().0)),
         );
         built.set_epoch_override(system_time(meta.epoch));
         if let Some(variance) = meta.variance {
@@ -146,16 +255,17 @@ impl Entry {
         built
     }
 
-    pub(super) const fn header(&self) -> &ResponseHeader {
-        &self.header
+    /// The header; `None`, which is never: it was read once when the entry was made.
+    pub(super) fn header(&self) -> Option<ResponseHeader> {
+        self.head.header().ok()
     }
 
-    pub(super) const fn body(&self) -> &Bytes {
+    pub(super) const fn body(&self) -> &Body {
         &self.body
     }
 
     pub(super) fn is_named(&self, key: &CacheKey) -> bool {
-        self.name.is(key)
+        self.head.is(key)
     }
 
     pub(super) const fn keep_until(&self) -> UnixMillis {
@@ -181,24 +291,23 @@ impl Entry {
         self.meta.updated
     }
 
-    /// Bytes this entry counts for in the memory tier.
+    /// Bytes this entry counts for in the memory tier: what the allocator takes for it, and its place in tables.
     pub(super) fn weight(&self) -> usize {
-        let fields: usize = self
-            .header
-            .headers
-            .iter()
-            .map(|(name, value)| name.as_str().len() * 2 + value.len() + FIELD_OVERHEAD)
-            .sum();
-        OVERHEAD + self.name.primary.len() + fields + self.body.len()
+        OVERHEAD + allocated(self.head.bytes.len()) + self.body.weight()
+    }
+
+    /// How many bytes [`Self::encode`] makes.
+    pub(super) fn encoded_length(&self) -> usize {
+        ENCODED_OVERHEAD + self.head.bytes.len() + self.body.len()
     }
 
     /// The bytes for the shared tier.
     pub(super) fn encode(&self, secret: &Secret) -> Bytes {
-        let mut out = BytesMut::with_capacity(self.weight());
+        let mut out = BytesMut::with_capacity(self.encoded_length());
         out.put_slice(MAGIC);
         out.put_bytes(0, MAC);
-        put_slice(&mut out, &self.name.primary);
-        put_hash(&mut out, self.name.variance);
+        put_slice(&mut out, self.head.key());
+        put_hash(&mut out, self.head.variance);
         let meta = &self.meta;
         for time in
             [meta.fresh_until, meta.created, meta.provenance, meta.updated, meta.epoch, meta.keep_until]
@@ -208,13 +317,13 @@ impl Entry {
         out.put_u32(meta.stale_while_revalidate);
         out.put_u32(meta.stale_if_error);
         put_hash(&mut out, meta.variance);
-        out.put_u16(self.header.status.as_u16());
-        out.put_u32(u32::try_from(self.header.headers.len()).unwrap_or(u32::MAX));
-        for (name, value) in &self.header.headers {
-            put_slice(&mut out, name.as_str().as_bytes());
-            put_slice(&mut out, value.as_bytes());
+        out.put_u16(self.head.status.as_u16());
+        out.put_u32(self.head.fields);
+        out.put_slice(self.head.encoded());
+        out.put_u64(self.body.len() as u64);
+        for piece in self.body.pieces() {
+            out.put_slice(piece);
         }
-        put_slice(&mut out, &self.body);
         let start = MAGIC.len() + MAC;
         let mac = out.get(start..).map(|payload| secret.mac(payload)).unwrap_or_default();
         if let Some(slot) = out.get_mut(MAGIC.len()..start) {
@@ -240,8 +349,7 @@ impl Entry {
         if !bool::from(subtle::ConstantTimeEq::ct_eq(&secret.mac(payload)[..], mac)) {
             return Err(Rejected::Authenticity);
         }
-        let name = Name { primary: cursor.slice()?.into(), variance: cursor.hash()? };
-        if !name.is(key) {
+        if cursor.slice()? != key.primary_key() || cursor.hash()? != key.variance_bin() {
             return Err(Rejected::WrongKey);
         }
         let meta = cursor.meta()?;
@@ -249,9 +357,21 @@ impl Entry {
         if now > meta.keep_until || meta.keep_until > longest || meta.fresh_until > longest {
             return Err(Rejected::Lifetime);
         }
-        let header = cursor.header()?;
-        let body = cursor.body()?;
-        Ok(Self { name, meta, header, body })
+        let status = StatusCode::from_u16(u16::from_be_bytes(cursor.array()?)).map_err(|_| Rejected::Malformed)?;
+        let fields = u32::from_be_bytes(cursor.array()?);
+        let start = cursor.at;
+        cursor.header(status, fields)?;
+        let encoded = bytes.get(start..cursor.at).ok_or(Rejected::Malformed)?;
+        let primary = key.primary_key();
+        let head = Head {
+            bytes: [primary, encoded].concat().into(),
+            key_length: primary.len(),
+            variance: key.variance_bin(),
+            status,
+            fields,
+        };
+        let body = Body::copy_of(cursor.body()?);
+        Ok(Self { head, meta, body, charge: None })
     }
 }
 
@@ -314,7 +434,7 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-fn put_slice(out: &mut BytesMut, bytes: &[u8]) {
+fn put_slice(out: &mut impl BufMut, bytes: &[u8]) {
     out.put_u64(bytes.len() as u64);
     out.put_slice(bytes);
 }
@@ -377,25 +497,31 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    fn header(&mut self) -> Result<ResponseHeader, Rejected> {
-        let status = u16::from_be_bytes(self.array()?);
-        let count = u32::from_be_bytes(self.array()?);
-        let mut header = ResponseHeader::build_no_case(status, None).map_err(|_| Rejected::Malformed)?;
+    /// `count` fields; their values are slices of what is read.
+    fn header(&mut self, status: StatusCode, count: u32) -> Result<ResponseHeader, Rejected> {
+        // A count is believed only as far as there are bytes for it.
+        let most = self.bytes.len().saturating_sub(self.at) / 16;
+        let expected = usize::try_from(count).unwrap_or(usize::MAX).min(most);
+        // Without a second map for the case of names, which responses of upstreams have lost already.
+        let mut header =
+            ResponseHeader::build_no_case(status, Some(expected)).map_err(|_| Rejected::Malformed)?;
         for _ in 0..count {
-            let name = http::HeaderName::from_bytes(self.slice()?).map_err(|_| Rejected::Malformed)?;
-            let value = http::HeaderValue::from_bytes(self.slice()?).map_err(|_| Rejected::Malformed)?;
+            let name = self.shared()?;
+            let value = http::HeaderValue::from_maybe_shared(self.shared()?).map_err(|_| Rejected::Malformed)?;
             header.append_header(name, value).map_err(|_| Rejected::Malformed)?;
         }
         Ok(header)
     }
 
-    /// The rest, without a copy.
-    fn body(&mut self) -> Result<Bytes, Rejected> {
+    fn shared(&mut self) -> Result<Bytes, Rejected> {
         let length = self.slice()?.len();
-        if self.at != self.bytes.len() {
-            return Err(Rejected::Malformed);
-        }
-        Ok(self.bytes.slice(self.at - length..))
+        Ok(self.bytes.slice(self.at - length..self.at))
+    }
+
+    /// The rest.
+    fn body(&mut self) -> Result<&'a [u8], Rejected> {
+        let body = self.slice()?;
+        if self.at == self.bytes.len() { Ok(body) } else { Err(Rejected::Malformed) }
     }
 }
 
@@ -430,7 +556,7 @@ mod tests {
             CacheMeta::new(system_time(NOW.plus(Duration::from_secs(60))), system_time(NOW), 7, 8, header);
         meta.set_epoch_override(system_time(UnixMillis(NOW.0 - 5_000)));
         meta.set_variance([3; 16]);
-        Draft::new(key, &meta).complete(Bytes::from_static(b"hello")).unwrap()
+        Draft::new(key, &meta).unwrap().complete(key, Body::copy_of(b"hello")).unwrap()
     }
 
     fn decode(bytes: &Bytes, name: &str, secret: &[u8], now: UnixMillis) -> Result<Entry, Rejected> {
@@ -441,7 +567,7 @@ mod tests {
     fn an_entry_survives_the_shared_tier() {
         let bytes = entry(&key("k")).encode(&Secret::new(Some(b"s")));
         let back = decode(&bytes, "k", b"s", NOW).unwrap();
-        assert_eq!(&back.body[..], b"hello");
+        assert_eq!(back.body.read(0, 9).unwrap(), "hello");
         let meta = back.cache_meta();
         assert_eq!(meta.fresh_until(), system_time(NOW.plus(Duration::from_secs(60))));
         assert_eq!(meta.epoch(), system_time(UnixMillis(NOW.0 - 5_000)));
@@ -469,7 +595,8 @@ mod tests {
     fn a_body_of_another_length_than_declared_is_no_entry() {
         let key = key("k");
         let meta = entry(&key).cache_meta();
-        assert!(Draft::new(&key, &meta).complete(Bytes::from_static(b"hell")).is_none());
+        let complete = |body: &[u8]| Draft::new(&key, &meta).unwrap().complete(&key, Body::copy_of(body));
+        assert!(complete(b"hell").is_none() && complete(b"hello!").is_none() && complete(b"hello").is_some());
     }
 
     #[test]

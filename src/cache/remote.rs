@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 
 use super::entry::{Entry, Rejected, Secret};
 use super::settings::Settings;
+use super::storage::budget::{Budget, allocated};
 use crate::clock::UnixMillis;
 
 /// A store that all instances share. Every call is best effort: absence and failure look the same.
@@ -106,12 +107,13 @@ impl Remote {
     }
 
     /// Writes `entry` in the background, or drops it when it is too big or too much is under way.
-    pub(super) fn put(&self, key: &CacheKey, entry: &Arc<Entry>, now: UnixMillis) {
+    pub(super) fn put(&self, key: &CacheKey, entry: &Arc<Entry>, budget: &Arc<Budget>, now: UnixMillis) {
         let ttl = Duration::from_millis(entry.keep_until().millis_since(now));
         if entry.body().len() > self.max_object_bytes || ttl.is_zero() {
             return;
         }
-        let Ok(permit) = Arc::clone(&self.in_flight).try_acquire_owned() else {
+        let permit = Arc::clone(&self.in_flight).try_acquire_owned().ok();
+        let Some(paid) = permit.zip(budget.charge(allocated(entry.encoded_length()))) else {
             self.counters.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         };
@@ -122,7 +124,7 @@ impl Remote {
             let written = tier.put(&name, entry.encode(&secret), ttl).await;
             let counter = if written { &counters.writes } else { &counters.write_failures };
             counter.fetch_add(1, Ordering::Relaxed);
-            drop(permit);
+            drop(paid);
         });
     }
 

@@ -26,7 +26,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 
 use crate::cache::request::{Bypass, write_invalidates};
-use crate::cache::transaction::{Ready, serves_stale};
+use crate::cache::transaction::serves_stale;
 use crate::cache::{Transaction, status};
 use crate::header_names::{X_CACHE, X_REQUEST_ID};
 use crate::metrics::{CacheOutcome, Held, UpstreamFailure};
@@ -106,7 +106,7 @@ impl Exchange {
         let Self { gateway, context, .. } = self;
         let now = gateway.shared.clock.now();
         let request = session.req_header();
-        let Some(Ready { mut head, body }) = context.admitted().and_then(|admitted| match &admitted.cache {
+        let Some(mut ready) = context.admitted().and_then(|admitted| match &admitted.cache {
             CacheUse::Used(cached) => {
                 cached.ready(&request.method, &request.headers, gateway.expose_cache_key, now)
             }
@@ -115,11 +115,11 @@ impl Exchange {
             return Ok(false);
         };
         for (name, value) in context.quota.drain(..) {
-            head.headers.insert(name, value);
+            ready.head.headers.insert(name, value);
         }
-        head.headers.insert(X_REQUEST_ID.clone(), context.request_id.clone());
+        ready.head.headers.insert(X_REQUEST_ID.clone(), context.request_id.clone());
         context.cache_outcome = Some(CacheOutcome::Hit);
-        downstream::write_stored(session, head.into(), body).await.map_err(Error::into_down)?;
+        downstream::write_stored(session, ready).await.map_err(Error::into_down)?;
         Ok(true)
     }
 

@@ -35,6 +35,7 @@ mod api_tokens;
 mod cache;
 mod cache_attacks;
 mod cache_invalidation;
+mod cache_memory;
 mod cli;
 mod coalescing;
 mod concurrency;

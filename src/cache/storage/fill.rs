@@ -1,57 +1,57 @@
 //! A response on its way in: it becomes visible only when it is complete.
 
-use std::sync::atomic::Ordering;
-
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use pingora::cache::CacheKey;
 use pingora::cache::storage::{HandleMiss, MissFinishType};
 use pingora::{Error, ErrorType, Result};
 
 use super::Tiers;
+use super::body::Growing;
+use super::budget::Charge;
 use crate::cache::entry::Draft;
 
 /// A response being received. Dropped before `finish`, it leaves nothing behind.
 pub(super) struct Fill {
-    pub(super) tiers: &'static Tiers,
-    pub(super) key: CacheKey,
-    pub(super) draft: Option<Draft>,
-    pub(super) body: BytesMut,
-    pub(super) reserved: usize,
+    tiers: &'static Tiers,
+    key: CacheKey,
+    draft: Draft,
+    body: Growing,
+    /// What the draft and the body take of the budget.
+    charge: Charge,
 }
 
-impl Drop for Fill {
-    fn drop(&mut self) {
-        self.tiers.filling.fetch_sub(self.reserved, Ordering::Relaxed);
+impl Fill {
+    /// Starts to receive; an error when the budget has no room for it.
+    pub(super) fn new(tiers: &'static Tiers, key: &CacheKey, draft: Draft) -> Result<Self> {
+        let body = Growing::new(draft.declared_length());
+        let bytes = draft.weight().saturating_add(body.weight_expected());
+        let Some(charge) = tiers.budget.charge(bytes) else { return no_room() };
+        Ok(Self { tiers, key: key.clone(), draft, body, charge })
     }
+}
+
+fn no_room<T>() -> Result<T> {
+    Error::e_explain(ErrorType::InternalError, "no memory is left for another response on its way in")
 }
 
 #[async_trait]
 impl HandleMiss for Fill {
     async fn write_body(&mut self, data: Bytes, _eof: bool) -> Result<()> {
-        let filling = self.tiers.filling.fetch_add(data.len(), Ordering::Relaxed);
-        self.reserved += data.len();
-        if filling.saturating_add(data.len()) > self.tiers.max_filling {
-            return Error::e_explain(ErrorType::InternalError, "too many responses are being stored at once");
-        }
         // Copied: a slice would keep the whole read buffer it points into alive.
-        self.body.extend_from_slice(&data);
-        Ok(())
+        let Self { body, charge, .. } = self;
+        if body.write(&data, charge) { Ok(()) } else { no_room() }
     }
 
-    async fn finish(mut self: Box<Self>) -> Result<MissFinishType> {
-        let body = std::mem::take(&mut self.body);
-        // A growing buffer has spare room, which the weight would not account for.
-        let body = if body.capacity() > body.len() + body.len() / 8 {
-            Bytes::copy_from_slice(&body)
-        } else {
-            body.freeze()
-        };
-        let Some(entry) = self.draft.take().and_then(|draft| draft.complete(body)) else {
+    async fn finish(self: Box<Self>) -> Result<MissFinishType> {
+        let Self { tiers, key, draft, body, charge } = *self;
+        let Some(entry) = draft.complete(&key, body.complete()) else {
             return Error::e_explain(ErrorType::InternalError, "the body is not as long as declared");
         };
         let weight = entry.weight();
-        self.tiers.keep(&self.key, entry);
+        if !tiers.keep(&key, entry, charge) {
+            return no_room();
+        }
         Ok(MissFinishType::Created(weight))
     }
 }

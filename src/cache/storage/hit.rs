@@ -38,12 +38,9 @@ impl Hit {
 #[async_trait]
 impl HandleHit for Hit {
     async fn read_body(&mut self) -> Result<Option<Bytes>> {
-        if self.at >= self.end {
-            return Ok(None);
-        }
-        let part = self.entry.body().slice(self.at..self.end);
-        self.at = self.end;
-        Ok(Some(part))
+        let part = self.entry.body().read(self.at, self.end);
+        self.at += part.as_ref().map_or(0, Bytes::len);
+        Ok(part)
     }
 
     async fn finish(

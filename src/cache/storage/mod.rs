@@ -1,34 +1,41 @@
 //! pingora's `Storage` over two tiers: bounded memory per instance, then the shared tier if there is one.
 //! A fill becomes visible only when it is complete; a hit copies no body bytes.
 
+pub(super) mod body;
+pub(super) mod budget;
 mod fill;
 mod hit;
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 
 use async_trait::async_trait;
-use bytes::BytesMut;
-use pingora::Result;
 use pingora::cache::key::CacheHashKey;
 use pingora::cache::trace::SpanHandle;
 use pingora::cache::{
     CacheKey, CacheMeta, HitHandler, MissHandler, PurgeOutcome, PurgeTarget, PurgeType, Storage,
 };
+use pingora::{Error, ErrorType, Result};
 
 use super::entry::{Draft, Entry};
 use super::remote::{Remote, RemoteCounters, RemoteTier};
 use super::settings::Settings;
 use crate::clock::{Clock, UnixMillis};
 
+use self::budget::{Budget, Charge, allocated};
 use self::fill::Fill;
 pub use self::hit::Hit;
 
 /// Upper bound of the memory tier's shards; fewer when objects are big in comparison.
-const MAX_SHARDS: u64 = 16;
+const MAX_SHARDS: usize = 16;
+/// How many of the biggest objects a shard holds at least, where the tier is big enough: none empties a shard.
+const BIGGEST_PER_SHARD: usize = 4;
 /// What an average entry is guessed to weigh, to size tables.
-const TYPICAL_ENTRY: u64 = 4 * 1024;
+const TYPICAL_ENTRY: usize = 4 * 1024;
+/// Bytes of a key that is remembered for a while after its entry was evicted (`quick_cache`'s ghosts).
+const GHOST: usize = 128;
+/// The part of the memory that is reserved for fills: one in so many bytes, but room for a fill of any size.
+const FILLS_SHARE: usize = 8;
 
 type Memory = quick_cache::sync::Cache<u128, Arc<Entry>, ByWeight, ahash::RandomState>;
 
@@ -78,6 +85,10 @@ impl Storage for MemoryReads {
     }
 }
 
+/// How many times the largest object the memory must be: half of it for objects that are stored, half for those
+/// on their way in, each with some room for what the allocator rounds up.
+pub const LEAST_OBJECTS: u64 = 4;
+
 /// Where a hit came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tier {
@@ -102,9 +113,8 @@ pub struct Tiers {
     memory: Memory,
     remote: Option<Remote>,
     clock: Arc<dyn Clock>,
-    /// Bytes of fills under way, bounded by the memory tier's own bound.
-    filling: AtomicUsize,
-    max_filling: usize,
+    /// What entries, fills and copies for the shared tier take together.
+    budget: Arc<Budget>,
 }
 
 #[derive(Clone, Debug)]
@@ -117,19 +127,25 @@ impl quick_cache::Weighter<u128, Arc<Entry>> for ByWeight {
 }
 
 impl Tiers {
-    /// `max_object_bytes`: the largest body any route stores; it must fit a shard.
+    /// `max_object_bytes`: the largest body any route stores. The memory must be [`LEAST_OBJECTS`] times as big,
+    /// or the biggest objects are not stored.
     pub fn new(
         settings: &Settings,
         max_object_bytes: usize,
         remote: Option<Arc<dyn RemoteTier>>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let bytes = settings.memory_bytes.max(1);
-        let biggest = (max_object_bytes as u64).saturating_mul(2).max(1);
-        let shards = (bytes / biggest).clamp(1, MAX_SHARDS);
-        let items = usize::try_from(bytes / TYPICAL_ENTRY).unwrap_or(usize::MAX).clamp(64, 1 << 20);
+        let bytes = usize::try_from(settings.memory_bytes).unwrap_or(usize::MAX).max(1);
+        let items = (bytes / TYPICAL_ENTRY).clamp(64, 1 << 20);
+        let tables = (items / 2).saturating_mul(GHOST).min(bytes / 8);
+        let limit = bytes - tables;
+        // A body of unknown length is moved to a bigger buffer, and to an exact one in the end.
+        let biggest = allocated(max_object_bytes.max(1));
+        let fills = (limit / FILLS_SHARE).max(biggest.saturating_mul(2)).min(limit / 2);
+        let stored = limit - fills;
+        let shards = (stored / biggest.saturating_mul(BIGGEST_PER_SHARD)).clamp(1, MAX_SHARDS);
         let memory = quick_cache::sync::Cache::with_options(
-            options(items, bytes, prev_power_of_two(shards)),
+            options(items, stored as u64, prev_power_of_two(shards)),
             ByWeight,
             ahash::RandomState::new(),
             quick_cache::sync::DefaultLifecycle::default(),
@@ -138,14 +154,13 @@ impl Tiers {
             memory,
             remote: remote.map(|tier| Remote::new(settings, tier)),
             clock,
-            filling: AtomicUsize::new(0),
-            max_filling: usize::try_from(bytes).unwrap_or(usize::MAX),
+            budget: Budget::new(limit),
         }
     }
 
-    /// Bytes in the memory tier.
+    /// Bytes of memory in use: entries, fills under way and copies on their way to the shared tier.
     pub fn memory_bytes(&self) -> u64 {
-        self.memory.weight()
+        self.budget.used() as u64
     }
 
     /// Entries in the memory tier.
@@ -189,25 +204,46 @@ impl Tiers {
         {
             return held.map(|entry| (entry, Tier::Memory));
         }
-        let found = remote.get(key, now).await.map(Arc::new);
+        let found = remote.get(key, now).await.map(|entry| self.paid(entry));
         match (held, found) {
             (Some(held), Some(found)) if found.fresh_until() <= held.fresh_until() => {
                 Some((held, Tier::Memory))
             }
             (_, Some(found)) => {
-                self.memory.insert(u128::from_be_bytes(key.combined_bin()), Arc::clone(&found));
+                self.promote(key, &found);
                 Some((found, Tier::Remote))
             }
             (held, None) => held.map(|entry| (entry, Tier::Memory)),
         }
     }
 
-    fn keep(&self, key: &CacheKey, entry: Entry) {
-        let entry = Arc::new(entry);
+    /// An entry that came from elsewhere, with its part of the budget if there is room.
+    fn paid(&self, entry: Entry) -> Arc<Entry> {
+        let charge = self.budget.charge(entry.weight());
+        Arc::new(match charge {
+            Some(charge) => entry.charged(charge),
+            None => entry,
+        })
+    }
+
+    /// Puts an entry of the shared tier into memory, if it has a part of the budget.
+    fn promote(&self, key: &CacheKey, entry: &Arc<Entry>) {
+        if entry.is_charged() {
+            self.memory.insert(u128::from_be_bytes(key.combined_bin()), Arc::clone(entry));
+        }
+    }
+
+    /// Stores `entry` in both tiers; `false` when `charge` cannot become as big as it.
+    fn keep(&self, key: &CacheKey, entry: Entry, mut charge: Charge) -> bool {
+        if !charge.resize(entry.weight()) {
+            return false;
+        }
+        let entry = Arc::new(entry.charged(charge));
         if let Some(remote) = &self.remote {
-            remote.put(key, &entry, self.clock.now());
+            remote.put(key, &entry, &self.budget, self.clock.now());
         }
         self.memory.insert(u128::from_be_bytes(key.combined_bin()), entry);
+        true
     }
 }
 
@@ -217,8 +253,7 @@ impl std::fmt::Debug for Tiers {
     }
 }
 
-fn options(items: usize, bytes: u64, shards: u64) -> quick_cache::Options {
-    let shards = usize::try_from(shards).unwrap_or(1);
+fn options(items: usize, bytes: u64, shards: usize) -> quick_cache::Options {
     quick_cache::OptionsBuilder::new()
         .estimated_items_capacity(items)
         .weight_capacity(bytes)
@@ -227,7 +262,7 @@ fn options(items: usize, bytes: u64, shards: u64) -> quick_cache::Options {
         .unwrap_or_else(|_| unreachable!("both capacities are set"))
 }
 
-const fn prev_power_of_two(n: u64) -> u64 {
+const fn prev_power_of_two(n: usize) -> usize {
     1 << n.ilog2()
 }
 
@@ -247,13 +282,10 @@ impl Storage for Tiers {
         meta: &CacheMeta,
         _trace: &SpanHandle,
     ) -> Result<MissHandler> {
-        Ok(Box::new(Fill {
-            tiers: self,
-            key: key.clone(),
-            draft: Some(Draft::new(key, meta)),
-            body: BytesMut::new(),
-            reserved: 0,
-        }))
+        let Some(draft) = Draft::new(key, meta) else {
+            return Error::e_explain(ErrorType::InternalError, "the response has fields that cannot be stored");
+        };
+        Ok(Box::new(Fill::new(self, key, draft)?))
     }
 
     async fn purge(
@@ -280,8 +312,9 @@ impl Storage for Tiers {
     ) -> Result<bool> {
         // Evicted since the lookup: the next request fetches it again.
         let Some(entry) = self.in_memory(key, UnixMillis(0)) else { return Ok(false) };
-        self.keep(key, entry.refreshed(meta));
-        Ok(true)
+        let Some(refreshed) = entry.refreshed(key, meta) else { return Ok(false) };
+        let Some(charge) = self.budget.charge(refreshed.weight()) else { return Ok(false) };
+        Ok(self.keep(key, refreshed, charge))
     }
 
     fn as_any(&self) -> &(dyn Any + Send + Sync + 'static) {

@@ -98,7 +98,8 @@ async fn a_complete_fill_is_found_and_an_incomplete_one_is_not() {
     miss.write_body(Bytes::from_static(b"x"), false).await.unwrap();
     drop(miss);
     assert_eq!(read(tiers, "c").await, None);
-    assert_eq!(tiers.filling.load(Ordering::Relaxed), 0);
+    let entry = u64::try_from(tiers.memory.weight()).unwrap();
+    assert_eq!(tiers.memory_bytes(), entry);
 }
 
 #[tokio::test]

@@ -1,8 +1,11 @@
 //! The usual hit: fresh, in memory, and wanted as it is. It is answered before pingora's state machine is set up, which
 //! would copy the header twice and decide nothing else. Whatever is not as usual goes through pingora.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header, response};
+use pingora::http::ResponseHeader;
 
 use super::Transaction;
 use crate::cache::directives::RequestDirectives;
@@ -23,8 +26,20 @@ const ROOM: usize = 17;
 pub struct Ready {
     /// Its header, with `Age` and what is said about the hit.
     pub head: response::Parts,
-    /// Its body, which is not copied.
-    pub body: Bytes,
+    /// Held until its body is sent, as what is being read counts.
+    entry: Arc<Entry>,
+}
+
+impl Ready {
+    /// Bytes of the body.
+    pub fn length(&self) -> usize {
+        self.entry.body().len()
+    }
+
+    /// What follows from byte `at` of the body on, as far as it is in one piece; it is not copied.
+    pub fn read(&self, at: usize) -> Option<Bytes> {
+        self.entry.body().read(at, self.length())
+    }
 }
 
 impl Transaction {
@@ -44,18 +59,18 @@ impl Transaction {
             return None;
         }
         let entry = self.cache.fresh_in_memory(&self.key, now)?;
-        let stored = entry.header();
+        let stored = entry.header()?;
         // A primary slot is of the variant it says; the others are found in pingora's second lookup.
         let variance = self.variance(&stored.headers, request);
         let is_of_this_variant = variance.is_none() || variance == entry.variance();
         let has_body = stored.status != StatusCode::NO_CONTENT
             && stored.status != StatusCode::NOT_MODIFIED
             && stored.headers.contains_key(header::CONTENT_LENGTH);
-        (is_of_this_variant && has_body).then(|| self.answer(&entry, show_key, now))
+        (is_of_this_variant && has_body).then(|| self.answer(entry, stored, show_key, now))
     }
 
-    fn answer(&self, entry: &Entry, show_key: bool, now: UnixMillis) -> Ready {
-        let mut head = response::Parts::from(entry.header().clone());
+    fn answer(&self, entry: Arc<Entry>, stored: ResponseHeader, show_key: bool, now: UnixMillis) -> Ready {
+        let mut head = response::Parts::from(stored);
         head.version = Version::HTTP_11;
         let fields = &mut head.headers;
         fields.reserve(ROOM);
@@ -76,6 +91,6 @@ impl Transaction {
             key: show_key.then_some(&*self.public_key),
         }
         .write_fields(fields);
-        Ready { head, body: entry.body().clone() }
+        Ready { head, entry }
     }
 }

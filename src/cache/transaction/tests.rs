@@ -183,7 +183,8 @@ async fn only_a_plain_request_for_what_is_fresh_is_answered_at_once() {
 
     let hit = ask(Method::GET, plain, 7_999).unwrap();
     let field = |name: &str| hit.head.headers.get(name).and_then(|value| value.to_str().ok());
-    assert_eq!((hit.head.status, &*hit.body), (StatusCode::OK, &b"hello"[..]));
+    assert_eq!((hit.head.status, hit.read(0).as_deref()), (StatusCode::OK, Some(&b"hello"[..])));
+    assert!(hit.length() == 5 && hit.read(5).is_none());
     assert_eq!(
         (field("age"), field("x-cache"), field("accept-ranges")),
         (Some("17"), Some("HIT"), Some("bytes"))

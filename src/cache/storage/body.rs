@@ -1,0 +1,224 @@
+//! Bodies in memory: pieces of few sizes. What an evicted body leaves free fits the next one, whatever its length;
+//! blocks of the length of each body would leave the allocator with pages that are mostly empty.
+
+use bytes::{Bytes, BytesMut};
+
+use super::budget::{Charge, allocated};
+
+/// The pieces of big bodies, in bytes.
+const LARGE: usize = 64 * 1024;
+/// The pieces of what remains of big bodies, and of small ones.
+const MEDIUM: usize = 16 * 1024;
+/// Up to here a last piece is as long as what it holds: blocks of such sizes share pages of 64 KiB.
+const SMALL: usize = 8 * 1024;
+/// What a piece takes beside its bytes: its handle, and what `Bytes` allocates to share it.
+const HANDLE: usize = size_of::<Bytes>() + 32;
+
+/// How long the block for a piece of `length` bytes is.
+const fn block(length: usize) -> usize {
+    match length {
+        0..=SMALL => length,
+        ..=MEDIUM => MEDIUM,
+        _ => LARGE,
+    }
+}
+
+/// A complete body.
+#[derive(Clone, Debug, Default)]
+pub(in crate::cache) struct Body {
+    pieces: Box<[Bytes]>,
+    length: usize,
+}
+
+impl Body {
+    /// A copy of `bytes`.
+    pub(in crate::cache) fn copy_of(bytes: &[u8]) -> Self {
+        let mut growing = Growing::new(Some(bytes.len()));
+        growing.append(bytes);
+        growing.complete()
+    }
+
+    /// Its length in bytes.
+    pub(in crate::cache) const fn len(&self) -> usize {
+        self.length
+    }
+
+    /// The bytes, piece by piece.
+    pub(in crate::cache) fn pieces(&self) -> impl Iterator<Item = &Bytes> {
+        self.pieces.iter()
+    }
+
+    /// What follows from byte `at` on and before `end`, as far as it is in one piece; copies nothing.
+    pub(in crate::cache) fn read(&self, at: usize, end: usize) -> Option<Bytes> {
+        let end = end.min(self.length);
+        if at >= end {
+            return None;
+        }
+        let mut start = 0;
+        for piece in &self.pieces {
+            let next = start + piece.len();
+            if at < next {
+                return Some(piece.slice(at - start..end.min(next) - start));
+            }
+            start = next;
+        }
+        None
+    }
+
+    /// Bytes of memory it takes.
+    pub(in crate::cache) fn weight(&self) -> usize {
+        self.pieces.iter().map(|piece| HANDLE + allocated(block(piece.len()))).sum()
+    }
+}
+
+/// A body on its way in.
+#[derive(Debug, Default)]
+pub(super) struct Growing {
+    pieces: Vec<Bytes>,
+    last: BytesMut,
+    length: usize,
+    expected: Option<usize>,
+}
+
+impl Growing {
+    /// `expected`: its length, if it is declared.
+    pub(super) fn new(expected: Option<usize>) -> Self {
+        Self { expected, ..Self::default() }
+    }
+
+    /// What a body of the declared length will take; nothing where none is declared.
+    pub(super) fn weight_expected(&self) -> usize {
+        let mut left = self.expected.unwrap_or(0);
+        let mut weight = 0;
+        while left > 0 {
+            let piece = next_piece(Some(left), 0);
+            weight += HANDLE + allocated(piece);
+            left = left.saturating_sub(piece);
+        }
+        weight
+    }
+
+    /// Takes `data`; what exceeds the declared length is paid from `charge`. `false` when that has no room.
+    pub(super) fn write(&mut self, mut data: &[u8], charge: &mut Charge) -> bool {
+        while !data.is_empty() {
+            let room = self.last.capacity() - self.last.len();
+            if room == 0 {
+                let paid = self.expected.is_some_and(|expected| self.length < expected);
+                let piece = next_piece(self.left(), self.length);
+                if !paid && !charge.grow(HANDLE + allocated(piece)) {
+                    return false;
+                }
+                self.next(piece);
+                continue;
+            }
+            let (now, later) = data.split_at(data.len().min(room));
+            self.last.extend_from_slice(now);
+            self.length += now.len();
+            data = later;
+        }
+        true
+    }
+
+    fn left(&self) -> Option<usize> {
+        self.expected.map(|expected| expected.saturating_sub(self.length)).filter(|left| *left > 0)
+    }
+
+    fn next(&mut self, piece: usize) {
+        let full = std::mem::replace(&mut self.last, BytesMut::with_capacity(piece));
+        if !full.is_empty() {
+            self.pieces.push(full.freeze());
+        }
+    }
+
+    fn append(&mut self, mut data: &[u8]) {
+        while !data.is_empty() {
+            let piece = next_piece(self.left(), self.length);
+            let (now, later) = data.split_at(data.len().min(piece));
+            self.next(piece);
+            self.last.extend_from_slice(now);
+            self.length += now.len();
+            data = later;
+        }
+    }
+
+    /// The body; room that is not needed is not kept.
+    pub(super) fn complete(mut self) -> Body {
+        let last = std::mem::take(&mut self.last);
+        if !last.is_empty() {
+            let needed = block(last.len());
+            self.pieces.push(if last.capacity() > needed {
+                let mut moved = BytesMut::with_capacity(needed);
+                moved.extend_from_slice(&last);
+                moved.freeze()
+            } else {
+                last.freeze()
+            });
+        }
+        Body { pieces: self.pieces.into_boxed_slice(), length: self.length }
+    }
+}
+
+/// How long the next piece is, when `left` bytes follow (if that is known) and `length` are there.
+const fn next_piece(left: Option<usize>, length: usize) -> usize {
+    match left {
+        Some(LARGE..) => LARGE,
+        Some(left) if left > MEDIUM => MEDIUM,
+        Some(left) => block(left),
+        None if length < LARGE => MEDIUM,
+        None => LARGE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::budget::Budget;
+    use super::*;
+
+    fn whole(body: &Body) -> Vec<u8> {
+        body.pieces().flat_map(|piece| piece.to_vec()).collect()
+    }
+
+    #[test]
+    fn a_body_is_the_same_however_it_came() {
+        let budget = Budget::new(64 * 1024 * 1024);
+        for length in [0, 1, SMALL, SMALL + 1, MEDIUM, MEDIUM + 1, LARGE - 1, LARGE, LARGE + 1, 5 * LARGE + 9_000] {
+            let bytes: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+            assert_eq!(whole(&Body::copy_of(&bytes)), bytes);
+            for (expected, chunk) in [(Some(length), 1_000), (None, 70_000), (None, 7), (Some(length / 2), 333)] {
+                let mut growing = Growing::new(expected);
+                let mut charge = budget.charge(growing.weight_expected()).unwrap();
+                assert!(bytes.chunks(chunk).all(|chunk| growing.write(chunk, &mut charge)));
+                let before = budget.used();
+                let body = growing.complete();
+                assert_eq!((whole(&body), body.len()), (bytes.clone(), length));
+                assert!(body.weight() <= before, "{length}: {} were paid, {} are due", before, body.weight());
+                if expected == Some(length) {
+                    assert_eq!(body.weight(), before, "{length}");
+                }
+            }
+        }
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn parts_of_a_body_are_read() {
+        let bytes: Vec<u8> = (0..200_000_u32).map(|at| (at % 251) as u8).collect();
+        let body = Body::copy_of(&bytes);
+        for (start, end) in [(0, 200_000), (65_535, 65_537), (199_999, 200_000), (70_000, 70_000), (150_000, 999_999)] {
+            let mut read = Vec::new();
+            while let Some(part) = body.read(start + read.len(), end) {
+                read.extend_from_slice(&part);
+            }
+            assert_eq!(read, &bytes[start..end.min(200_000)]);
+        }
+    }
+
+    #[test]
+    fn without_room_nothing_is_taken() {
+        let budget = Budget::new(MEDIUM + HANDLE);
+        let mut charge = budget.charge(0).unwrap();
+        let mut growing = Growing::new(None);
+        assert!(growing.write(&[0; MEDIUM], &mut charge));
+        assert!(!growing.write(&[0], &mut charge));
+    }
+}

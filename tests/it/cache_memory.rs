@@ -1,0 +1,213 @@
+//! The memory tier under floods: it stays within its bytes whatever comes, keeps what is asked for again, and never
+//! lets what it cannot hold show in a response.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use crate::support::concurrently;
+use crate::support::gateway::Gateway;
+
+/// Sizes of bodies, from small to the largest that is stored.
+const SIZES: [usize; 12] =
+    [200, 300, 700, 1_500, 4_000, 9_000, 20_000, 50_000, 130_000, 300_000, 700_000, 1_048_576];
+const MIB: u64 = 1024 * 1024;
+
+fn config(origin: SocketAddr, memory: &str) -> String {
+    format!(
+        r#"
+[log]
+access = false
+
+[redis]
+url = ""
+
+[cache]
+memory = "{memory}"
+redis = false
+
+[upstreams.app]
+members = "{origin}"
+
+[defaults]
+upstream = "app"
+
+[[routes]]
+name = "stored"
+path = "/stored/**"
+[routes.cache]
+shared = true
+
+[[routes]]
+name = "passed-on"
+path = "/passed-on/**"
+"#
+    )
+}
+
+/// An origin as fast as the test needs it: `/…/SIZE/NAME` gets SIZE bytes, some with many fields, some without a
+/// declared length, some in variants.
+struct Source {
+    addr: SocketAddr,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Source {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        std::thread::spawn(move || {
+            let body = Arc::new(vec![b'x'; 2 * 1024 * 1024]);
+            for stream in listener.incoming().flatten() {
+                let (body, asked) = (Arc::clone(&body), Arc::clone(&counted));
+                std::thread::spawn(move || serve(stream, &body, &asked));
+            }
+        });
+        Self { addr, asked }
+    }
+}
+
+fn serve(stream: TcpStream, body: &[u8], asked: &AtomicUsize) -> Option<()> {
+    let mut input = BufReader::new(stream);
+    loop {
+        let head = read_head(&mut input)?;
+        asked.fetch_add(1, SeqCst);
+        let path = head.split(' ').nth(1)?;
+        let mut parts = path.rsplit('/');
+        let number: usize = parts.next()?.parse().ok()?;
+        let size: usize = parts.next()?.parse().ok()?;
+        let mut out = b"HTTP/1.1 200 OK\r\nCache-Control: max-age=600\r\nContent-Type: text/plain\r\n".to_vec();
+        let fields = if number.is_multiple_of(10) { 40 } else { number % 7 };
+        for field in 0..fields {
+            write!(out, "X-Field-{field}: {}\r\n", "v".repeat(10 + number % 50)).ok()?;
+        }
+        if path.contains("/variants/") {
+            out.extend_from_slice(b"Vary: X-Variant\r\n");
+        }
+        if number.is_multiple_of(4) {
+            write!(out, "Transfer-Encoding: chunked\r\n\r\n{size:x}\r\n").ok()?;
+            out.extend_from_slice(&body[..size]);
+            out.extend_from_slice(b"\r\n0\r\n\r\n");
+        } else {
+            write!(out, "Content-Length: {size}\r\n\r\n").ok()?;
+            out.extend_from_slice(&body[..size]);
+        }
+        input.get_mut().write_all(&out).ok()?;
+    }
+}
+
+fn read_head(input: &mut BufReader<TcpStream>) -> Option<String> {
+    let mut head = String::new();
+    loop {
+        let start = head.len();
+        if input.read_line(&mut head).ok()? == 0 {
+            return None;
+        }
+        if head[start..].trim_end().is_empty() {
+            return Some(head);
+        }
+    }
+}
+
+/// One connection to the gateway, kept alive.
+struct Asker {
+    input: BufReader<TcpStream>,
+}
+
+/// What a request brought: its `X-Cache` and the length of its body.
+#[derive(Debug, PartialEq, Eq)]
+struct Got {
+    cache: String,
+    length: usize,
+}
+
+impl Asker {
+    fn new(gateway: &Gateway) -> Self {
+        let stream = TcpStream::connect(gateway.addr()).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { input: BufReader::new(stream) }
+    }
+
+    fn get(&mut self, path: &str) -> Got {
+        self.get_variant(path, "")
+    }
+
+    fn get_variant(&mut self, path: &str, variant: &str) -> Got {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: memory.test\r\nX-Variant: {variant}\r\n\r\n");
+        self.input.get_mut().write_all(request.as_bytes()).unwrap();
+        let head = read_head(&mut self.input).expect("a response").to_ascii_lowercase();
+        let field = |name: &str| {
+            head.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned())
+        };
+        assert!(head.starts_with("http/1.1 200"), "{head}");
+        let mut length = 0;
+        let mut sink = vec![0; 64 * 1024];
+        let mut skip = |input: &mut BufReader<TcpStream>, mut bytes: usize| {
+            while bytes > 0 {
+                let most = bytes.min(sink.len());
+                let got = input.read(&mut sink[..most]).unwrap();
+                assert!(got > 0, "the body of {path} is cut off");
+                bytes -= got;
+            }
+        };
+        match field("content-length:") {
+            Some(declared) => {
+                length = declared.parse().unwrap();
+                skip(&mut self.input, length);
+            }
+            None => loop {
+                let mut line = String::new();
+                self.input.read_line(&mut line).unwrap();
+                let chunk = usize::from_str_radix(line.trim(), 16).unwrap();
+                skip(&mut self.input, chunk + 2);
+                length += chunk;
+                if chunk == 0 {
+                    break;
+                }
+            },
+        }
+        Got { cache: field("x-cache:").unwrap_or_default(), length }
+    }
+}
+
+/// Asks for distinct objects, `bytes` in all, on `threads` connections; looks at the memory from time to time and
+/// returns the most of it.
+fn flood(gateway: &Gateway, threads: usize, bytes: usize, what: &str) -> u64 {
+    let round: usize = SIZES.iter().sum();
+    let rounds = bytes.div_ceil(round * threads);
+    let most = concurrently(threads, |thread| {
+        let mut asker = Asker::new(gateway);
+        let mut most = 0;
+        for number in 0..rounds {
+            for (at, size) in SIZES.iter().enumerate() {
+                let length = size - (number * 37) % (size / 4);
+                let name = (number * threads + thread) * SIZES.len() + at;
+                assert_eq!(asker.get(&format!("{what}/{thread}/{length}/{name}")).length, length);
+            }
+            most = most.max(gateway.process().resident_bytes());
+        }
+        most
+    });
+    most.into_iter().max().unwrap()
+}
+
+#[test]
+fn memory_stays_within_its_bytes_under_distinct_responses() {
+    let var = |name: &str, default: usize| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
+    let mib = var("MIB", 16) as u64;
+    let threads = var("THREADS", 4);
+    let source = Source::start();
+    let gateway = Gateway::builder().config(&config(source.addr, &format!("{mib}MiB"))).start();
+    // What connections and buffers take is not the cache's.
+    flood(&gateway, threads, 20_000_000, "/passed-on");
+    let before = gateway.process().resident_bytes();
+    let started = std::time::Instant::now();
+    let most = flood(&gateway, threads, var("VOLUME", 200) * 1_000_000, "/stored");
+    let grown = most - before;
+    println!("{mib} MiB: idle {} KiB, grown {} KiB = {:.1} %, {:?}, gauge {:?}, entries {:?}", before / 1024, grown / 1024, grown as f64 * 100.0 / (mib * MIB) as f64, started.elapsed(), gateway.metric("tollgate_cache_bytes", &[]), gateway.metric("tollgate_cache_entries", &[]));
+    assert!(grown <= mib * MIB * 11 / 10, "{grown} bytes more than {before}");
+    // Small objects are what the bookkeeping weighs most on.
+}
