@@ -18,7 +18,7 @@ pub use handles::{
 pub use instrument::Described;
 pub use labels::{
     CacheOutcome, ExchangePath, JwksFetch, Label, LimitOutcome, LimitSource, MethodClass, RefundResult,
-    RevocationKind, SessionEvent, StatusClass, StoreFailure, StoreState, UpstreamFailure,
+    RevocationKind, SessionEvent, StatusClass, StoreFailure, StoreState, UpstreamFailure, WarmOutcome,
 };
 pub use process::ProcessReading;
 
@@ -51,6 +51,8 @@ families! {
         upstream_errors: IntCounterVec = "tollgate_upstream_errors_total" ["upstream", "kind"],
         /// What the response cache did, by route.
         cache: IntCounterVec = "tollgate_cache_total" ["route", "outcome"],
+        /// Looks after responses that are kept warm, by route and what came of them.
+        cache_warm: IntCounterVec = "tollgate_cache_warm_total" ["route", "outcome"],
         /// Bytes held by the memory tier of the response cache.
         cache_bytes: IntGauge = "tollgate_cache_bytes" [],
         /// Entries held by the memory tier of the response cache.
@@ -220,6 +222,7 @@ pub fn documentation(sets: &[(&str, Vec<&str>)]) -> String {
     values::<LimitOutcome>(&mut text, "`decision`");
     values::<LimitSource>(&mut text, "`source`");
     values::<CacheOutcome>(&mut text, "`outcome` of `tollgate_cache_total`");
+    values::<WarmOutcome>(&mut text, "`outcome` of `tollgate_cache_warm_total`");
     values::<UpstreamFailure>(&mut text, "`kind` of `tollgate_upstream_errors_total`");
     values::<StoreFailure>(&mut text, "`kind` of `tollgate_store_errors_total`");
     values::<StoreState>(&mut text, "`to`");

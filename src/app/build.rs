@@ -7,8 +7,10 @@ use std::sync::atomic::AtomicU64;
 use http::HeaderName;
 use http::header::AUTHORIZATION;
 
+use super::warm;
 use crate::api_tokens;
 use crate::cache::tag::TagTemplate;
+use crate::cache::warm::Target;
 use crate::cache::{self, RouteCache};
 use crate::client_addr;
 use crate::clock::{Clock, SystemClock, millis};
@@ -43,7 +45,7 @@ pub struct Unusable {
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "errors are made to be consumed")]
-fn unusable(path: impl Into<String>, problem: impl ToString) -> Unusable {
+pub(super) fn unusable(path: impl Into<String>, problem: impl ToString) -> Unusable {
     Unusable { path: path.into(), problem: problem.to_string() }
 }
 
@@ -56,6 +58,7 @@ struct Parts {
     plans: Plans,
     policies: Vec<Policy>,
     upstreams: Vec<Arc<Upstream>>,
+    warm: Vec<Target>,
 }
 
 /// Whether a gateway can be made of `spec`.
@@ -81,15 +84,8 @@ pub fn gateway(spec: &Spec, shared: Arc<Shared>) -> Result<Gateway, Vec<Unusable
     let parts = parts(spec, &shared.metrics, &mut ring_of)?;
     let quota_reads = quota::Reads::new().map_err(|error| vec![unusable("limits.quota_path", error)])?;
     Ok(Gateway {
-        head_limits: HeadLimits {
-            target_bytes: usize::try_from(spec.server.max_uri).unwrap_or(usize::MAX),
-            header_count: usize::try_from(spec.server.max_headers).unwrap_or(usize::MAX),
-            header_bytes: usize::try_from(spec.server.max_header_size).unwrap_or(usize::MAX),
-        },
-        path_options: normalise::Options {
-            allow_encoded_slashes: spec.routes.iter().any(|route| route.allow_encoded_slashes),
-            allow_path_parameters: spec.server.allow_path_parameters,
-        },
+        head_limits: head_limits(spec),
+        path_options: path_options(spec),
         table: parts.table,
         client_addr: parts.client_addr,
         sources: sources(spec),
@@ -120,10 +116,26 @@ pub fn gateway(spec: &Spec, shared: Arc<Shared>) -> Result<Gateway, Vec<Unusable
         },
         quota_path: spec.limits.quota_path.clone(),
         quota_reads,
+        warm: parts.warm.into(),
         body_peek: spec.limits.body_peek,
         expose_cache_key: spec.cache.expose_key,
         shared,
     })
+}
+
+pub(super) fn head_limits(spec: &Spec) -> HeadLimits {
+    HeadLimits {
+        target_bytes: usize::try_from(spec.server.max_uri).unwrap_or(usize::MAX),
+        header_count: usize::try_from(spec.server.max_headers).unwrap_or(usize::MAX),
+        header_bytes: usize::try_from(spec.server.max_header_size).unwrap_or(usize::MAX),
+    }
+}
+
+pub(super) fn path_options(spec: &Spec) -> normalise::Options {
+    normalise::Options {
+        allow_encoded_slashes: spec.routes.iter().any(|route| route.allow_encoded_slashes),
+        allow_path_parameters: spec.server.allow_path_parameters,
+    }
 }
 
 fn parts(spec: &Spec, metrics: &Metrics, ring: RingOf<'_>) -> Result<Parts, Vec<Unusable>> {
@@ -151,9 +163,10 @@ fn parts(spec: &Spec, metrics: &Metrics, ring: RingOf<'_>) -> Result<Parts, Vec<
     let verifier = verifier(spec, ring).map_err(|problem| problems.push(problem));
     let forward = forward_settings(spec).map_err(|problem| problems.push(problem));
     let plans = plans(spec).map_err(|problem| problems.push(problem));
+    let warm = table.as_ref().map(|table| warm::targets(spec, table, &mut problems)).unwrap_or_default();
     match (table, client_addr, verifier, forward, plans) {
         (Ok(table), Ok(client_addr), Ok(verifier), Ok(forward), Ok(plans)) if problems.is_empty() => {
-            Ok(Parts { table, client_addr, verifier, forward, plans, policies, upstreams })
+            Ok(Parts { table, client_addr, verifier, forward, plans, policies, upstreams, warm })
         }
         _ => Err(problems),
     }
@@ -348,6 +361,7 @@ fn route_cache(name: &str, cache: &spec::RouteCache, tags: Box<[TagTemplate]>) -
         },
         tags,
         max_object_bytes: usize::try_from(cache.max_object).unwrap_or(usize::MAX),
+        refresh_ahead: window(cache.refresh_ahead),
         stale_while_revalidate: window(cache.stale_while_revalidate),
         stale_if_error: window(cache.stale_if_error),
         ..RouteCache::new(name)

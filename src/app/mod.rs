@@ -9,6 +9,7 @@ mod published;
 mod reached;
 mod remote;
 mod shutdown;
+mod warm;
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -38,7 +39,7 @@ use crate::pipeline::reconcile::{self, RECONCILE};
 use crate::pipeline::sessions::sweep::sweep_sessions;
 use crate::pipeline::sessions::{COMPARE_AND_SET, Sessions};
 use crate::pipeline::{Exchange, GATE, REFUND, Recoverer, Shared};
-use crate::proxy::{self, Proxy};
+use crate::proxy::{self, Proxy, Warmer};
 use crate::redis::{self, Store};
 use crate::sessions::Rules;
 use crate::sessions::local::DEFAULT_ACCOUNTS;
@@ -127,6 +128,7 @@ impl App {
             http.add_tcp(&address.to_string());
         }
         server.add_service(http);
+        let warmer = Warmer::new(&conf, proxy.clone()).context("responses cannot be kept warm")?;
         if !spec.server.listen_h2c.is_empty() {
             let mut h2c = proxy::h2c(&conf, proxy, open, spec.server.keepalive_timeout);
             for address in &spec.server.listen_h2c {
@@ -150,7 +152,8 @@ impl App {
 
         let background =
             background(spec, &shared, upstreams, &lifecycle, Arc::clone(&logging), extras.banner)?;
-        background.spawn(forget::forget(current));
+        background.spawn(forget::forget(Arc::clone(&current)));
+        background.spawn(warm::keep_warm(warmer, current, lifecycle.draining.clone()));
         let in_flight = shared.metrics.families().requests_in_flight.clone();
         Ok(Self { server, lifecycle, background, in_flight, _logging: logging })
     }

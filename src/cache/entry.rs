@@ -10,6 +10,7 @@ use pingora::cache::{CacheKey, CacheMeta, key::CacheHashKey};
 use pingora::http::{HeaderNameVariant, ResponseHeader};
 use sha2::{Digest, Sha256};
 
+use super::ahead::Freshness;
 use super::storage::body::Body;
 use super::storage::budget::{Charge, allocated};
 use crate::clock::{UnixMillis, millis};
@@ -243,10 +244,13 @@ impl Entry {
         let mut built = CacheMeta::new(
             system_time(meta.fresh_until),
             system_time(created),
-            meta.stale_while_revalidate,
+            // Without any window pingora would never ask whether it may serve while it refreshes.
+            meta.stale_while_revalidate.max(1),
             meta.stale_if_error,
             // It was read once when the entry was made.
-            self.head.header().unwrap_or_else(|_| ResponseHeader::from(http::Response::new(()).into_parts().0)),
+            self.head
+                .header()
+                .unwrap_or_else(|_| ResponseHeader::from(http::Response::new(()).into_parts().0)),
         );
         built.set_epoch_override(system_time(meta.epoch));
         if let Some(variance) = meta.variance {
@@ -289,6 +293,16 @@ impl Entry {
     /// When the response was fetched or last validated.
     pub(super) const fn updated(&self) -> UnixMillis {
         self.meta.updated
+    }
+
+    /// Since when and until when the response is fresh.
+    pub(super) const fn freshness(&self) -> Freshness {
+        Freshness { since: self.meta.updated, until: self.meta.fresh_until }
+    }
+
+    /// How long after that it may be served while it is being refreshed.
+    pub(super) const fn stale_while_revalidate(&self) -> Duration {
+        Duration::from_secs(self.meta.stale_while_revalidate as u64)
     }
 
     /// Bytes this entry counts for in the memory tier: what the allocator takes for it, and its place in tables.
@@ -357,7 +371,8 @@ impl Entry {
         if now > meta.keep_until || meta.keep_until > longest || meta.fresh_until > longest {
             return Err(Rejected::Lifetime);
         }
-        let status = StatusCode::from_u16(u16::from_be_bytes(cursor.array()?)).map_err(|_| Rejected::Malformed)?;
+        let status =
+            StatusCode::from_u16(u16::from_be_bytes(cursor.array()?)).map_err(|_| Rejected::Malformed)?;
         let fields = u32::from_be_bytes(cursor.array()?);
         let start = cursor.at;
         cursor.header(status, fields)?;
@@ -507,7 +522,8 @@ impl<'a> Cursor<'a> {
             ResponseHeader::build_no_case(status, Some(expected)).map_err(|_| Rejected::Malformed)?;
         for _ in 0..count {
             let name = self.shared()?;
-            let value = http::HeaderValue::from_maybe_shared(self.shared()?).map_err(|_| Rejected::Malformed)?;
+            let value =
+                http::HeaderValue::from_maybe_shared(self.shared()?).map_err(|_| Rejected::Malformed)?;
             header.append_header(name, value).map_err(|_| Rejected::Malformed)?;
         }
         Ok(header)

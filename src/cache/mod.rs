@@ -1,6 +1,7 @@
 //! The response cache: RFC 9111 decisions, keys, generations and two storage tiers for pingora's state machine.
 //! It never talks to Redis itself and knows nothing of configuration files.
 
+pub mod ahead;
 pub mod directives;
 mod entry;
 #[cfg(test)]
@@ -16,6 +17,7 @@ pub mod storage;
 pub mod tag;
 pub mod transaction;
 pub mod vary;
+pub mod warm;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,10 +28,11 @@ use pingora::cache::predictor::{CacheablePredictor, Predictor};
 use pingora::cache::{CacheKey, CacheOptionOverrides, HttpCache, Storage};
 
 use crate::clock::{Clock, UnixMillis};
+use ahead::Attempts;
 use entry::Entry;
 use generations::Generations;
 use remote::RemoteTier;
-use storage::{MemoryReads, Tiers};
+use storage::{MemoryReads, Refreshing, Tiers};
 use vary::Variants;
 
 pub use settings::{QueryPolicy, RouteCache, Settings};
@@ -43,6 +46,8 @@ const PREDICTOR_SHARDS: usize = 16;
 pub struct Cache {
     tiers: &'static Tiers,
     memory_reads: &'static MemoryReads,
+    refreshing: &'static Refreshing,
+    attempts: Attempts,
     lock: &'static CacheKeyLockImpl,
     predictor: &'static Predictor<PREDICTOR_SHARDS>,
     generations: Generations,
@@ -67,6 +72,8 @@ impl Cache {
         Box::leak(Box::new(Self {
             tiers,
             memory_reads: Box::leak(Box::new(MemoryReads(tiers))),
+            refreshing: Box::leak(Box::new(Refreshing(tiers))),
+            attempts: Attempts::default(),
             lock: Box::leak(CacheLock::new_boxed(settings.lock_age)),
             predictor: Box::leak(Box::new(Predictor::new(PREDICTED_PER_SHARD, Some(is_transient)))),
             generations: Generations::new(settings, shared),
@@ -86,11 +93,14 @@ impl Cache {
         self.tiers
     }
 
-    fn enable(&self, http: &mut HttpCache, max_object_bytes: usize, may_ask_remote: bool) {
+    fn enable(&self, http: &mut HttpCache, max_object_bytes: usize, may_ask_remote: bool, refreshing: bool) {
         let mut waiting = CacheOptionOverrides::default();
         waiting.wait_timeout = Some(self.lock_wait);
-        let storage: &'static (dyn Storage + Sync) =
-            if may_ask_remote { self.tiers } else { self.memory_reads };
+        let storage: &'static (dyn Storage + Sync) = match (may_ask_remote, refreshing) {
+            (true, false) => self.tiers,
+            (true, true) => self.refreshing,
+            (false, _) => self.memory_reads,
+        };
         http.enable(storage, None, Some(self.predictor), Some(self.lock), Some(waiting));
         http.set_max_file_size_bytes(max_object_bytes);
     }
@@ -102,6 +112,10 @@ impl Cache {
             return None;
         }
         self.tiers.in_memory(key, now).filter(|entry| now < entry.fresh_until())
+    }
+
+    const fn attempts(&self) -> &Attempts {
+        &self.attempts
     }
 
     const fn max_lifetime(&self) -> Duration {
@@ -122,5 +136,6 @@ impl std::fmt::Debug for Cache {
 /// Reasons that say nothing about the next response under the same key, so that it is not expected to be
 /// unstorable too.
 fn is_transient(reason: &'static str) -> bool {
-    policy::NotStored::ALL.iter().any(|why| why.as_str() == reason && why.is_transient())
+    reason == transaction::PASSING
+        || policy::NotStored::ALL.iter().any(|why| why.as_str() == reason && why.is_transient())
 }

@@ -91,6 +91,9 @@ pub struct RouteCache {
     pub tags: Box<[TagTemplate]>,
     /// Bodies above this many bytes are not stored.
     pub max_object_bytes: usize,
+    /// How long before its end a response is refreshed in the background, at a hit; at most half of its freshness.
+    /// `None`: never.
+    pub refresh_ahead: Option<Duration>,
     /// RFC 5861 section 3, unless the response says otherwise.
     pub stale_while_revalidate: Option<Duration>,
     /// RFC 5861 section 4, unless the response says otherwise.
@@ -113,6 +116,7 @@ impl RouteCache {
             query: QueryPolicy::All,
             tags: Box::default(),
             max_object_bytes: 1024 * 1024,
+            refresh_ahead: None,
             stale_while_revalidate: None,
             stale_if_error: None,
             honour_request_directives: true,

@@ -237,6 +237,10 @@ pub static KEYS: &[Key] = &[
     is("routes[].cache.query", "all, ignore, or a list of names", r#""all""#, "Query parameters that are part of the key."),
     is("routes[].cache.tags", "list of tags", "[]", "Labels to drop responses by; `{user}` and the path's `{param}` are filled in."),
     unset("routes[].cache.max_object", "size, up to `cache.max_object`", "Largest response that is stored; without one `cache.max_object`."),
+    is("routes[].cache.refresh_ahead", "duration, up to half of `ttl`", r#""0s""#, "How long before its end a response is fetched anew in the background, at a hit; at most half of the time it was fresh for."),
+    is("routes[].cache.warm.urls", "list of http or https URLs", "[]", "Responses of this shared route that are fetched at the start and kept fresh, asked for or not; as clients ask for them."),
+    unset("routes[].cache.warm.authorization", "secret", "`Authorization` to fetch them with; without one, or with a scheme alone, none is sent."),
+    unset("routes[].cache.warm.headers.<header>", "string", "What selects the variant: `accept`, `accept-encoding`, `accept-language` or a header of `vary`."),
     is("routes[].cache.stale_while_revalidate", "duration, up to 1 day", r#""0s""#, "How long a stale response is served while a fresh one is fetched."),
     is("routes[].cache.stale_if_error", "duration, up to 7 days", r#""0s""#, "How long a stale response is served when the upstream fails."),
 ];

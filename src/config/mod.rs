@@ -17,6 +17,7 @@ mod tree;
 mod value;
 mod variables;
 mod walk;
+mod warm;
 mod words;
 
 #[cfg(test)]

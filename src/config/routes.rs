@@ -447,10 +447,13 @@ fn route_cache(reader: &Reader<'_>, known: &Known<'_>, auth: Auth, params: &[&st
     if shared && auth != Auth::None && vary.contains(&http::header::AUTHORIZATION) {
         reader.warn("vary", "a shared response that varies by Authorization is shared by nobody");
     }
+    let warm = reader.opt_section("warm").and_then(|warm| super::warm::warm(&warm, shared, &vary));
     RouteCache {
         ttl,
         shared,
         override_origin,
+        refresh_ahead: refresh_ahead(reader, ttl),
+        warm,
         vary,
         query: query(reader),
         tags: tags(reader, "tags", auth, params),
@@ -458,6 +461,18 @@ fn route_cache(reader: &Reader<'_>, known: &Known<'_>, auth: Auth, params: &[&st
         stale_while_revalidate: reader.duration("stale_while_revalidate", Duration::ZERO..=HOUR * 24),
         stale_if_error: reader.duration("stale_if_error", Duration::ZERO..=HOUR * 24 * 7),
     }
+}
+
+fn refresh_ahead(reader: &Reader<'_>, ttl: Option<Duration>) -> Duration {
+    let ahead = reader.duration("refresh_ahead", Duration::ZERO..=HOUR * 24);
+    if let Some(ttl) = ttl.filter(|ttl| ahead > *ttl / 2)
+        && !reader.reported("ttl")
+        && !reader.reported("refresh_ahead")
+    {
+        let most = humantime::format_duration(ttl / 2);
+        reader.refuse("refresh_ahead", format!("is more than half of ttl; accepted: up to {most}"));
+    }
+    ahead
 }
 
 fn query(reader: &Reader<'_>) -> QueryKey {

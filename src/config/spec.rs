@@ -507,6 +507,26 @@ pub enum QueryKey {
     Only(Vec<Box<str>>),
 }
 
+/// `[routes.cache.warm]`.
+#[derive(Clone, Debug)]
+pub struct Warm {
+    /// At least one.
+    pub urls: Vec<WarmUrl>,
+    /// What is sent along: what selects the variant, and the credential, marked as sensitive.
+    pub headers: http::HeaderMap,
+}
+
+/// A URL as clients ask for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WarmUrl {
+    /// Whether they use TLS.
+    pub https: bool,
+    /// Host and port.
+    pub authority: Box<str>,
+    /// Path and query.
+    pub target: Box<str>,
+}
+
 /// `[routes.cache]`.
 #[derive(Clone, Debug)]
 pub struct RouteCache {
@@ -524,6 +544,10 @@ pub struct RouteCache {
     pub tags: Vec<Template>,
     /// Most bytes of one stored response.
     pub max_object: u64,
+    /// How long before its end a response is fetched anew; zero: not at all.
+    pub refresh_ahead: Duration,
+    /// What is kept warm.
+    pub warm: Option<Warm>,
     /// How long a stale response may be served while it is fetched anew.
     pub stale_while_revalidate: Duration,
     /// How long a stale response may be served when the upstream fails.

@@ -8,7 +8,7 @@ use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 use super::Metrics;
 use super::labels::{
     CacheOutcome, ExchangePath, JwksFetch, Label, LimitOutcome, LimitSource, MethodClass, RefundResult,
-    RevocationKind, SessionEvent, StatusClass, StoreFailure, StoreState, UpstreamFailure,
+    RevocationKind, SessionEvent, StatusClass, StoreFailure, StoreState, UpstreamFailure, WarmOutcome,
 };
 use crate::clock::UnixMillis;
 
@@ -188,6 +188,11 @@ impl Metrics {
             duration_seconds: families.request_duration.with_label_values(&[name]),
             cache: leading(&families.cache, name),
         }
+    }
+
+    /// What comes of keeping responses of the route called `name` warm.
+    pub fn warm(&self, name: &str) -> Counters<WarmOutcome> {
+        leading(&self.families().cache_warm, name)
     }
 
     /// The counters of the upstream called `name` in the configuration.

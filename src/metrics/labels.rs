@@ -202,6 +202,20 @@ label! {
 }
 
 label! {
+    /// What came of looking after a response that is kept warm.
+    pub enum WarmOutcome {
+        /// It was fresh for long enough, here or in the shared tier.
+        Fresh = "fresh",
+        /// It was fetched, or confirmed by the upstream.
+        Fetched = "fetched",
+        /// The upstream's answer is not one that can be kept.
+        NotKept = "not_kept",
+        /// There was no answer, or an error.
+        Failed = "failed",
+    }
+}
+
+label! {
     /// How a store call failed.
     pub enum StoreFailure {
         /// No connection could be made.
@@ -276,6 +290,7 @@ mod tests {
         indexes_match::<LimitOutcome>();
         indexes_match::<LimitSource>();
         indexes_match::<CacheOutcome>();
+        indexes_match::<WarmOutcome>();
         indexes_match::<StoreFailure>();
         indexes_match::<StoreState>();
         indexes_match::<RevocationKind>();

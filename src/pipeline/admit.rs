@@ -42,6 +42,9 @@ pub enum Origin {
     Client,
     /// The cache refreshes a stale response in the background.
     Revalidation,
+    /// The gateway keeps a response of a shared route warm: nobody asks, so nobody has to be known. Clients ask for
+    /// it with this scheme.
+    Warming(Scheme),
 }
 
 /// What became of the question whether the cache may be used.
@@ -81,7 +84,7 @@ pub async fn admit(
 ) -> Result<(), Refusal> {
     let mut lookups = Lookups::default();
     let judged = loop {
-        match judge(gateway, &request.head(), peer, lookups.none_yet(), context)? {
+        match judge(gateway, &request.head(), peer, origin, lookups.none_yet(), context)? {
             // Rare, and so not worth room in every request.
             Judgement::Unknown(lookup) => Box::pin(lookups.resolve(gateway, lookup)).await?,
             Judgement::Routed(judged) => break judged,
@@ -137,6 +140,7 @@ fn judge(
     gateway: &Gateway,
     input: &HeadInput<'_>,
     peer: IpAddr,
+    origin: Origin,
     first: bool,
     context: &mut Context,
 ) -> Result<Judgement, Refusal> {
@@ -148,6 +152,9 @@ fn judge(
     context.request_id = forward::request_id(input.headers, client.peer_trusted);
     let head = head::inspect(input, &gateway.head_limits)?;
     note_client(gateway, &head, input.headers, client, context);
+    if let Origin::Warming(scheme) = origin {
+        context.scheme = scheme;
+    }
     if head.is_asterisk() {
         return Err(Refusal::NoRoute);
     }
@@ -175,7 +182,13 @@ fn judge(
     }
 
     // Who is it?
-    let identified = identify(gateway, route.access.requirement(), &head, input.headers, now)?;
+    let nobody = matches!(origin, Origin::Warming(_));
+    if nobody && !route.cache.as_ref().is_some_and(|settings| settings.shared) {
+        // Refused when the configuration is loaded: what nobody asked for would be somebody's.
+        return Err(Refusal::NoRoute);
+    }
+    let requirement = if nobody { Requirement::None } else { route.access.requirement() };
+    let identified = identify(gateway, requirement, &head, input.headers, now)?;
     let (identity, api_token, query) = match identified {
         Identified::As(identity, query) => (identity, None, query),
         Identified::By(used, query) => (Some(Arc::clone(&used.identity)), Some(used), query),
@@ -185,6 +198,7 @@ fn judge(
     refuse_known_revoked(gateway, identity.as_deref(), now)?;
     // Behind an API token there is no login that could have a session or be ended.
     let permitted = match permit(&route.access, identity.as_deref()) {
+        _ if nobody => Ok(()),
         Ok(()) if api_token.is_some() && (route.session || route.logout.is_some()) => {
             Err(IdentityRefusal::NoLogin)
         }

@@ -12,6 +12,7 @@ use super::quota::Reads;
 use super::sessions::Sessions;
 use crate::api_tokens::ApiTokens;
 use crate::cache::Cache;
+use crate::cache::warm::Target;
 use crate::client_addr;
 use crate::clock::{Clock, UnixMillis};
 use crate::identity::revocation::{Known, Pending};
@@ -83,6 +84,8 @@ pub struct Gateway {
     pub timeouts: Timeouts,
     /// Longest body that is read for a policy, in bytes.
     pub body_peek: usize,
+    /// Responses that are kept warm.
+    pub warm: Arc<[Target]>,
     /// Whether `X-Cache-Key` is sent.
     pub expose_cache_key: bool,
     /// State that outlives the configuration.

@@ -8,7 +8,9 @@ mod headers;
 mod login;
 mod peek;
 mod service;
+mod warm;
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -26,7 +28,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 
 use crate::cache::request::{Bypass, write_invalidates};
-use crate::cache::transaction::serves_stale;
+use crate::cache::transaction::{REFRESH, serves_stale};
 use crate::cache::{Transaction, status};
 use crate::header_names::{X_CACHE, X_REQUEST_ID};
 use crate::metrics::{CacheOutcome, Held, UpstreamFailure};
@@ -40,6 +42,8 @@ use crate::upstream::{self, Upstream, forward};
 
 use self::peek::Incoming;
 pub use self::service::{h2c, http1};
+pub use self::warm::Warmer;
+use self::warm::Warming;
 
 /// What the gateway answers to a logout of its own.
 const LOGGED_OUT: &str = r#"{"msg":"Logged out successfully"}"#;
@@ -59,6 +63,8 @@ pub struct Exchange {
     carried: Option<Bytes>,
     /// A copy of the body of the answer to a login, as far as it has come.
     login_body: Option<Box<BodyCopy>>,
+    /// The request is one of the gateway's own, which keeps a response warm.
+    warming: Option<Box<Warming>>,
 }
 
 impl Proxy {
@@ -75,6 +81,13 @@ impl Exchange {
 
     fn transaction(&mut self) -> Option<&mut Transaction> {
         match &mut self.context.admitted_mut()?.cache {
+            CacheUse::Used(transaction) => Some(transaction),
+            CacheUse::NotConfigured | CacheUse::Bypassed(_) => None,
+        }
+    }
+
+    fn transaction_read(&self) -> Option<&Transaction> {
+        match &self.admitted()?.cache {
             CacheUse::Used(transaction) => Some(transaction),
             CacheUse::NotConfigured | CacheUse::Bypassed(_) => None,
         }
@@ -166,7 +179,19 @@ impl ProxyHttp for Proxy {
         let gateway = self.current.load_full();
         let in_flight = Held::new(&gateway.shared.metrics.families().requests_in_flight);
         let context = Context::new(gateway.shared.clock.now(), in_flight);
-        Exchange { gateway, context, carried: None, login_body: None }
+        Exchange { gateway, context, carried: None, login_body: None, warming: None }
+    }
+
+    fn on_connection_reuse(
+        &self,
+        _session: &mut Session,
+        exchange: &mut Exchange,
+        given: Box<dyn Any + Send + Sync>,
+    ) {
+        exchange.warming = Warming::of(given);
+        if let Some(warming) = &exchange.warming {
+            exchange.context.in_flight = Held::new(&warming.in_flight);
+        }
     }
 
     async fn early_request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
@@ -189,7 +214,11 @@ impl ProxyHttp for Proxy {
     }
 
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
-        let origin = if session.subrequest_ctx.is_some() { Origin::Revalidation } else { Origin::Client };
+        let origin = match &exchange.warming {
+            Some(warming) => warming.origin(),
+            None if session.subrequest_ctx.is_some() => Origin::Revalidation,
+            None => Origin::Client,
+        };
         let gateway = Arc::clone(&exchange.gateway);
         let peer = downstream::peer(session);
         let mut incoming = Incoming::new(session, gateway.timeouts.body);
@@ -263,11 +292,16 @@ impl ProxyHttp for Proxy {
         // HTTP/2 tells of a body by no header: it shows only here.
         let has_body = !background && !session.as_downstream_mut().is_body_empty();
         if let Some(admitted) = exchange.context.admitted_mut()
-            && let CacheUse::Used(transaction) = &admitted.cache
+            && let CacheUse::Used(transaction) = &mut admitted.cache
         {
             if has_body {
                 admitted.cache = CacheUse::Bypassed(Bypass::Body);
             } else {
+                match &exchange.warming {
+                    Some(warming) => transaction.keep_warm(warming.window),
+                    None if background => transaction.refresh(),
+                    None => {}
+                }
                 transaction.enable(&mut session.cache);
             }
         }
@@ -301,13 +335,30 @@ impl ProxyHttp for Proxy {
         let now = exchange.gateway.shared.clock.now();
         let waited = session.cache.lock_duration().is_some();
         let background = session.subrequest_ctx.is_some();
-        if is_fresh && let Some(refreshing) = session.subrequest_ctx.as_mut() {
+        let warming = exchange.warming.is_some();
+        let Some(transaction) = exchange.transaction() else { return Ok(None) };
+        let ending = transaction.is_ending(handler, now) && is_fresh;
+        if is_fresh
+            && !ending
+            && let Some(refreshing) = session.subrequest_ctx.as_mut()
+        {
             // Somebody was quicker. pingora ends here without giving back the right to write it was started with.
             refreshing.release_write_lock();
         }
-        Ok(exchange
-            .transaction()
-            .and_then(|transaction| transaction.found(meta, handler, is_fresh, waited, background, now)))
+        let found = transaction.found(meta, handler, is_fresh, waited, background, now);
+        if !ending || found.is_some() {
+            return Ok(found);
+        }
+        if background || warming {
+            return Ok(Some(REFRESH));
+        }
+        // One of the hits begins the refresh; all of them are hits.
+        let begins =
+            transaction.begins_refresh(now) && downstream::prepare_repetition(session, &exchange.context);
+        if begins && let Some(transaction) = exchange.transaction() {
+            transaction.begin_refresh();
+        }
+        Ok(begins.then_some(REFRESH))
     }
 
     fn should_serve_stale(
@@ -318,9 +369,16 @@ impl ProxyHttp for Proxy {
     ) -> bool {
         // Without an error the question is whether to serve stale while a request of pingora's own refreshes it.
         // A request that refreshes never starts another one.
-        let mut may_refresh =
-            || session.subrequest_ctx.is_none() && downstream::prepare_repetition(session, &exchange.context);
-        serves_stale(error) && (error.is_some() || may_refresh())
+        // One that keeps a response warm does it itself, and is not content with a stale one.
+        let now = exchange.gateway.shared.clock.now();
+        let mut may_refresh = || {
+            session.subrequest_ctx.is_none()
+                && exchange
+                    .transaction_read()
+                    .is_some_and(|transaction| transaction.serves_while_refreshing(now))
+                && downstream::prepare_repetition(session, &exchange.context)
+        };
+        exchange.warming.is_none() && serves_stale(error) && (error.is_some() || may_refresh())
     }
 
     async fn proxy_upstream_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
@@ -584,7 +642,8 @@ impl ProxyHttp for Proxy {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
         let code = refusal.status().as_u16();
-        if code >= 500 {
+        // Who keeps responses warm says so once.
+        if code >= 500 && exchange.warming.is_none() {
             let upstream = exchange.upstream().map(|upstream| upstream.settings().name.clone());
             tracing::warn!(
                 upstream = upstream.as_deref(),
@@ -607,6 +666,10 @@ impl ProxyHttp for Proxy {
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
         if session.subrequest_ctx.is_some() {
+            return;
+        }
+        if let Some(warming) = &exchange.warming {
+            warming.tell(session, exchange, error.is_some());
             return;
         }
         match error {

@@ -79,7 +79,8 @@ fn serve(stream: TcpStream, body: &[u8], asked: &AtomicUsize) -> Option<()> {
         let mut parts = path.rsplit('/');
         let number: usize = parts.next()?.parse().ok()?;
         let size: usize = parts.next()?.parse().ok()?;
-        let mut out = b"HTTP/1.1 200 OK\r\nCache-Control: max-age=600\r\nContent-Type: text/plain\r\n".to_vec();
+        let mut out =
+            b"HTTP/1.1 200 OK\r\nCache-Control: max-age=600\r\nContent-Type: text/plain\r\n".to_vec();
         let fields = if number.is_multiple_of(10) { 40 } else { number % 7 };
         for field in 0..fields {
             write!(out, "X-Field-{field}: {}\r\n", "v".repeat(10 + number % 50)).ok()?;
@@ -196,7 +197,8 @@ fn flood(gateway: &Gateway, threads: usize, bytes: usize, what: &str) -> u64 {
 
 #[test]
 fn memory_stays_within_its_bytes_under_distinct_responses() {
-    let var = |name: &str, default: usize| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
+    let var =
+        |name: &str, default: usize| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
     let mib = var("MIB", 16) as u64;
     let threads = var("THREADS", 4);
     let source = Source::start();
@@ -207,7 +209,15 @@ fn memory_stays_within_its_bytes_under_distinct_responses() {
     let started = std::time::Instant::now();
     let most = flood(&gateway, threads, var("VOLUME", 200) * 1_000_000, "/stored");
     let grown = most - before;
-    println!("{mib} MiB: idle {} KiB, grown {} KiB = {:.1} %, {:?}, gauge {:?}, entries {:?}", before / 1024, grown / 1024, grown as f64 * 100.0 / (mib * MIB) as f64, started.elapsed(), gateway.metric("tollgate_cache_bytes", &[]), gateway.metric("tollgate_cache_entries", &[]));
+    println!(
+        "{mib} MiB: idle {} KiB, grown {} KiB = {:.1} %, {:?}, gauge {:?}, entries {:?}",
+        before / 1024,
+        grown / 1024,
+        grown as f64 * 100.0 / (mib * MIB) as f64,
+        started.elapsed(),
+        gateway.metric("tollgate_cache_bytes", &[]),
+        gateway.metric("tollgate_cache_entries", &[])
+    );
     assert!(grown <= mib * MIB * 11 / 10, "{grown} bytes more than {before}");
     // Small objects are what the bookkeeping weighs most on.
 }

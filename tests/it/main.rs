@@ -36,6 +36,7 @@ mod cache;
 mod cache_attacks;
 mod cache_invalidation;
 mod cache_memory;
+mod cache_warm;
 mod cli;
 mod coalescing;
 mod concurrency;

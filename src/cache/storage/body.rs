@@ -181,10 +181,14 @@ mod tests {
     #[test]
     fn a_body_is_the_same_however_it_came() {
         let budget = Budget::new(64 * 1024 * 1024);
-        for length in [0, 1, SMALL, SMALL + 1, MEDIUM, MEDIUM + 1, LARGE - 1, LARGE, LARGE + 1, 5 * LARGE + 9_000] {
+        for length in
+            [0, 1, SMALL, SMALL + 1, MEDIUM, MEDIUM + 1, LARGE - 1, LARGE, LARGE + 1, 5 * LARGE + 9_000]
+        {
             let bytes: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
             assert_eq!(whole(&Body::copy_of(&bytes)), bytes);
-            for (expected, chunk) in [(Some(length), 1_000), (None, 70_000), (None, 7), (Some(length / 2), 333)] {
+            for (expected, chunk) in
+                [(Some(length), 1_000), (None, 70_000), (None, 7), (Some(length / 2), 333)]
+            {
                 let mut growing = Growing::new(expected);
                 let mut charge = budget.charge(growing.weight_expected()).unwrap();
                 assert!(bytes.chunks(chunk).all(|chunk| growing.write(chunk, &mut charge)));
@@ -204,7 +208,9 @@ mod tests {
     fn parts_of_a_body_are_read() {
         let bytes: Vec<u8> = (0..200_000_u32).map(|at| (at % 251) as u8).collect();
         let body = Body::copy_of(&bytes);
-        for (start, end) in [(0, 200_000), (65_535, 65_537), (199_999, 200_000), (70_000, 70_000), (150_000, 999_999)] {
+        for (start, end) in
+            [(0, 200_000), (65_535, 65_537), (199_999, 200_000), (70_000, 70_000), (150_000, 999_999)]
+        {
             let mut read = Vec::new();
             while let Some(part) = body.read(start + read.len(), end) {
                 read.extend_from_slice(&part);

@@ -116,9 +116,16 @@ mod tests {
 
     #[test]
     fn blocks_are_rounded_up_as_the_allocator_does() {
-        for (asked, taken) in
-            [(0, 0), (1, 16), (17, 32), (64, 64), (65, 80), (200, 224), (1025, 1280), (1024 * 1024, 1024 * 1024)]
-        {
+        for (asked, taken) in [
+            (0, 0),
+            (1, 16),
+            (17, 32),
+            (64, 64),
+            (65, 80),
+            (200, 224),
+            (1025, 1280),
+            (1024 * 1024, 1024 * 1024),
+        ] {
             assert_eq!(allocated(asked), taken, "{asked}");
         }
         assert_eq!(allocated(1024 * 1024 + 1), 1024 * 1024 + SLICE);

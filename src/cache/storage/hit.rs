@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use pingora::cache::{CacheKey, Storage};
 use pingora::{Error, ErrorType, Result};
 
 use super::Tier;
+use crate::cache::ahead::Freshness;
 use crate::cache::entry::Entry;
 use crate::clock::UnixMillis;
 
@@ -32,6 +34,16 @@ impl Hit {
     /// When it was fetched or last validated.
     pub fn updated(&self) -> UnixMillis {
         self.entry.updated()
+    }
+
+    /// Since when and until when it is fresh.
+    pub fn freshness(&self) -> Freshness {
+        self.entry.freshness()
+    }
+
+    /// How long after that it may be served while it is being refreshed.
+    pub fn stale_while_revalidate(&self) -> Duration {
+        self.entry.stale_while_revalidate()
     }
 }
 

@@ -5,6 +5,7 @@ pub(super) mod body;
 pub(super) mod budget;
 mod fill;
 mod hit;
+mod refreshing;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::clock::{Clock, UnixMillis};
 use self::budget::{Budget, Charge, allocated};
 use self::fill::Fill;
 pub use self::hit::Hit;
+pub(super) use self::refreshing::Refreshing;
 
 /// Upper bound of the memory tier's shards; fewer when objects are big in comparison.
 const MAX_SHARDS: usize = 16;
@@ -194,13 +196,15 @@ impl Tiers {
         (meta, Box::new(hit))
     }
 
-    async fn find(&self, key: &CacheKey) -> Option<(Arc<Entry>, Tier)> {
+    /// `refreshing`: the shared tier is asked although this instance holds a fresh entry, once half of that is over.
+    async fn find(&self, key: &CacheKey, refreshing: bool) -> Option<(Arc<Entry>, Tier)> {
         let now = self.clock.now();
         let held = self.in_memory(key, now);
         let Some(remote) = &self.remote else { return held.map(|entry| (entry, Tier::Memory)) };
         // Another instance may have refreshed what went stale here, but nobody can what is never fresh.
         if let Some(entry) = &held
-            && (entry.fresh_until() >= now || entry.fresh_until() <= entry.updated())
+            && (entry.fresh_until() >= now && !(refreshing && entry.freshness().is_half_over(now))
+                || entry.fresh_until() <= entry.updated())
         {
             return held.map(|entry| (entry, Tier::Memory));
         }
@@ -273,7 +277,7 @@ impl Storage for Tiers {
         key: &CacheKey,
         _trace: &SpanHandle,
     ) -> Result<Option<(CacheMeta, HitHandler)>> {
-        Ok(self.find(key).await.map(|(entry, tier)| Self::hit(entry, tier)))
+        Ok(self.find(key, false).await.map(|(entry, tier)| Self::hit(entry, tier)))
     }
 
     async fn get_miss_handler(
@@ -283,7 +287,10 @@ impl Storage for Tiers {
         _trace: &SpanHandle,
     ) -> Result<MissHandler> {
         let Some(draft) = Draft::new(key, meta) else {
-            return Error::e_explain(ErrorType::InternalError, "the response has fields that cannot be stored");
+            return Error::e_explain(
+                ErrorType::InternalError,
+                "the response has fields that cannot be stored",
+            );
         };
         Ok(Box::new(Fill::new(self, key, draft)?))
     }

@@ -237,3 +237,29 @@ async fn a_purge_reaches_both_tiers() {
     settled().await;
     assert_eq!(read(tiers, "a").await, None);
 }
+
+#[tokio::test]
+async fn who_refreshes_finds_what_another_instance_refreshed_once_half_of_its_own_is_over() {
+    let fake = Arc::new(Fake::default());
+    let (one, _) = tiers(&Settings::default(), Some(&fake));
+    let (two, clock) = tiers(&Settings::default(), Some(&fake));
+    let refreshing: &'static Refreshing = Box::leak(Box::new(Refreshing(two)));
+    let found = async || {
+        let (meta, hit) = refreshing.lookup(&key("a"), &span()).await.unwrap().unwrap();
+        (meta.fresh_until(), hit.as_any().downcast_ref::<Hit>().unwrap().tier())
+    };
+    let until = |seconds| system_time(NOW.plus(Duration::from_secs(seconds)));
+    fill(one, "a", &["x"], None).await;
+    settled().await;
+    assert_eq!(read(two, "a").await.unwrap().1, Tier::Remote);
+    let mut miss = one.get_miss_handler(&key("a"), &meta(100, None), &span()).await.unwrap();
+    miss.write_body(Bytes::from_static(b"y"), true).await.unwrap();
+    miss.finish().await.unwrap();
+    settled().await;
+    clock.set(NOW.plus(Duration::from_secs(30)));
+    assert_eq!(found().await, (until(60), Tier::Memory));
+    clock.set(NOW.plus(Duration::from_secs(31)));
+    assert_eq!(read(two, "a").await, Some(("x".into(), Tier::Memory)), "a client's request does not ask");
+    assert_eq!(found().await, (until(100), Tier::Remote));
+    assert_eq!(read(two, "a").await, Some(("y".into(), Tier::Memory)), "clients get it from then on");
+}

@@ -1,6 +1,7 @@
 //! One request's way through the cache: a line for each of pingora's callbacks.
 //! Decisions are the policy's; this file only translates between it and pingora.
 
+mod ahead;
 mod fields;
 mod pending;
 mod ready;
@@ -27,6 +28,8 @@ use super::storage::{Hit, Tier};
 use super::vary;
 use crate::clock::{UnixMillis, millis};
 
+use self::ahead::Windows;
+pub use self::ahead::{PASSING, REFRESH};
 use self::fields::{freshen, sanitise_for_storage};
 pub use self::pending::Pending;
 pub use self::ready::Ready;
@@ -58,6 +61,11 @@ pub struct Transaction {
     storable: bool,
     not_stored: Option<NotStored>,
     tier: Option<Tier>,
+    /// The request is there to refresh.
+    refreshing: bool,
+    /// It keeps the response warm: thousandths of the window.
+    warm: Option<u16>,
+    windows: Windows,
 }
 
 impl Transaction {
@@ -68,7 +76,7 @@ impl Transaction {
 
     /// For `request_cache_filter`.
     pub fn enable(&self, http: &mut HttpCache) {
-        self.cache.enable(http, self.route.max_object_bytes, self.may_ask_remote);
+        self.cache.enable(http, self.route.max_object_bytes, self.may_ask_remote, self.refreshing);
     }
 
     /// For `cache_key_callback`.
@@ -164,7 +172,9 @@ impl Transaction {
             Ok(stored) => stored,
             Err(why) => {
                 self.not_stored = Some(why);
-                return RespCacheable::Uncacheable(NoCacheReason::Custom(why.as_str()));
+                let passing = response.status.is_server_error() || self.leaves_fresh(now);
+                let reason = if passing { PASSING } else { why.as_str() };
+                return RespCacheable::Uncacheable(NoCacheReason::Custom(reason));
             }
         };
         self.storable = true;
@@ -233,6 +243,7 @@ impl Transaction {
         let phase = http.phase();
         let outcome = match phase {
             CachePhase::Disabled(_) if self.bypassed => Outcome::Bypass,
+            CachePhase::StaleUpdating if self.is_ahead() => Outcome::Hit,
             _ => Outcome::of(phase),
         };
         let ttl = http.maybe_cache_meta().filter(|_| outcome != Outcome::Bypass).map(|meta| {
@@ -251,6 +262,7 @@ impl Transaction {
             CachePhase::Disabled(NoCacheReason::UpstreamError) => Some("upstream_error"),
             CachePhase::Bypass => Some("predicted"),
             CachePhase::Hit => self.tier.map(Tier::as_str),
+            CachePhase::StaleUpdating if self.is_ahead() => self.tier.map(Tier::as_str),
             _ => None,
         };
         Report {

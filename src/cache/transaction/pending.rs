@@ -6,6 +6,7 @@ use http::{HeaderMap, Method, header};
 use pingora::cache::CacheKey;
 
 use super::Transaction;
+use super::ahead::Windows;
 use crate::cache::Cache;
 use crate::cache::directives::RequestDirectives;
 use crate::cache::generations::{Fingerprint, Resolution};
@@ -115,6 +116,9 @@ impl Pending {
             storable: false,
             not_stored: None,
             tier: None,
+            refreshing: false,
+            warm: None,
+            windows: Windows::default(),
         }
     }
 }

@@ -59,6 +59,10 @@ impl Transaction {
             return None;
         }
         let entry = self.cache.fresh_in_memory(&self.key, now)?;
+        // A hit that is to begin a refresh does so through pingora.
+        if entry.freshness().is_ending(self.window(entry.freshness()), now) {
+            return None;
+        }
         let stored = entry.header()?;
         // A primary slot is of the variant it says; the others are found in pingora's second lookup.
         let variance = self.variance(&stored.headers, request);
