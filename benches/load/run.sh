@@ -387,7 +387,7 @@ drive_cold() {
     cold_line=$(awk -v n="$cold_connections" -v u="$upstream" -v own="$own" -v longest="$longest" \
         -v waited="$(cold_outcomes coalesced)" -v requests="$requests" 'BEGIN {
         printf "%d connections on one cold key: requests at the upstream: %d%s; it takes %.2f s for one; %d waited for it, ",
-            n, u, u > 1 ? " instead of 1, as when a starved gateway waits longer than it may" : "", own / 1e6, waited
+            n, u, (u > 1) ? " instead of 1, as when a starved gateway waits longer than it may" : "", own / 1e6, waited
         printf "%d answers in 12 s, the longest after %.2f s", requests, longest / 1e6 }')
 }
 

@@ -3,7 +3,6 @@
 
 use std::fmt::Write as _;
 
-use http::{HeaderMap, HeaderValue};
 use pingora::cache::{CachePhase, NoCacheReason};
 use pingora::http::ResponseHeader;
 
@@ -101,22 +100,9 @@ impl Report<'_> {
         }
     }
 
-    /// The same for fields that are not pingora's yet: there every name costs two allocations.
-    pub fn write_fields(&self, fields: &mut HeaderMap) {
-        fields.insert(X_CACHE.clone(), HeaderValue::from_static(self.outcome.x_cache()));
-        // Visible ASCII: these cannot fail.
-        if let Ok(status) = HeaderValue::try_from(self.cache_status()) {
-            fields.insert(CACHE_STATUS.clone(), status);
-        }
-        if let Some(key) = self.key.and_then(|key| HeaderValue::from_str(key).ok()) {
-            fields.insert(X_CACHE_KEY.clone(), key);
-        }
-    }
-
     /// The value of `Cache-Status`.
     pub fn cache_status(&self) -> String {
-        let mut status = String::with_capacity(64);
-        status.push_str("tollgate; ");
+        let mut status = String::from("tollgate; ");
         status.push_str(match self.outcome {
             Outcome::Hit | Outcome::Stale => "hit",
             Outcome::Bypass => "fwd=bypass",

@@ -83,6 +83,7 @@ impl Transaction {
         if head.status == StatusCode::OK {
             fields.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         }
+        let mut header = ResponseHeader::from(head);
         let seconds = |time: UnixMillis| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
         Report {
             outcome: Outcome::Hit,
@@ -94,7 +95,7 @@ impl Transaction {
             detail: Some(Tier::Memory.as_str()),
             key: show_key.then_some(&*self.public_key),
         }
-        .write_fields(fields);
-        Ready { head, entry }
+        .write(&mut header);
+        Ready { head: header.into(), entry }
     }
 }
