@@ -29,6 +29,7 @@ bench: ## Measure: hot functions (criterion), what checks cost Redis, then the g
 	$(CARGO) bench --locked
 	$(CARGO) build --locked --profile dist
 	benches/load/run.sh
+	benches/load/cache-memory.sh
 
 image: ## Build the container image (IMAGE=name:tag)
 	docker build --tag $(IMAGE) .

@@ -138,11 +138,14 @@ await "nginx (upstream)" "$upstream_pid" "$upstream_port" /live
 
 # --- the gateway -----------------------------------------------------------------------------------------------------
 
+# Of no worth outside this run.
+admin_token=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 cat >"$work/tollgate.toml" <<CONF
 [server]
 listen = "127.0.0.1:$gateway_port"
 [admin]
 listen = "127.0.0.1:$admin_port"
+token = "$admin_token"
 [log]
 access = false
 [redis]
@@ -221,7 +224,7 @@ flood() { # flood WHAT MEGABYTES
 gauge() { # gauge NAME
     (
         exec 3<>"/dev/tcp/127.0.0.1/$admin_port" || exit 1
-        printf 'GET /metrics HTTP/1.1\r\nHost: load.test\r\nConnection: close\r\n\r\n' >&3
+        printf 'GET /metrics HTTP/1.1\r\nHost: load.test\r\nAuthorization: Bearer %s\r\nConnection: close\r\n\r\n' "$admin_token" >&3
         timeout 10 cat <&3
     ) 2>/dev/null | awk -v name="$1" '$1 == name { print $2 }' | tr -d '\r'
 }

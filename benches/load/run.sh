@@ -104,7 +104,7 @@ pick_port() {
 fetch() { # fetch PORT PATH [TOKEN]
     (
         exec 3<>"/dev/tcp/127.0.0.1/$1" || exit 1
-        printf 'GET %s HTTP/1.1\r\nHost: load.test\r\nConnection: close\r\n' "$2" >&3
+        printf 'GET %s HTTP/1.1\r\nHost: 127.0.0.1:%s\r\nConnection: close\r\n' "$2" "$1" >&3
         [ -z "${3:-}" ] || printf 'Authorization: Bearer %s\r\n' "$3" >&3
         printf '\r\n' >&3
         timeout 10 cat <&3

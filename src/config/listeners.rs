@@ -164,12 +164,26 @@ pub(super) fn log(root: &Reader<'_>) -> Log {
     }
 }
 
+/// How many times the largest object the cache's memory must be: three quarters of it are for responses, half of that
+/// for stored ones and half for those on their way in, each with some room for its head.
+const LEAST_OBJECTS: u64 = 4;
+
 pub(super) fn cache(root: &Reader<'_>) -> Cache {
     let reader = root.section("cache");
+    let memory = size(&reader, "memory", 0, 1 << 40);
+    let max_object = size(&reader, "max_object", 1, 1 << 30);
+    let least = max_object.saturating_mul(LEAST_OBJECTS);
+    if memory < least && !reader.reported("memory") && !reader.reported("max_object") {
+        let least = bytesize::ByteSize::b(least).display().iec();
+        reader.refuse(
+            "memory",
+            format!("has no room for objects of cache.max_object; accepted: {least} or more"),
+        );
+    }
     Cache {
-        memory: size(&reader, "memory", 0, 1 << 40),
+        memory,
         redis: reader.get("redis"),
-        max_object: size(&reader, "max_object", 1, 1 << 30),
+        max_object,
         redis_max_object: size(&reader, "redis_max_object", 1, 1 << 29),
         max_lifetime: reader.duration("max_lifetime", SECOND..=HOUR * 24 * 366),
         expose_key: reader.get("expose_key"),

@@ -1,7 +1,8 @@
 //! Bodies in memory: pieces of few sizes. What an evicted body leaves free fits the next one, whatever its length;
 //! blocks of the length of each body would leave the allocator with pages that are mostly empty.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::budget::{Charge, allocated};
 
@@ -12,7 +13,69 @@ const MEDIUM: usize = 16 * 1024;
 /// Up to here a last piece is as long as what it holds: blocks of such sizes share pages of 64 KiB.
 const SMALL: usize = 8 * 1024;
 /// What a piece takes beside its bytes: its handle, and what `Bytes` allocates to share it.
-const HANDLE: usize = size_of::<Bytes>() + 32;
+const HANDLE: usize = size_of::<(usize, Bytes)>() + 80;
+/// Blocks kept for the next body, of each of the two sizes. Without them a flood of bodies that evict each other
+/// would have the allocator hold all that was freed within its purge delay (a second).
+const FREE_LARGE: usize = 16;
+const FREE_MEDIUM: usize = 64;
+/// The most that free blocks take, in bytes.
+pub(super) const FREE: usize = FREE_LARGE * LARGE + FREE_MEDIUM * MEDIUM;
+
+/// The free blocks of this process.
+static LARGE_BLOCKS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+static MEDIUM_BLOCKS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+/// A piece of memory; blocks of the two bigger sizes are used again.
+#[derive(Debug, Default)]
+struct Block(Vec<u8>);
+
+impl Block {
+    /// An empty block for `length` bytes, at most [`LARGE`].
+    fn new(length: usize) -> Self {
+        let room = block(length);
+        let free = shelf(room).and_then(|(blocks, _)| blocks.lock().pop());
+        Self(free.unwrap_or_else(|| Vec::with_capacity(room)))
+    }
+
+    const fn room(&self) -> usize {
+        self.0.capacity() - self.0.len()
+    }
+
+    fn freeze(mut self) -> Bytes {
+        if self.0.capacity() == self.0.len() && shelf(self.0.len()).is_none() {
+            return std::mem::take(&mut self.0).into();
+        }
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for Block {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        let mut bytes = std::mem::take(&mut self.0);
+        if let Some((blocks, most)) = shelf(bytes.capacity()) {
+            bytes.clear();
+            let mut blocks = blocks.lock();
+            if blocks.len() < most {
+                blocks.push(bytes);
+            }
+        }
+    }
+}
+
+/// Where blocks of `capacity` bytes are kept, and how many.
+fn shelf(capacity: usize) -> Option<(&'static Mutex<Vec<Vec<u8>>>, usize)> {
+    match capacity {
+        LARGE => Some((&LARGE_BLOCKS, FREE_LARGE)),
+        MEDIUM => Some((&MEDIUM_BLOCKS, FREE_MEDIUM)),
+        _ => None,
+    }
+}
 
 /// How long the block for a piece of `length` bytes is.
 const fn block(length: usize) -> usize {
@@ -26,7 +89,8 @@ const fn block(length: usize) -> usize {
 /// A complete body.
 #[derive(Clone, Debug, Default)]
 pub(in crate::cache) struct Body {
-    pieces: Box<[Bytes]>,
+    /// Each with the place where it ends.
+    pieces: Box<[(usize, Bytes)]>,
     length: usize,
 }
 
@@ -45,7 +109,7 @@ impl Body {
 
     /// The bytes, piece by piece.
     pub(in crate::cache) fn pieces(&self) -> impl Iterator<Item = &Bytes> {
-        self.pieces.iter()
+        self.pieces.iter().map(|(_, piece)| piece)
     }
 
     /// What follows from byte `at` on and before `end`, as far as it is in one piece; copies nothing.
@@ -54,28 +118,23 @@ impl Body {
         if at >= end {
             return None;
         }
-        let mut start = 0;
-        for piece in &self.pieces {
-            let next = start + piece.len();
-            if at < next {
-                return Some(piece.slice(at - start..end.min(next) - start));
-            }
-            start = next;
-        }
-        None
+        let next = self.pieces.partition_point(|(piece_end, _)| *piece_end <= at);
+        let (piece_end, piece) = self.pieces.get(next)?;
+        let start = piece_end - piece.len();
+        Some(piece.slice(at - start..end.min(*piece_end) - start))
     }
 
     /// Bytes of memory it takes.
     pub(in crate::cache) fn weight(&self) -> usize {
-        self.pieces.iter().map(|piece| HANDLE + allocated(block(piece.len()))).sum()
+        self.pieces().map(|piece| HANDLE + allocated(block(piece.len()))).sum()
     }
 }
 
 /// A body on its way in.
 #[derive(Debug, Default)]
 pub(super) struct Growing {
-    pieces: Vec<Bytes>,
-    last: BytesMut,
+    pieces: Vec<(usize, Bytes)>,
+    last: Block,
     length: usize,
     expected: Option<usize>,
 }
@@ -101,7 +160,7 @@ impl Growing {
     /// Takes `data`; what exceeds the declared length is paid from `charge`. `false` when that has no room.
     pub(super) fn write(&mut self, mut data: &[u8], charge: &mut Charge) -> bool {
         while !data.is_empty() {
-            let room = self.last.capacity() - self.last.len();
+            let room = self.last.room();
             if room == 0 {
                 let paid = self.expected.is_some_and(|expected| self.length < expected);
                 let piece = next_piece(self.left(), self.length);
@@ -112,7 +171,7 @@ impl Growing {
                 continue;
             }
             let (now, later) = data.split_at(data.len().min(room));
-            self.last.extend_from_slice(now);
+            self.last.0.extend_from_slice(now);
             self.length += now.len();
             data = later;
         }
@@ -124,9 +183,9 @@ impl Growing {
     }
 
     fn next(&mut self, piece: usize) {
-        let full = std::mem::replace(&mut self.last, BytesMut::with_capacity(piece));
-        if !full.is_empty() {
-            self.pieces.push(full.freeze());
+        let full = std::mem::replace(&mut self.last, Block::new(piece));
+        if !full.0.is_empty() {
+            self.pieces.push((self.length, full.freeze()));
         }
     }
 
@@ -135,7 +194,7 @@ impl Growing {
             let piece = next_piece(self.left(), self.length);
             let (now, later) = data.split_at(data.len().min(piece));
             self.next(piece);
-            self.last.extend_from_slice(now);
+            self.last.0.extend_from_slice(now);
             self.length += now.len();
             data = later;
         }
@@ -144,15 +203,16 @@ impl Growing {
     /// The body; room that is not needed is not kept.
     pub(super) fn complete(mut self) -> Body {
         let last = std::mem::take(&mut self.last);
-        if !last.is_empty() {
-            let needed = block(last.len());
-            self.pieces.push(if last.capacity() > needed {
-                let mut moved = BytesMut::with_capacity(needed);
-                moved.extend_from_slice(&last);
+        if !last.0.is_empty() {
+            let length = last.0.len();
+            let whole = if last.0.capacity() > block(length) {
+                let mut moved = Block::new(length);
+                moved.0.extend_from_slice(&last.0);
                 moved.freeze()
             } else {
                 last.freeze()
-            });
+            };
+            self.pieces.push((self.length, whole));
         }
         Body { pieces: self.pieces.into_boxed_slice(), length: self.length }
     }

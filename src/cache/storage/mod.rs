@@ -34,8 +34,12 @@ const MAX_SHARDS: usize = 16;
 const BIGGEST_PER_SHARD: usize = 4;
 /// What an average entry is guessed to weigh, to size tables.
 const TYPICAL_ENTRY: usize = 4 * 1024;
+/// What the head of a response takes, usually.
+const ROOM_FOR_HEAD: usize = 4 * 1024;
 /// Bytes of a key that is remembered for a while after its entry was evicted (`quick_cache`'s ghosts).
 const GHOST: usize = 128;
+/// The part of the memory that belongs to no entry, at most: one in so many bytes.
+const UNOWNED_SHARE: usize = 4;
 /// The part of the memory that is reserved for fills: one in so many bytes, but room for a fill of any size.
 const FILLS_SHARE: usize = 8;
 
@@ -87,10 +91,6 @@ impl Storage for MemoryReads {
     }
 }
 
-/// How many times the largest object the memory must be: half of it for objects that are stored, half for those
-/// on their way in, each with some room for what the allocator rounds up.
-pub const LEAST_OBJECTS: u64 = 4;
-
 /// Where a hit came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tier {
@@ -129,8 +129,8 @@ impl quick_cache::Weighter<u128, Arc<Entry>> for ByWeight {
 }
 
 impl Tiers {
-    /// `max_object_bytes`: the largest body any route stores. The memory must be [`LEAST_OBJECTS`] times as big,
-    /// or the biggest objects are not stored.
+    /// `max_object_bytes`: the largest body any route stores. Of a memory less than four times as big the biggest
+    /// objects are not stored.
     pub fn new(
         settings: &Settings,
         max_object_bytes: usize,
@@ -139,11 +139,13 @@ impl Tiers {
     ) -> Self {
         let bytes = usize::try_from(settings.memory_bytes).unwrap_or(usize::MAX).max(1);
         let items = (bytes / TYPICAL_ENTRY).clamp(64, 1 << 20);
-        let tables = (items / 2).saturating_mul(GHOST).min(bytes / 8);
-        let limit = bytes - tables;
-        // A body of unknown length is moved to a bigger buffer, and to an exact one in the end.
-        let biggest = allocated(max_object_bytes.max(1));
-        let fills = (limit / FILLS_SHARE).max(biggest.saturating_mul(2)).min(limit / 2);
+        // What is no entry's: remembered keys, free blocks, and pages of the allocator that are not full.
+        let unowned = (items / 2).saturating_mul(GHOST).saturating_add(2 * body::FREE);
+        let limit = bytes - unowned.min(bytes / UNOWNED_SHARE);
+        // With its head, and the copy that goes to the shared tier.
+        let biggest =
+            allocated(max_object_bytes.max(1)).saturating_add(max_object_bytes / 16 + ROOM_FOR_HEAD);
+        let fills = (limit / FILLS_SHARE).max(biggest).min(limit / 2);
         let stored = limit - fills;
         let shards = (stored / biggest.saturating_mul(BIGGEST_PER_SHARD)).clamp(1, MAX_SHARDS);
         let memory = quick_cache::sync::Cache::with_options(

@@ -125,17 +125,150 @@ async fn an_entry_past_its_life_is_gone() {
     assert_eq!(tiers.memory_entries(), 0);
 }
 
+async fn fill_sized(tiers: &'static Tiers, name: &str, length: usize, declared: bool) -> bool {
+    let declared = declared.then_some(length);
+    let Ok(mut miss) = tiers.get_miss_handler(&key(name), &meta(60, declared), &span()).await else {
+        return false;
+    };
+    for chunk in vec![b'x'; length].chunks(10_000) {
+        if miss.write_body(Bytes::copy_from_slice(chunk), false).await.is_err() {
+            return false;
+        }
+    }
+    miss.finish().await.is_ok()
+}
+
+async fn holds(tiers: &'static Tiers, name: &str) -> bool {
+    tiers.lookup(&key(name), &span()).await.unwrap().is_some()
+}
+
+async fn held(tiers: &'static Tiers, names: &[String]) -> usize {
+    let mut held = 0;
+    for name in names {
+        held += usize::from(holds(tiers, name).await);
+    }
+    held
+}
+
+fn names(what: &str, count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("{what}{n}")).collect()
+}
+
 #[tokio::test]
 async fn memory_stays_within_its_bound() {
-    let settings = Settings { memory_bytes: 16 * 1024, ..Settings::default() };
+    let settings = Settings { memory_bytes: 64 * 1024, ..Settings::default() };
     let (tiers, _) = tiers(&settings, None);
-    for n in 0..200 {
-        fill(tiers, &format!("k{n}"), &["0123456789"], None).await;
+    for name in names("k", 200) {
+        fill(tiers, &name, &["0123456789"], None).await;
+        assert!(tiers.memory_bytes() <= 64 * 1024);
     }
-    assert!(tiers.memory_bytes() <= 16 * 1024 && tiers.memory_entries() > 5);
-    // Fills under way are bounded too.
-    let mut miss = tiers.get_miss_handler(&key("big"), &meta(60, None), &span()).await.unwrap();
-    assert!(miss.write_body(Bytes::from(vec![0; 17 * 1024]), false).await.is_err());
+    assert!(tiers.memory_entries() > 20, "{} entries", tiers.memory_entries());
+    // Fills under way count as well: what has no room is refused, and leaves nothing behind.
+    let before = tiers.memory_bytes();
+    for declared in [true, false] {
+        assert!(!fill_sized(tiers, "big", 60 * 1024, declared).await);
+        assert_eq!(tiers.memory_bytes(), before);
+    }
+    // So do bodies that a slow reader keeps after they were evicted.
+    let (_, reader) = tiers.lookup(&key("k199"), &span()).await.unwrap().unwrap();
+    tiers.memory.clear();
+    assert!(tiers.memory_bytes() > 0);
+    drop(reader);
+    assert_eq!(tiers.memory_bytes(), 0);
+}
+
+#[tokio::test]
+async fn what_is_asked_for_again_survives_a_scan() {
+    let settings = Settings { memory_bytes: 4 * 1024 * 1024, ..Settings::default() };
+    let (tiers, _) = tiers(&settings, None);
+    // Full of what nobody asks for again.
+    for name in names("old", 1_000) {
+        assert!(fill_sized(tiers, &name, 4_000, true).await);
+    }
+    let hot = names("hot", 50);
+    for name in &hot {
+        assert!(fill_sized(tiers, name, 4_000, true).await);
+    }
+    assert_eq!(held(tiers, &hot).await, 50);
+    for name in names("scanned", 10_000) {
+        assert!(fill_sized(tiers, &name, 4_000, true).await);
+    }
+    let left = held(tiers, &hot).await;
+    assert!(left >= 45, "{left} of 50 are left");
+}
+
+#[tokio::test]
+async fn giant_objects_do_not_empty_the_memory() {
+    let settings = Settings { memory_bytes: 16 * 1024 * 1024, ..Settings::default() };
+    let clock = Arc::new(ManualClock::at(NOW));
+    let biggest = 4 * 1024 * 1024;
+    let tiers: &'static Tiers = Box::leak(Box::new(Tiers::new(&settings, biggest, None, clock)));
+    let hot = names("hot", 200);
+    for _ in 0..2 {
+        for name in &hot {
+            if !holds(tiers, name).await {
+                assert!(fill_sized(tiers, name, 4_000, true).await);
+            }
+        }
+    }
+    for name in names("giant", 10) {
+        // The largest that is stored has room, wherever the tier is as big as the configuration demands.
+        assert!(
+            fill_sized(tiers, &name, biggest, true).await && fill_sized(tiers, &name, biggest, false).await
+        );
+        assert!(holds(tiers, &name).await, "{name}");
+    }
+    let left = held(tiers, &hot).await;
+    assert!(left >= 180, "{left} of 200 are left");
+}
+
+#[tokio::test]
+async fn odd_bodies_are_stored_as_they_are_or_not_at_all() {
+    let (tiers, _) = tiers(&Settings::default(), None);
+    let store = async |name: &'static str, status: u16, length: Option<&str>, body: &'static str| {
+        let mut header = ResponseHeader::build(status, None).unwrap();
+        header.append_header("x-ODD-Case", "1").unwrap();
+        if let Some(length) = length {
+            header.append_header("content-length", length).unwrap();
+        }
+        let fresh = system_time(NOW.plus(Duration::from_secs(60)));
+        let meta = CacheMeta::new(fresh, system_time(NOW), 0, 0, header);
+        let mut miss = tiers.get_miss_handler(&key(name), &meta, &span()).await.unwrap();
+        miss.write_body(Bytes::from_static(body.as_bytes()), true).await.unwrap();
+        miss.finish().await.is_ok()
+    };
+    let length_of = async |name: &'static str| {
+        let (meta, _) = tiers.lookup(&key(name), &span()).await.unwrap().unwrap();
+        meta.headers().get("content-length").map(|length| length.to_str().unwrap().to_owned())
+    };
+    // No body needs no length, any other has one.
+    assert!(store("204", 204, None, "").await);
+    assert_eq!(length_of("204").await, None);
+    assert!(store("empty", 200, None, "").await && store("empty too", 200, Some("0"), "").await);
+    assert_eq!(
+        (length_of("empty").await.as_deref(), length_of("empty too").await.as_deref()),
+        (Some("0"), Some("0"))
+    );
+    assert_eq!(read(tiers, "empty").await, Some((String::new(), Tier::Memory)));
+    // A length that belongs to another body, as a 304 or an answer to HEAD may have, and those that are none.
+    for (name, status, length, body) in [
+        ("304", 304, "5", ""),
+        ("head", 200, "5", ""),
+        ("short", 200, "5", "hell"),
+        ("long", 200, "5", "hello!"),
+        ("negative", 200, "-5", "hello"),
+        ("two", 200, "5, 5", "hello"),
+        ("huge", 200, "99999999999999999999", "hello"),
+    ] {
+        assert!(!store(name, status, Some(length), body).await, "{name}");
+        assert!(!holds(tiers, name).await, "{name}");
+    }
+    // The spelling of names is kept, for clients that look at it.
+    assert!(store("case", 200, None, "x").await);
+    let (meta, _) = tiers.lookup(&key("case"), &span()).await.unwrap().unwrap();
+    let mut wire = Vec::new();
+    meta.response_header().header_to_h1_wire(&mut wire);
+    assert_eq!(String::from_utf8(wire).unwrap(), "x-ODD-Case: 1\r\nContent-Length: 1\r\n");
 }
 
 #[tokio::test]

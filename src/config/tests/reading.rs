@@ -336,7 +336,7 @@ fn an_admin_listener_without_a_token_may_be_reachable_and_is_warned_of() {
 
 #[test]
 fn later_stages_place_their_mistakes_in_the_overlay_in_force() {
-    let text = with("[environments.development.cache]\nmemory = \"1MiB\"\n");
+    let text = with("[environments.development.cache]\nmemory = \"8MiB\"\n");
     let place =
         |pairs| from_str(&text, "t.toml", &variables(pairs)).unwrap().places.problem("cache.memory", "").line;
     assert_eq!(place(&[("TOLLGATE_ENV", "development")]), 8);
