@@ -262,8 +262,7 @@ fn stored_at(gateway: &Gateway, host: &str, target: CacheTarget<'_>) -> Option<B
         Requirement::None => CacheCaller::Anonymous,
         _ => target.caller,
     };
-    let (public_key, _) = Unstamped::new(settings, CacheTarget { caller, ..target }).public_key();
-    Some(key_tag(&public_key))
+    Some(key_tag(&Unstamped::new(settings, CacheTarget { caller, ..target }).public_key()))
 }
 
 /// The target to send on, where it is not the one that came.

@@ -10,7 +10,7 @@ use super::ahead::Windows;
 use crate::cache::Cache;
 use crate::cache::directives::RequestDirectives;
 use crate::cache::generations::{Fingerprint, Resolution};
-use crate::cache::key::{Begun, Target, Unstamped};
+use crate::cache::key::{self, Target, Unstamped};
 use crate::cache::request::{self, Bypass};
 use crate::cache::settings::RouteCache;
 use crate::cache::tag::{Tags, key_tag, route_tag, user_tag};
@@ -22,7 +22,6 @@ pub struct Pending {
     route: Arc<RouteCache>,
     key: Unstamped,
     public_key: Box<str>,
-    hash: Begun,
     tags: Tags,
     directives: RequestDirectives,
     authorised: bool,
@@ -48,13 +47,12 @@ impl Pending {
             tags.push(template.render(user, &param));
         }
         let key = Unstamped::new(route, target);
-        let (public_key, hash) = key.public_key();
+        let public_key = key.public_key();
         tags.push(key_tag(&public_key));
         Ok(Self {
             route: Arc::clone(route),
             key,
             public_key,
-            hash,
             tags,
             directives,
             authorised: headers.contains_key(header::AUTHORIZATION),
@@ -94,7 +92,7 @@ impl Pending {
 
     fn stamp(self, cache: &'static Cache, fingerprint: Fingerprint, now: UnixMillis) -> Transaction {
         let bytes = self.key.stamp(fingerprint);
-        let hash = self.hash.stamp(fingerprint);
+        let hash = key::hash(&bytes);
         let mut key = CacheKey::new(bytes, "");
         // Hashed once here instead of in each of pingora's steps.
         key.set_primary_bin_override(hash);
