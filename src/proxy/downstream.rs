@@ -10,7 +10,6 @@ use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
-use crate::cache::transaction::Ready;
 use crate::pipeline::head::HeadInput;
 use crate::pipeline::{Context, Reply};
 
@@ -89,18 +88,6 @@ pub(super) async fn write(
     session.write_response_header(Box::new(header), !has_body).await?;
     if has_body {
         session.write_response_body(Some(reply.body.clone()), true).await?;
-    }
-    Ok(())
-}
-
-/// Writes a stored response to a GET.
-pub(super) async fn write_stored(session: &mut Session, mut ready: Ready) -> Result<()> {
-    let head = std::mem::replace(&mut ready.head, http::Response::new(()).into_parts().0);
-    session.write_response_header(Box::new(head.into()), ready.length() == 0).await?;
-    let mut at = 0;
-    while let Some(piece) = ready.read(at) {
-        at += piece.len();
-        session.write_response_body(Some(piece), at == ready.length()).await?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ mod headers;
 mod login;
 mod peek;
 mod service;
+mod stored;
 mod warm;
 
 use std::any::Any;
@@ -108,32 +109,6 @@ impl Exchange {
         let reply = refusal.reply();
         self.context.refusal = Some(refusal);
         self.answer(session, &reply).await
-    }
-
-    /// Answers with a stored response that is fresh in memory and wanted as it is; `false`: nothing was done.
-    async fn answer_from_memory(&mut self, session: &mut Session) -> Result<bool> {
-        // HTTP/2 tells of a body by no header: it shows only here.
-        if self.transaction().is_none() || !session.as_downstream_mut().is_body_empty() {
-            return Ok(false);
-        }
-        let Self { gateway, context, .. } = self;
-        let now = gateway.shared.clock.now();
-        let request = session.req_header();
-        let Some(mut ready) = context.admitted().and_then(|admitted| match &admitted.cache {
-            CacheUse::Used(cached) => {
-                cached.ready(&request.method, &request.headers, gateway.expose_cache_key, now)
-            }
-            CacheUse::NotConfigured | CacheUse::Bypassed(_) => None,
-        }) else {
-            return Ok(false);
-        };
-        for (name, value) in context.quota.drain(..) {
-            ready.head.headers.insert(name, value);
-        }
-        ready.head.headers.insert(X_REQUEST_ID.clone(), context.request_id.clone());
-        context.cache_outcome = Some(CacheOutcome::Hit);
-        downstream::write_stored(session, ready).await.map_err(Error::into_down)?;
-        Ok(true)
     }
 
     /// The tags that a write on this route changes: what the route declares, and the very target.
@@ -249,7 +224,10 @@ impl ProxyHttp for Proxy {
             exchange.answer(session, &Reply::json(LOGGED_OUT)).await?;
             return Ok(true);
         }
-        if origin == Origin::Client && exchange.answer_from_memory(session).await? {
+        if origin == Origin::Client
+            && let Some(ready) = stored::find(session, exchange)
+        {
+            stored::answer(self, session, ready, exchange).await.map_err(Error::into_down)?;
             return Ok(true);
         }
         if !continued && downstream::awaits_continue(session) {

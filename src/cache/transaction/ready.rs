@@ -10,22 +10,20 @@ use pingora::http::ResponseHeader;
 use super::Transaction;
 use crate::cache::directives::RequestDirectives;
 use crate::cache::entry::Entry;
-use crate::cache::status::{Outcome, Report};
 use crate::cache::storage::Tier;
 use crate::clock::UnixMillis;
 
 /// Fields by which a request asks for less than the whole stored response.
 const PARTIAL: [HeaderName; 4] =
     [header::RANGE, header::IF_RANGE, header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE];
-
 /// Fields that a hit is given at most, those of the gateway included, so that the map grows once.
 const ROOM: usize = 17;
 
 /// A stored response that answers a request as it is.
 #[derive(Debug)]
 pub struct Ready {
-    /// Its header, with `Age` and what is said about the hit.
-    pub head: response::Parts,
+    /// Its header with `Age`, as it comes before `response_filter`.
+    pub header: ResponseHeader,
     /// Held until its body is sent, as what is being read counts.
     entry: Arc<Entry>,
 }
@@ -43,15 +41,9 @@ impl Ready {
 }
 
 impl Transaction {
-    /// For `request_filter`: the answer, where this is a plain GET for what is fresh in memory. `None` says nothing but
-    /// that pingora is to find out. `show_key`: with `X-Cache-Key`.
-    pub fn ready(
-        &self,
-        method: &Method,
-        request: &HeaderMap,
-        show_key: bool,
-        now: UnixMillis,
-    ) -> Option<Ready> {
+    /// For `request_filter`: the answer, where this is a plain GET for what is fresh in memory, and from then on a hit
+    /// to [`Self::report`]. `None` says nothing but that pingora is to find out.
+    pub fn ready(&mut self, method: &Method, request: &HeaderMap, now: UnixMillis) -> Option<Ready> {
         if method != Method::GET
             || self.directives != RequestDirectives::default()
             || PARTIAL.iter().any(|name| request.contains_key(name))
@@ -70,32 +62,23 @@ impl Transaction {
         let has_body = stored.status != StatusCode::NO_CONTENT
             && stored.status != StatusCode::NOT_MODIFIED
             && stored.headers.contains_key(header::CONTENT_LENGTH);
-        (is_of_this_variant && has_body).then(|| self.answer(entry, stored, show_key, now))
+        if !is_of_this_variant || !has_body {
+            return None;
+        }
+        self.tier = Some(Tier::Memory);
+        self.fresh_at_once = Some(entry.fresh_until());
+        Some(Ready { header: with_age(stored, entry.epoch(), now), entry })
     }
+}
 
-    fn answer(&self, entry: Arc<Entry>, stored: ResponseHeader, show_key: bool, now: UnixMillis) -> Ready {
-        let mut head = response::Parts::from(stored);
-        head.version = Version::HTTP_11;
-        let fields = &mut head.headers;
-        fields.reserve(ROOM);
-        // RFC 9111 section 4.
-        fields.insert(header::AGE, HeaderValue::from(now.millis_since(entry.epoch()) / 1_000));
-        if head.status == StatusCode::OK {
-            fields.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-        }
-        let mut header = ResponseHeader::from(head);
-        let seconds = |time: UnixMillis| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
-        Report {
-            outcome: Outcome::Hit,
-            had_stale: false,
-            by_request: false,
-            stored: false,
-            collapsed: false,
-            ttl: Some(seconds(entry.fresh_until()).saturating_sub(seconds(now))),
-            detail: Some(Tier::Memory.as_str()),
-            key: show_key.then_some(&*self.public_key),
-        }
-        .write(&mut header);
-        Ready { head: header.into(), entry }
+/// As pingora does for its hits (RFC 9111 section 4).
+fn with_age(stored: ResponseHeader, epoch: UnixMillis, now: UnixMillis) -> ResponseHeader {
+    let mut parts = response::Parts::from(stored);
+    parts.version = Version::HTTP_11;
+    parts.headers.reserve(ROOM);
+    parts.headers.insert(header::AGE, HeaderValue::from(now.millis_since(epoch) / 1_000));
+    if parts.status == StatusCode::OK {
+        parts.headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     }
+    ResponseHeader::from(parts)
 }

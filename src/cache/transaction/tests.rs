@@ -163,8 +163,12 @@ async fn only_a_plain_request_for_what_is_fresh_is_answered_at_once() {
         (pending.locally(cache, NOW), request)
     };
     let ask = |method: Method, fields: &[(&'static str, &'static str)], at: u64| {
-        let (cached, request) = begin(fields);
-        cached.ready(&method, &request, true, NOW.plus(Duration::from_millis(at)))
+        let (mut cached, request) = begin(fields);
+        let now = NOW.plus(Duration::from_millis(at));
+        cached.ready(&method, &request, now).map(|mut ready| {
+            cached.report(&HttpCache::new(), &mut ready.header, true, now);
+            ready
+        })
     };
     let plain: &[(&str, &str)] = &[("x-kind", "a")];
     assert!(ask(Method::GET, plain, 0).is_none());
@@ -182,8 +186,8 @@ async fn only_a_plain_request_for_what_is_fresh_is_answered_at_once() {
     fill.finish().await.unwrap();
 
     let hit = ask(Method::GET, plain, 7_999).unwrap();
-    let field = |name: &str| hit.head.headers.get(name).and_then(|value| value.to_str().ok());
-    assert_eq!((hit.head.status, hit.read(0).as_deref()), (StatusCode::OK, Some(&b"hello"[..])));
+    let field = |name: &str| hit.header.headers.get(name).and_then(|value| value.to_str().ok());
+    assert_eq!((hit.header.status, hit.read(0).as_deref()), (StatusCode::OK, Some(&b"hello"[..])));
     assert!(hit.length() == 5 && hit.read(5).is_none());
     assert_eq!(
         (field("age"), field("x-cache"), field("accept-ranges")),
