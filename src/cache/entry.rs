@@ -517,9 +517,7 @@ impl<'a> Cursor<'a> {
         // A count is believed only as far as there are bytes for it.
         let most = self.bytes.len().saturating_sub(self.at) / 16;
         let expected = usize::try_from(count).unwrap_or(usize::MAX).min(most);
-        // Without a second map for the case of names, which responses of upstreams have lost already.
-        let mut header =
-            ResponseHeader::build_no_case(status, Some(expected)).map_err(|_| Rejected::Malformed)?;
+        let mut header = ResponseHeader::build(status, Some(expected)).map_err(|_| Rejected::Malformed)?;
         for _ in 0..count {
             let name = self.shared()?;
             let value =
