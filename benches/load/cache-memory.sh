@@ -226,7 +226,7 @@ gauge() { # gauge NAME
         exec 3<>"/dev/tcp/127.0.0.1/$admin_port" || exit 1
         printf 'GET /metrics HTTP/1.1\r\nHost: load.test\r\nAuthorization: Bearer %s\r\nConnection: close\r\n\r\n' "$admin_token" >&3
         timeout 10 cat <&3
-    ) 2>/dev/null | awk -v name="$1" '$1 == name { print $2 }' | tr -d '\r'
+    ) 2>/dev/null | awk -v name="$1" '$1 == name { print $2 + 0 }'
 }
 
 idle=$(resident)

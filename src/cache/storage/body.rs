@@ -79,10 +79,12 @@ fn shelf(capacity: usize) -> Option<(&'static Mutex<Vec<Vec<u8>>>, usize)> {
 
 /// How long the block for a piece of `length` bytes is.
 const fn block(length: usize) -> usize {
-    match length {
-        0..=SMALL => length,
-        ..=MEDIUM => MEDIUM,
-        _ => LARGE,
+    if length <= SMALL {
+        length
+    } else if length <= MEDIUM {
+        MEDIUM
+    } else {
+        LARGE
     }
 }
 

@@ -36,6 +36,10 @@ const BIGGEST_PER_SHARD: usize = 4;
 const TYPICAL_ENTRY: usize = 4 * 1024;
 /// What the head of a response takes, usually.
 const ROOM_FOR_HEAD: usize = 4 * 1024;
+/// The part of a shard for what is new, in percent: it has to be asked for again while it is there, or fetched again
+/// while its key is remembered, before it takes room from what was asked for again before. A scan passes through this
+/// part alone as long as each of its objects fits there, so it is larger where objects may be big in comparison.
+const NEW_PERCENT: std::ops::RangeInclusive<usize> = 10..=50;
 /// Bytes of a key that is remembered for a while after its entry was evicted (`quick_cache`'s ghosts).
 const GHOST: usize = 128;
 /// The part of the memory that belongs to no entry, at most: one in so many bytes.
@@ -148,8 +152,13 @@ impl Tiers {
         let fills = (limit / FILLS_SHARE).max(biggest).min(limit / 2);
         let stored = limit - fills;
         let shards = (stored / biggest.saturating_mul(BIGGEST_PER_SHARD)).clamp(1, MAX_SHARDS);
+        let shards = prev_power_of_two(shards);
+        let of_shard = biggest.saturating_mul(100) / (stored / shards).max(1);
+        // Nothing is stored that does not fit the other part.
+        let most = (*NEW_PERCENT.end()).min(98_usize.saturating_sub(of_shard)).max(*NEW_PERCENT.start());
+        let new = (of_shard + of_shard / 4).clamp(*NEW_PERCENT.start(), most);
         let memory = quick_cache::sync::Cache::with_options(
-            options(items, stored as u64, prev_power_of_two(shards)),
+            options(items, stored as u64, shards, new),
             ByWeight,
             ahash::RandomState::new(),
             quick_cache::sync::DefaultLifecycle::default(),
@@ -259,10 +268,12 @@ impl std::fmt::Debug for Tiers {
     }
 }
 
-fn options(items: usize, bytes: u64, shards: usize) -> quick_cache::Options {
+fn options(items: usize, bytes: u64, shards: usize, new_percent: usize) -> quick_cache::Options {
+    let hot = 1.0 - f64::from(u8::try_from(new_percent).unwrap_or(u8::MAX).min(100)) / 100.0;
     quick_cache::OptionsBuilder::new()
         .estimated_items_capacity(items)
         .weight_capacity(bytes)
+        .hot_allocation(hot)
         .shards(shards)
         .build()
         .unwrap_or_else(|_| unreachable!("both capacities are set"))
