@@ -24,7 +24,7 @@ lint: ## Check the formatting, the code (clippy) and the documentation; any warn
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
-bench: ## Measure: hot functions (criterion), what checks cost Redis, then the gateway beside nginx (benches/load)
+bench: ## Measure: hot functions (criterion), what checks cost Redis, then the gateway beside nginx and Varnish (benches/load)
 	@scripts/install-deps.sh --bench
 	$(CARGO) bench --locked
 	$(CARGO) build --locked --profile dist

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what Tollgate needs besides Rust and a C compiler: cmake to build it, redis-server to test it and, with
-# --bench, nginx and wrk to measure it. Quick and quiet when nothing is missing; starts no service.
+# --bench, nginx, Varnish and wrk to measure it. Quick and quiet when nothing is missing; starts no service.
 set -euo pipefail
 
 usage() {
@@ -30,6 +30,7 @@ if [ "$level" != build ]; then
 fi
 if [ "$level" = bench ]; then
     need nginx nginx-light
+    need varnishd varnish
     need wrk wrk
 fi
 
@@ -85,6 +86,7 @@ if command -v systemctl >/dev/null 2>&1; then
         case "$package" in
             redis-server) "${sudo[@]}" systemctl disable --quiet redis-server >/dev/null 2>&1 || true ;;
             nginx-light) "${sudo[@]}" systemctl disable --quiet nginx >/dev/null 2>&1 || true ;;
+            varnish) "${sudo[@]}" systemctl disable --quiet varnish varnishncsa >/dev/null 2>&1 || true ;;
         esac
     done
 fi

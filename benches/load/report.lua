@@ -3,9 +3,9 @@
 function done(summary, latency)
     local errors = summary.errors
     io.write(string.format(
-        "RESULT %d %d %d %d %d %d\n",
+        "RESULT %d %d %d %d %d %d %d\n",
         summary.requests, summary.duration, errors.status,
         errors.connect + errors.read + errors.write + errors.timeout,
-        latency:percentile(50), latency:percentile(99)
+        latency:percentile(50), latency:percentile(99), latency.max
     ))
 end

@@ -259,6 +259,11 @@ impl Entry {
         built
     }
 
+    /// The header; `None`, which is never: it was read once when the entry was made.
+    pub(super) fn header(&self) -> Option<ResponseHeader> {
+        self.head.header().ok()
+    }
+
     pub(super) const fn body(&self) -> &Body {
         &self.body
     }
@@ -273,6 +278,16 @@ impl Entry {
 
     pub(super) const fn fresh_until(&self) -> UnixMillis {
         self.meta.fresh_until
+    }
+
+    /// Where `Age` counts from.
+    pub(super) const fn epoch(&self) -> UnixMillis {
+        self.meta.epoch
+    }
+
+    /// The variant that the response is.
+    pub(super) const fn variance(&self) -> Option<HashBinary> {
+        self.meta.variance
     }
 
     /// When the response was fetched or last validated.

@@ -29,11 +29,12 @@ use std::time::Duration;
 
 use pingora::cache::key::HashBinary;
 use pingora::cache::lock::CacheKeyLockImpl;
-use pingora::cache::predictor::Predictor;
-use pingora::cache::{CacheOptionOverrides, HttpCache, Storage};
+use pingora::cache::predictor::{CacheablePredictor, Predictor};
+use pingora::cache::{CacheKey, CacheOptionOverrides, HttpCache, Storage};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, UnixMillis};
 use ahead::Attempts;
+use entry::Entry;
 use generations::Generations;
 use remote::RemoteTier;
 use storage::{MemoryReads, Refreshing, Tiers};
@@ -108,6 +109,15 @@ impl Cache {
         };
         http.enable(storage, None, Some(self.predictor), Some(self.lock), Some(waiting));
         http.set_max_file_size_bytes(max_object_bytes);
+    }
+
+    /// What a lookup through pingora would find in memory and serve as fresh, unless the object is predicted not to
+    /// be storable.
+    fn fresh_in_memory(&self, key: &CacheKey, now: UnixMillis) -> Option<Arc<Entry>> {
+        if !self.predictor.cacheable_prediction(key) {
+            return None;
+        }
+        self.tiers.in_memory(key, now).filter(|entry| now < entry.fresh_until())
     }
 
     const fn attempts(&self) -> &Attempts {

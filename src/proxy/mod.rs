@@ -8,6 +8,7 @@ mod headers;
 mod login;
 mod peek;
 mod service;
+mod stored;
 mod warm;
 
 use std::any::Any;
@@ -244,6 +245,12 @@ impl ProxyHttp for Proxy {
         }
         if let Some(detail) = admitted.route.health {
             exchange.answer(session, &gateway.health_reply(detail)).await?;
+            return Ok(true);
+        }
+        if origin == Origin::Client
+            && let Some(ready) = stored::find(session, exchange)
+        {
+            stored::answer(self, session, ready, exchange).await.map_err(Error::into_down)?;
             return Ok(true);
         }
         if !continued && downstream::awaits_continue(session) {

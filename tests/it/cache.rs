@@ -226,6 +226,59 @@ fn get(stage: &Stage, path: &str) -> RequestBuilder {
     stage.client.get(path)
 }
 
+/// Plain hits in memory are answered before pingora's cache is asked; a condition that does not hold leaves the question
+/// the same and the answer to pingora.
+#[test]
+fn a_plain_hit_is_answered_as_one_that_pingora_serves() {
+    let stage = Stage::start();
+    let bodies = [("/open/text", 200, "hello"), ("/open/empty", 200, ""), ("/open/gone", 410, "gone")];
+    for (path, status, body) in bodies {
+        stage.origin.route(path, move |_| {
+            Reply::text(status, body)
+                .header("cache-control", "max-age=60")
+                .header("etag", "\"v1\"")
+                .header("vary", "x-kind")
+                .header("x-several", "1")
+                .header("x-several", "2")
+        });
+    }
+    let fields = |response: &Response| {
+        let differs = |name: &str| ["x-request-id", "ratelimit", "x-ratelimit-remaining"].contains(&name);
+        let timed = |name: &str| ["age", "cache-status", "date"].contains(&name) || name.contains("reset");
+        let mut fields: Vec<(String, String)> = response
+            .headers
+            .iter()
+            .filter(|(name, _)| !differs(name.as_str()))
+            .map(|(name, value)| {
+                let value = if timed(name.as_str()) { "any" } else { value.to_str().unwrap() };
+                (name.to_string(), value.to_owned())
+            })
+            .collect();
+        fields.sort();
+        fields
+    };
+    for (path, status, body) in bodies {
+        let ask =
+            |name: &str, value: &str| get(&stage, path).header("x-kind", "a").header(name, value).send();
+        assert_eq!(x_cache(&ask("x-none", "")), "MISS", "{path}");
+        let plain = ask("x-none", "");
+        let by_pingora = ask("if-none-match", "\"other\"");
+        for hit in [&plain, &by_pingora] {
+            assert_eq!((hit.code(), x_cache(hit).as_str()), (status, "HIT"), "{path}");
+            assert_eq!(hit.text(), body, "{path}");
+            assert_eq!(says(hit, "detail").as_deref(), Some("memory"), "{path}");
+        }
+        assert_eq!(fields(&plain), fields(&by_pingora), "{path}");
+        // Another variant is not what is stored.
+        assert_eq!(x_cache(&get(&stage, path).header("x-kind", "b").send()), "MISS", "{path}");
+        assert_eq!(x_cache(&get(&stage, path).header("x-kind", "b").send()), "HIT", "{path}");
+    }
+    assert_eq!(stage.origin.hits(), 2 * bodies.len());
+    let not_modified =
+        get(&stage, "/open/text").header("x-kind", "a").header("if-none-match", "\"v1\"").send();
+    assert_eq!((not_modified.code(), x_cache(&not_modified).as_str()), (304, "HIT"));
+}
+
 #[test]
 fn a_miss_is_followed_by_hits_with_everything_said_about_them() {
     let stage = Stage::start();

@@ -198,7 +198,8 @@ impl Tiers {
         self.remote.as_ref().map(Remote::counters)
     }
 
-    fn in_memory(&self, key: &CacheKey, now: UnixMillis) -> Option<Arc<Entry>> {
+    /// The entry of `key` in memory, fresh or not.
+    pub(super) fn in_memory(&self, key: &CacheKey, now: UnixMillis) -> Option<Arc<Entry>> {
         let hash = u128::from_be_bytes(key.combined_bin());
         let entry = self.memory.get(&hash)?;
         // Another key with this hash: its owner may keep the place.

@@ -98,7 +98,8 @@ impl Transaction {
         self.windows.ahead
     }
 
-    fn window(&self, freshness: Freshness) -> Duration {
+    /// How long before the end of its freshness a response is refreshed.
+    pub(super) fn window(&self, freshness: Freshness) -> Duration {
         let declared = self.route.refresh_ahead;
         match self.warm {
             None => freshness.window(declared),

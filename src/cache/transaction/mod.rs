@@ -4,6 +4,7 @@
 mod ahead;
 mod fields;
 mod pending;
+mod ready;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,7 @@ use self::ahead::Windows;
 pub use self::ahead::{PASSING, REFRESH};
 use self::fields::{freshen, sanitise_for_storage};
 pub use self::pending::Pending;
+pub use self::ready::Ready;
 
 /// A request that uses the cache.
 #[derive(Debug)]
@@ -72,6 +74,8 @@ pub struct Transaction {
     storable: bool,
     not_stored: Option<NotStored>,
     tier: Option<Tier>,
+    /// It was answered before pingora's cache was asked, with what is fresh until then.
+    fresh_at_once: Option<UnixMillis>,
     /// The request is there to refresh.
     refreshing: bool,
     /// It keeps the response warm: thousandths of the window.
@@ -335,14 +339,16 @@ impl Transaction {
         show_key: bool,
         now: UnixMillis,
     ) -> Outcome {
-        let phase = http.phase();
+        let phase = if self.fresh_at_once.is_some() { CachePhase::Hit } else { http.phase() };
         let outcome = match phase {
             CachePhase::Disabled(_) if self.bypassed => Outcome::Bypass,
             CachePhase::StaleUpdating if self.is_ahead() => Outcome::Hit,
             _ => Outcome::of(phase),
         };
-        let ttl = http.maybe_cache_meta().filter(|_| outcome != Outcome::Bypass).map(|meta| {
-            let until = i64::try_from(unix(meta.fresh_until()).as_secs()).unwrap_or(i64::MAX);
+        let meta = http.maybe_cache_meta().filter(|_| outcome != Outcome::Bypass);
+        let fresh_until = self.fresh_at_once.or_else(|| meta.map(|meta| unix(meta.fresh_until())));
+        let ttl = fresh_until.map(|until| {
+            let until = i64::try_from(until.as_secs()).unwrap_or(i64::MAX);
             until.saturating_sub(i64::try_from(now.as_secs()).unwrap_or(i64::MAX))
         });
         let detail = match phase {

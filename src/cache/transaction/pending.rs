@@ -135,6 +135,7 @@ impl Pending {
             storable: false,
             not_stored: None,
             tier: None,
+            fresh_at_once: None,
             refreshing: false,
             warm: None,
             windows: Windows::default(),

@@ -197,3 +197,58 @@ fn only_failures_of_the_backend_are_answered_with_stale_responses() {
     let client = Error::create(ErrorType::ConnectionClosed, ErrorSource::Downstream, None, None);
     assert!(!serves_stale(Some(&client)));
 }
+
+#[tokio::test]
+async fn only_a_plain_request_for_what_is_fresh_is_answered_at_once() {
+    let cache = Cache::leak(&Settings::default(), 1024, None, false, Arc::new(ManualClock::at(NOW)));
+    let route = Arc::new(RouteCache::new("r"));
+    let begin = |fields: &[(&'static str, &'static str)]| {
+        let request = response(200, fields).headers.clone();
+        let target =
+            Target { scheme: "http", host: "h", path: "/", query: None, caller: Caller::User("ada") };
+        let pending = Pending::new(&route, &Method::GET, &request, target, |_| None).unwrap();
+        (pending.locally(cache, NOW), request)
+    };
+    let ask = |method: Method, fields: &[(&'static str, &'static str)], at: u64| {
+        let (mut cached, request) = begin(fields);
+        let now = NOW.plus(Duration::from_millis(at));
+        cached.ready(&method, &request, now).map(|mut ready| {
+            cached.report(&HttpCache::new(), &mut ready.header, true, now);
+            ready
+        })
+    };
+    let plain: &[(&str, &str)] = &[("x-kind", "a")];
+    assert!(ask(Method::GET, plain, 0).is_none());
+
+    let (mut cached, request) = begin(plain);
+    let fields =
+        [("cache-control", "max-age=60"), ("vary", "x-kind"), ("content-length", "5"), ("age", "10")];
+    let header = response(200, &fields);
+    let mut meta = cached.judge(&HttpCache::new(), &header, &request, NOW).unwrap_meta();
+    meta.set_variance(cached.variant(&header.headers, &request).unwrap());
+    let span = pingora::cache::trace::Span::inactive().handle();
+    let tiers: &'static dyn pingora::cache::Storage = cache.tiers();
+    let mut fill = tiers.get_miss_handler(&cached.key(), &meta, &span).await.unwrap();
+    fill.write_body("hello".into(), true).await.unwrap();
+    fill.finish().await.unwrap();
+
+    let hit = ask(Method::GET, plain, 7_999).unwrap();
+    let field = |name: &str| hit.header.headers.get(name).and_then(|value| value.to_str().ok());
+    assert_eq!((hit.header.status, hit.read(0).as_deref()), (StatusCode::OK, Some(&b"hello"[..])));
+    assert!(hit.length() == 5 && hit.read(5).is_none());
+    assert_eq!(
+        (field("age"), field("x-cache"), field("accept-ranges")),
+        (Some("17"), Some("HIT"), Some("bytes"))
+    );
+    assert_eq!(field("cache-status"), Some("tollgate; hit; ttl=43; detail=memory"));
+    assert!(field("x-cache-key").is_some() && field("date").is_some());
+
+    assert!(ask(Method::GET, plain, 49_999).is_some() && ask(Method::GET, plain, 50_000).is_none());
+    assert!(ask(Method::HEAD, plain, 0).is_none());
+    for other in ["range", "if-none-match", "if-modified-since", "if-range", "pragma", "cache-control"] {
+        assert!(ask(Method::GET, &[("x-kind", "a"), (other, "no-cache")], 0).is_none(), "{other}");
+    }
+    assert!(ask(Method::GET, &[("x-kind", "b")], 0).is_none());
+    assert!(ask(Method::GET, &[], 0).is_none());
+    assert!(ask(Method::GET, &[("x-kind", "a"), ("accept", "*/*")], 0).is_some());
+}

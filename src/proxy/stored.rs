@@ -1,0 +1,38 @@
+//! Plain hits in memory, answered before pingora's cache is set up.
+
+use pingora::Result;
+use pingora::proxy::{ProxyHttp, Session};
+
+use super::{Exchange, Proxy};
+use crate::cache::transaction::Ready;
+
+/// The stored response that is fresh in memory and wanted as it is, if there is one.
+pub(super) fn find(session: &mut Session, exchange: &mut Exchange) -> Option<Ready> {
+    let now = exchange.gateway.shared.clock.now();
+    let transaction = exchange.transaction()?;
+    // HTTP/2 tells of a body by no header: it shows only here.
+    if !session.as_downstream_mut().is_body_empty() {
+        return None;
+    }
+    let request = session.req_header();
+    transaction.ready(&request.method, &request.headers, now)
+}
+
+/// Answers with it, as pingora does with its hits.
+pub(super) async fn answer(
+    proxy: &Proxy,
+    session: &mut Session,
+    mut ready: Ready,
+    exchange: &mut Exchange,
+) -> Result<()> {
+    let nothing = http::Response::new(()).into_parts().0;
+    let mut header = std::mem::replace(&mut ready.header, nothing.into());
+    proxy.response_filter(session, &mut header, exchange).await?;
+    session.write_response_header(Box::new(header), ready.length() == 0).await?;
+    let mut at = 0;
+    while let Some(piece) = ready.read(at) {
+        at += piece.len();
+        session.write_response_body(Some(piece), at == ready.length()).await?;
+    }
+    Ok(())
+}
