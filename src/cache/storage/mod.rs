@@ -133,6 +133,10 @@ pub struct Tiers {
     budget: Arc<Budget>,
 }
 
+/// The entry that a lookup found, kept with its metadata until a validation has ended.
+#[derive(Clone)]
+struct Found(Arc<Entry>);
+
 #[derive(Clone, Debug)]
 struct ByWeight;
 
@@ -214,7 +218,8 @@ impl Tiers {
     }
 
     fn hit(entry: Arc<Entry>, tier: Tier) -> (CacheMeta, HitHandler) {
-        let meta = entry.cache_meta();
+        let mut meta = entry.cache_meta();
+        meta.extensions_mut().insert(Found(Arc::clone(&entry)));
         let hit = Hit { at: 0, end: entry.body().len(), entry, tier };
         (meta, Box::new(hit))
     }
@@ -342,8 +347,16 @@ impl Storage for Tiers {
         meta: &CacheMeta,
         _trace: &SpanHandle,
     ) -> Result<bool> {
-        // Evicted since the lookup: the next request fetches it again.
-        let Some(entry) = self.in_memory(key, UnixMillis(0)) else { return Ok(false) };
+        // What was validated is the entry that was found: its head belongs to no other body.
+        let Some(Found(entry)) = meta.extensions().get::<Found>().filter(|found| found.0.is_named(key))
+        else {
+            return Ok(false);
+        };
+        let held = self.memory.peek(&u128::from_be_bytes(key.combined_bin()));
+        if held.is_some_and(|held| !Arc::ptr_eq(&held, entry)) {
+            // Something newer came meanwhile, perhaps from another instance.
+            return Ok(false);
+        }
         let Some(refreshed) = entry.refreshed(key, meta) else { return Ok(false) };
         let Some(charge) = self.budget.charge(refreshed.weight()) else { return Ok(false) };
         Ok(self.keep(key, refreshed, charge))

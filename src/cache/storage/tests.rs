@@ -399,12 +399,39 @@ async fn big_objects_stay_in_memory() {
 async fn revalidation_refreshes_the_entry_and_keeps_its_body() {
     let (tiers, clock) = tiers(&Settings::default(), None);
     fill(tiers, "a", &["hello"], None).await;
-    assert!(tiers.update_meta(&key("a"), &meta(600, Some(9)), &span()).await.unwrap());
+    let fresh = validated(tiers, "a", 600).await;
+    assert!(tiers.update_meta(&key("a"), &fresh, &span()).await.unwrap());
     clock.advance(Duration::from_secs(300));
     assert_eq!(read(tiers, "a").await, Some(("hello".into(), Tier::Memory)));
     let (meta, _) = tiers.lookup(&key("a"), &span()).await.unwrap().unwrap();
     assert_eq!(meta.headers().get("content-length").unwrap(), "5");
     assert!(!tiers.update_meta(&key("b"), &meta, &span()).await.unwrap());
+}
+
+/// What pingora makes of what it found once the upstream said that it is good.
+async fn validated(tiers: &'static Tiers, name: &str, seconds: u64) -> CacheMeta {
+    let (found, _) = tiers.lookup(&key(name), &span()).await.unwrap().unwrap();
+    let mut fresh = meta(seconds, Some(9));
+    *fresh.extensions_mut() = found.extensions().clone();
+    fresh
+}
+
+#[tokio::test]
+async fn a_validation_refreshes_only_the_entry_that_was_validated() {
+    let (tiers, _) = tiers(&Settings::default(), None);
+    fill(tiers, "a", &["hello"], None).await;
+    let fresh = validated(tiers, "a", 600).await;
+    // Another response came while the upstream was asked about the first.
+    fill(tiers, "a", &["world!"], None).await;
+    assert!(!tiers.update_meta(&key("a"), &fresh, &span()).await.unwrap());
+    assert_eq!(read(tiers, "a").await, Some(("world!".into(), Tier::Memory)));
+    let (held, _) = tiers.lookup(&key("a"), &span()).await.unwrap().unwrap();
+    assert_eq!(held.fresh_until(), meta(60, None).fresh_until());
+    // What was evicted meanwhile is stored again as it was found.
+    let fresh = validated(tiers, "a", 600).await;
+    tiers.memory.remove(&u128::from_be_bytes(key("a").combined_bin()));
+    assert!(tiers.update_meta(&key("a"), &fresh, &span()).await.unwrap());
+    assert_eq!(read(tiers, "a").await, Some(("world!".into(), Tier::Memory)));
 }
 
 #[tokio::test]

@@ -201,7 +201,7 @@ fn only_failures_of_the_backend_are_answered_with_stale_responses() {
 #[tokio::test]
 async fn only_a_plain_request_for_what_is_fresh_is_answered_at_once() {
     let cache = Cache::leak(&Settings::default(), 1024, None, false, Arc::new(ManualClock::at(NOW)));
-    let route = Arc::new(RouteCache::new("r"));
+    let route = Arc::new(RouteCache { ttl: Some(Duration::from_secs(60)), ..RouteCache::new("r") });
     let begin = |fields: &[(&'static str, &'static str)]| {
         let request = response(200, fields).headers.clone();
         let target =
@@ -240,7 +240,8 @@ async fn only_a_plain_request_for_what_is_fresh_is_answered_at_once() {
         (field("age"), field("x-cache"), field("accept-ranges")),
         (Some("17"), Some("HIT"), Some("bytes"))
     );
-    assert_eq!(field("cache-status"), Some("tollgate; hit; ttl=43; detail=memory"));
+    let told = field("cache-status").unwrap();
+    assert!(told.starts_with("tollgate; hit; ttl=43; ") && told.ends_with("; detail=memory"), "{told}");
     assert!(field("x-cache-key").is_some() && field("date").is_some());
 
     assert!(ask(Method::GET, plain, 49_999).is_some() && ask(Method::GET, plain, 50_000).is_none());
