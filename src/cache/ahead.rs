@@ -52,6 +52,12 @@ impl Freshness {
         self.is_ending(self.lifetime() / 2, now)
     }
 
+    /// Whether it was never fresh: each use needs a validation.
+    #[must_use]
+    pub const fn is_none(self) -> bool {
+        self.until.0 <= self.since.0
+    }
+
     fn lifetime(self) -> Duration {
         Duration::from_millis(self.until.millis_since(self.since))
     }

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use pingora::cache::key::HashBinary;
 use pingora::cache::lock::CacheKeyLockImpl;
-use pingora::cache::predictor::{CacheablePredictor, Predictor};
+use pingora::cache::predictor::Predictor;
 use pingora::cache::{CacheKey, CacheOptionOverrides, HttpCache, Storage};
 
 use crate::clock::{Clock, UnixMillis};
@@ -111,12 +111,9 @@ impl Cache {
         http.set_max_file_size_bytes(max_object_bytes);
     }
 
-    /// What a lookup through pingora would find in memory and serve as fresh, unless the object is predicted not to
-    /// be storable.
+    /// What memory has fresh; also where the next answer is predicted not to be storable, since that says nothing of
+    /// the one that was.
     fn fresh_in_memory(&self, key: &CacheKey, now: UnixMillis) -> Option<Arc<Entry>> {
-        if !self.predictor.cacheable_prediction(key) {
-            return None;
-        }
         self.tiers.in_memory(key, now).filter(|entry| now < entry.fresh_until())
     }
 

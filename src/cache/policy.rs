@@ -143,7 +143,15 @@ impl NotStored {
 
     /// It says something about this response only: the next one for the same key may well be stored.
     pub const fn is_transient(self) -> bool {
-        matches!(self, Self::Status | Self::TooManyVariants | Self::Partial | Self::WorseThanStored)
+        matches!(
+            self,
+            Self::Status
+                | Self::TooManyVariants
+                | Self::Partial
+                | Self::WorseThanStored
+                // It was this request's credentials.
+                | Self::Authorization
+        )
     }
 }
 

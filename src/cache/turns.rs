@@ -39,6 +39,11 @@ impl CacheKeyLock for Turns {
     }
 
     fn release(&self, key: &CacheKey, permit: WritePermit, reason: LockStatus) {
+        // What each has to validate for itself: all who wait go on at once instead of one after the other.
+        let reason = match reason {
+            LockStatus::Done if self.tiers.has_for_nobody_else(key) => LockStatus::GiveUp,
+            reason => reason,
+        };
         // First, so that whoever is woken up here does not wait for a fetch that is over.
         self.tiers.fetched(key, reason == LockStatus::GiveUp);
         self.local.release(key, permit, reason);

@@ -738,6 +738,13 @@ impl ProxyHttp for Proxy {
         outcome::record(&exchange.gateway, &exchange.context, &sent);
     }
 
+    fn request_summary(&self, session: &Session, exchange: &Exchange) -> String {
+        // For pingora's own log lines. A query may hold what nobody is to read there.
+        let request = session.req_header();
+        let id = exchange.context.request_id.to_str().unwrap_or_default();
+        format!("{} {} {id}", request.method, request.uri.path())
+    }
+
     fn suppress_error_log(&self, _session: &Session, _exchange: &Exchange, _error: &Error) -> bool {
         // `fail_to_proxy` logs what an operator can act on, once.
         true

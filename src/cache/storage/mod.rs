@@ -230,6 +230,12 @@ impl Tiers {
         self.in_memory(key, now).is_some_and(|entry| entry.fresh_until() >= now)
     }
 
+    /// Whether what memory holds of `key` was never fresh, and may not be served stale.
+    pub(super) fn has_for_nobody_else(&self, key: &CacheKey) -> bool {
+        let held = self.in_memory(key, self.clock.now());
+        held.is_some_and(|entry| entry.freshness().is_none() && entry.stale_while_revalidate().is_zero())
+    }
+
     /// `refreshing`: the shared tier is asked although this instance holds a fresh entry, once half of that is over.
     async fn find(&'static self, key: &CacheKey, refreshing: bool) -> Option<(Arc<Entry>, Tier)> {
         let now = self.clock.now();

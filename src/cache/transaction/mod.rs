@@ -145,9 +145,9 @@ impl Transaction {
         if background {
             return None;
         }
-        // Fetched or validated for another request since this one came: as good as done for this one
-        // (RFC 9111 section 4), or requests for what is never fresh would be served one by one.
-        if waited && hit.is_some_and(|hit| hit.updated() >= self.started) {
+        // Fetched or validated for another request since this one came: as good as done for this one, unless it has to
+        // be validated for each (RFC 9111 sections 4 and 5.2.2.4).
+        if waited && hit.is_some_and(|hit| hit.updated() >= self.started && !hit.freshness().is_none()) {
             self.had_stale = false;
             return (!is_fresh).then_some(ForcedFreshness::ForceFresh);
         }
