@@ -2,6 +2,7 @@
 
 use crate::cache::x_cache;
 use crate::cache_conformance::{Bench, Lines, with, with_text};
+use crate::support::origin::Gate;
 
 const FRESH: (&str, &str) = ("cache-control", "max-age=60");
 
@@ -135,6 +136,38 @@ fn no_cache_is_served_only_after_validation() {
             assert_eq!(x_cache(&bench.get(&path).send()), "REVALIDATED", "{name}");
         }
         assert_eq!(bench.asked(&path), 3, "{name}");
+    }
+}
+
+/// Section 5.2.2.4: also where the one is asked for while the other is under way.
+#[test]
+fn what_each_has_to_validate_is_not_handed_to_others_that_wait() {
+    let bench = Bench::start();
+    let gate = Gate::closed();
+    let held = gate.clone();
+    bench.origin.route("/open/own", move |request| {
+        let who = request.header("x-who").unwrap_or_default().to_owned();
+        let etag = format!("\"{who}\"");
+        with(&[("cache-control", "no-cache"), ("etag", &etag)]).body(who).behind(&held)
+    });
+    let bodies: Vec<(String, String)> = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..8)
+            .map(|number| {
+                let client = bench.gateway.client();
+                scope.spawn(move || {
+                    let who = format!("caller-{number}");
+                    let answer = client.get("/open/own").header("x-who", &who).send();
+                    (who, answer.text())
+                })
+            })
+            .collect();
+        let in_flight = || bench.gateway.metric("tollgate_requests_in_flight", &[]);
+        assert_eventually!(in_flight() == Some(8.0), "all ask at once");
+        gate.open();
+        asking.into_iter().map(|asked| asked.join().unwrap()).collect()
+    });
+    for (who, body) in bodies {
+        assert_eq!(who, body);
     }
 }
 
