@@ -379,9 +379,14 @@ impl ProxyHttp for Proxy {
                     .is_some_and(|transaction| transaction.serves_while_refreshing(now))
                 && downstream::prepare_repetition(session, &exchange.context)
         };
-        exchange.warming.is_none()
+        let serves = exchange.warming.is_none()
             && (error.is_some() || may_refresh())
-            && exchange.transaction().is_some_and(|transaction| transaction.serves_stale(error, now))
+            && exchange.transaction().is_some_and(|transaction| transaction.serves_stale(error, now));
+        if serves && error.is_some_and(|error| !matches!(error.etype(), ErrorType::HTTPStatus(_))) {
+            // pingora ends the client's connection with the upstream's, and would not say so.
+            session.set_keepalive(None);
+        }
+        serves
     }
 
     fn cache_not_modified_filter(
