@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockWriteGuard};
 use sha2::{Digest, Sha256};
 
 use super::prefixes::{self, List, Loader, Loading, Loads, Place, Prefix, Snapshot, Version};
@@ -142,6 +142,17 @@ struct Own {
 struct Proposal {
     value: Box<str>,
     until: UnixMillis,
+    /// The latest beginning of a request that was told it by Redis: who began before that and finds none was only told
+    /// later.
+    written: Option<UnixMillis>,
+}
+
+/// What a tag without a generation counts as.
+enum Proposed {
+    /// To be written when something is stored under it.
+    Unwritten(Box<str>),
+    /// Redis has had it since it was asked.
+    Written(Box<str>),
 }
 
 /// How long a generation is proposed. Long enough for the requests that wait for one fetch; short, because
@@ -149,6 +160,10 @@ struct Proposal {
 const PROPOSED_FOR: Duration = Duration::from_secs(10);
 /// Most proposals at a time; without one a request that is not the first fetches once more.
 const MAX_PROPOSED: usize = 10_000;
+/// Most of them that are made while Redis does not answer. There they stay until something else takes their place.
+const MAX_PROPOSED_ALONE: usize = MAX_PROPOSED / 2;
+/// How much later a request has to begin than another one to be noted as told of a proposal, in milliseconds.
+const NOTED_AFTER: u64 = 5;
 
 impl Generations {
     /// `shared`: there is a Redis. Without one, invalidations stay in this process.
@@ -187,7 +202,7 @@ impl Generations {
             return Resolution::Malformed;
         }
         let mut hasher = Sha256::new();
-        let mut absent = Vec::new();
+        let (mut absent, mut taken) = (Vec::new(), Vec::new());
         // In the usual case nothing is pending, every tag has a generation, and no lock is needed.
         if self.pending.load(Ordering::Acquire) == 0 && values.iter().all(Option::is_some) {
             let known = self.prefixes.load();
@@ -207,25 +222,40 @@ impl Generations {
                 } else if value.is_some() {
                     mix_tag(&mut hasher, tag, value, &known, place, now);
                 } else {
-                    let proposed = state.propose(tag, now, &self.unique);
+                    let proposed = match state.propose(tag, now, &self.unique) {
+                        Proposed::Unwritten(value) => {
+                            absent.push(self.write(tag.into(), value.clone(), Box::default()));
+                            value
+                        }
+                        Proposed::Written(value) => value,
+                    };
                     mix(&mut hasher, tag, Some(proposed.as_bytes()));
-                    absent.push(self.write(tag.into(), proposed, Box::default()));
+                    taken.push((tag, proposed));
                 }
             }
             mix_compare(&mut hasher, place);
             mix_list(&mut hasher, &known.own, place);
         }
-        self.observe(tags, values, &absent);
+        self.observe(tags, values, &taken, now);
         Resolution::Ready { fingerprint: finish(hasher), absent }
     }
 
     /// The fingerprint from memory, while Redis is away or where there is none.
     pub fn local(&self, tags: &Tags, place: Place<'_>, now: UnixMillis) -> Fingerprint {
         let mut hasher = Sha256::new();
-        let state = self.state.read();
+        let mut state = self.state.read();
+        if self.shared && tags.iter().any(|tag| state.lacks(tag)) {
+            // As who is told by Redis that there is none: both fetch one object once.
+            drop(state);
+            let mut writing = self.state.write();
+            for tag in tags.iter() {
+                writing.propose_alone(tag, now, &self.unique);
+            }
+            state = RwLockWriteGuard::downgrade(writing);
+        }
         let known = self.prefixes.load();
         for tag in tags.iter() {
-            let value = state.known.get(tag).map_or(state.floor.as_deref(), Option::as_deref);
+            let value = state.known.get(tag).map_or_else(|| state.unknown(tag), Option::as_deref);
             mix_tag(&mut hasher, tag, value.map(str::as_bytes), &known, place, now);
         }
         mix_compare(&mut hasher, place);
@@ -443,23 +473,38 @@ impl Generations {
             // A later invalidation of the same tag is not confirmed by an earlier write.
             if state.pending.get(&write.tag) == Some(&write.invalidation) {
                 state.pending.remove(&write.tag);
+                // So that who asks Redis and who cannot look for the same.
+                if let Some(known) = state.known.get_mut(&write.tag)
+                    && known.as_ref() == Some(&write.invalidation)
+                {
+                    *known = Some(write.value.clone());
+                }
             }
         }
         self.count(&state);
     }
 
-    fn observe<V: AsRef<[u8]>>(&self, tags: &Tags, values: &[Option<V>], absent: &[Write]) {
-        let proposed =
-            |tag: &str| absent.iter().find(|write| &*write.tag == tag).map(|write| write.value.as_bytes());
-        let value = |tag: &str, value: &Option<V>| -> Option<Box<str>> {
-            let value = value.as_ref().map(AsRef::as_ref).or_else(|| proposed(tag));
-            value.map(|value| String::from_utf8_lossy(value).into())
+    /// `taken`: what the tags without a generation count as.
+    fn observe<V: AsRef<[u8]>>(
+        &self,
+        tags: &Tags,
+        values: &[Option<V>],
+        taken: &[(&str, Box<str>)],
+        now: UnixMillis,
+    ) {
+        let value = |tag: &str, read: &Option<V>| -> Option<Box<str>> {
+            match read {
+                Some(read) => Some(String::from_utf8_lossy(read.as_ref()).into()),
+                None => taken.iter().find(|(of, _)| *of == tag).map(|(_, value)| value.clone()),
+            }
         };
         let unchanged = {
             let state = self.state.read();
-            absent.is_empty()
+            taken.is_empty()
                 && tags.iter().zip(values).all(|(tag, value)| {
-                    state.agrees(tag, value.as_ref().map(AsRef::as_ref)) && !state.proposed.contains_key(tag)
+                    let value = value.as_ref().map(AsRef::as_ref);
+                    state.agrees(tag, value)
+                        && state.proposed.get(tag).is_none_or(|proposal| !proposal.is_news(value, now))
                 })
         };
         if unchanged {
@@ -467,8 +512,14 @@ impl Generations {
         }
         let mut state = self.state.write();
         for (tag, read) in tags.iter().zip(values) {
-            if read.is_some() {
-                state.proposed.remove(tag);
+            if let Some(read) = read
+                && let Some(proposal) = state.proposed.get_mut(tag)
+            {
+                if proposal.is_of(read.as_ref()) && now <= proposal.until {
+                    proposal.written = proposal.written.max(Some(now));
+                } else {
+                    state.proposed.remove(tag);
+                }
             }
             let value = value(tag, read);
             if !state.agrees(tag, value.as_deref().map(str::as_bytes)) {
@@ -511,21 +562,52 @@ impl State {
         known.map(str::as_bytes) == value
     }
 
-    /// The generation that this instance proposes for a tag without one.
-    fn propose(&mut self, tag: &str, now: UnixMillis, unique: &Unique) -> Box<str> {
+    /// The generation that this instance proposes for a tag without one, to a request that began at `now`.
+    fn propose(&mut self, tag: &str, now: UnixMillis, unique: &Unique) -> Proposed {
         if let Some(proposal) = self.proposed.get(tag)
             && now <= proposal.until
         {
-            return proposal.value.clone();
+            match proposal.written {
+                None => return Proposed::Unwritten(proposal.value.clone()),
+                // The answer is older than what another request was told meanwhile.
+                Some(written) if now < written => return Proposed::Written(proposal.value.clone()),
+                // Redis has had it and lost it, and perhaps another one after it.
+                Some(_) => {}
+            }
         }
         if self.proposed.len() >= MAX_PROPOSED {
-            self.proposed.retain(|_, proposal| now <= proposal.until);
+            self.proposed.retain(|_, proposal| proposal.written.is_none() && now <= proposal.until);
         }
         if self.proposed.len() >= MAX_PROPOSED {
             self.proposed.clear();
         }
+        Proposed::Unwritten(self.insert_proposal(tag, now, unique))
+    }
+
+    /// Neither known nor proposed, though there is room to propose it.
+    fn lacks(&self, tag: &str) -> bool {
+        self.proposed.len() < MAX_PROPOSED_ALONE
+            && !self.known.contains_key(tag)
+            && !self.proposed.contains_key(tag)
+    }
+
+    /// Proposes a generation for a tag of which nothing is known while Redis does not answer.
+    fn propose_alone(&mut self, tag: &str, now: UnixMillis, unique: &Unique) {
+        if self.lacks(tag) {
+            self.insert_proposal(tag, now, unique);
+        }
+    }
+
+    /// What a tag outside `known` counts as while Redis does not answer. A proposal that has ended is one still: nothing
+    /// better can be had, and who asks Redis again does not get it.
+    fn unknown(&self, tag: &str) -> Option<&str> {
+        self.proposed.get(tag).map(|proposal| &*proposal.value).or(self.floor.as_deref())
+    }
+
+    fn insert_proposal(&mut self, tag: &str, now: UnixMillis, unique: &Unique) -> Box<str> {
         let value = unique.next();
-        self.proposed.insert(tag.into(), Proposal { value: value.clone(), until: now.plus(PROPOSED_FOR) });
+        let proposal = Proposal { value: value.clone(), until: now.plus(PROPOSED_FOR), written: None };
+        self.proposed.insert(tag.into(), proposal);
         value
     }
 
@@ -544,6 +626,19 @@ impl State {
             }
         }
         self.known.insert(tag.into(), value);
+    }
+}
+
+impl Proposal {
+    fn is_of(&self, value: &[u8]) -> bool {
+        self.value.as_bytes() == value
+    }
+
+    /// Whether `value`, which Redis told a request that began at `now`, changes anything about it.
+    fn is_news(&self, value: Option<&[u8]>, now: UnixMillis) -> bool {
+        value.is_none_or(|value| !self.is_of(value))
+            || now > self.until
+            || self.written.is_none_or(|written| now.0 > written.0.saturating_add(NOTED_AFTER))
     }
 }
 
@@ -724,6 +819,99 @@ mod tests {
         let again = generations.resolve(&tags, PLACE, &redis.read(&generations, &tags), NOW);
         assert_eq!(again, Resolution::Ready { fingerprint, absent: Vec::new() });
         assert_eq!(generations.resolve::<&[u8]>(&tags, PLACE, &[None], NOW), Resolution::Malformed);
+    }
+
+    #[test]
+    fn who_cannot_ask_redis_looks_for_the_same_as_who_can() {
+        let generations = Generations::new(&settings(10, 10), true);
+        let (tags, mut redis) = (tags(&["todo:1"]), Redis::default());
+        let resolve = |redis: &Redis, now: UnixMillis| {
+            generations.resolve(&tags, PLACE, &redis.read(&generations, &tags), now)
+        };
+        // Before Redis has said anything, and after.
+        let alone = generations.local(&tags, PLACE, NOW);
+        let resolved = resolve(&redis, NOW);
+        assert_eq!(ready(resolved.clone()), alone);
+        assert_eq!(generations.local(&tags, PLACE, NOW), alone);
+        redis.write(&absent(resolved));
+        assert_eq!(ready(resolve(&redis, NOW)), alone);
+        // After an invalidation, from the moment Redis has it.
+        let writes = generations.invalidate([Box::from("todo:1")]);
+        redis.write(&writes);
+        generations.settle(&writes);
+        let after = generations.local(&tags, PLACE, NOW);
+        assert_ne!(after, alone);
+        assert_eq!(ready(resolve(&redis, NOW)), after);
+    }
+
+    #[test]
+    fn what_counted_while_redis_did_not_answer_is_proposed_no_longer_than_a_proposal() {
+        let later = NOW.plus(PROPOSED_FOR + Duration::from_millis(1));
+        let generations = Generations::new(&settings(10, 10), true);
+        let (tags, redis) = (tags(&["todo:1"]), Redis::default());
+        let alone = generations.local(&tags, PLACE, NOW);
+        assert_eq!(generations.local(&tags, PLACE, later), alone, "Redis is away still");
+        let resolved = ready(generations.resolve(&tags, PLACE, &redis.read(&generations, &tags), later));
+        assert_ne!(resolved, alone, "others may have written and Redis lost it");
+        assert_eq!(generations.local(&tags, PLACE, later), resolved);
+    }
+
+    #[test]
+    fn while_redis_does_not_answer_the_table_of_proposals_stays_bounded() {
+        let generations = Generations::new(&settings(10, 10), true);
+        let look = |tag: &str| generations.local(&tags(&[tag]), PLACE, NOW);
+        let first = look("t:0");
+        for n in 0..MAX_PROPOSED {
+            look(&format!("t:{n}"));
+        }
+        assert_eq!(generations.state.read().proposed.len(), MAX_PROPOSED_ALONE);
+        assert_eq!(look("t:0"), first);
+        let beyond = look("beyond");
+        assert_eq!(look("beyond"), beyond);
+    }
+
+    #[test]
+    fn an_answer_older_than_the_generation_it_lacks_changes_nothing() {
+        let generations = Generations::new(&settings(10, 10), true);
+        let (tags, mut redis) = (tags(&["todo:1"]), Redis::default());
+        let nothing = redis.read(&generations, &tags);
+        let at = |millis: u64| UnixMillis(NOW.0 + millis);
+        let first = generations.resolve(&tags, PLACE, &nothing, at(0));
+        redis.write(&absent(first.clone()));
+        let written = redis.read(&generations, &tags);
+        assert_eq!(ready(generations.resolve(&tags, PLACE, &written, at(20))), ready(first.clone()));
+        // It was asked before, and is told only now: for another worker, say.
+        let late = generations.resolve(&tags, PLACE, &nothing, at(19));
+        assert_eq!(late, Resolution::Ready { fingerprint: ready(first.clone()), absent: Vec::new() });
+        assert_eq!(generations.local(&tags, PLACE, at(19)), ready(first.clone()));
+        assert_eq!(ready(generations.resolve(&tags, PLACE, &written, at(19))), ready(first.clone()));
+        // Whoever asked later finds that Redis has lost it.
+        let lost = generations.resolve(&tags, PLACE, &nothing, at(20));
+        assert_ne!(ready(lost.clone()), ready(first.clone()));
+        assert_eq!(absent(lost).len(), tags.len());
+        // A generation of somebody else ends it.
+        redis.write(&Generations::new(&settings(10, 10), true).invalidate([Box::from("todo:1")]));
+        generations.resolve(&tags, PLACE, &redis.read(&generations, &tags), at(30));
+        assert_ne!(ready(generations.resolve(&tags, PLACE, &nothing, at(10))), ready(first));
+    }
+
+    #[test]
+    fn what_redis_has_is_noted_without_a_lock_for_each_request() {
+        let generations = Generations::new(&settings(10, 10), true);
+        let (tags, mut redis) = (tags(&["todo:1"]), Redis::default());
+        redis.write(&absent(generations.resolve(&tags, PLACE, &redis.read(&generations, &tags), NOW)));
+        let written = redis.read(&generations, &tags);
+        generations.resolve(&tags, PLACE, &written, NOW);
+        let state = generations.state.read();
+        let proposal = &state.proposed["todo:1"];
+        let value = proposal.value.as_bytes();
+        assert!(!proposal.is_news(Some(value), NOW.plus(Duration::from_millis(NOTED_AFTER))));
+        assert!(proposal.is_news(Some(value), NOW.plus(Duration::from_millis(NOTED_AFTER + 1))));
+        assert!(proposal.is_news(Some(value), NOW.plus(PROPOSED_FOR * 2)));
+        assert!(proposal.is_news(Some(b"other"), NOW));
+        drop(state);
+        generations.resolve(&tags, PLACE, &written, NOW.plus(PROPOSED_FOR * 2));
+        assert!(generations.state.read().proposed.is_empty());
     }
 
     #[test]

@@ -75,13 +75,15 @@ impl Cache {
     ) -> &'static Self {
         let tiers: &'static Tiers =
             Box::leak(Box::new(Tiers::new(settings, max_object_bytes, remote, clock)));
+        let predictor: &'static Predictor<PREDICTOR_SHARDS> =
+            Box::leak(Box::new(Predictor::new(PREDICTED_PER_SHARD, Some(is_transient))));
         Box::leak(Box::new(Self {
             tiers,
             memory_reads: Box::leak(Box::new(MemoryReads(tiers))),
-            lock: Box::leak(Box::new(Turns::new(settings.lock_age, tiers))),
+            lock: Box::leak(Box::new(Turns::new(settings.lock_age, tiers, predictor))),
             refreshing: Box::leak(Box::new(Refreshing(tiers))),
             attempts: Attempts::default(),
-            predictor: Box::leak(Box::new(Predictor::new(PREDICTED_PER_SHARD, Some(is_transient)))),
+            predictor,
             generations: Generations::new(settings, shared),
             variants: Variants::new(settings.max_variants),
             lock_wait: settings.lock_wait,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use pingora::cache::CacheKey;
 use pingora::cache::key::CacheHashKey;
 use pingora::cache::lock::{CacheKeyLock, CacheLock, LockStatus, Locked, WritePermit};
+use pingora::cache::predictor::CacheablePredictor;
 
 use super::storage::Tiers;
 
@@ -13,12 +14,17 @@ use super::storage::Tiers;
 pub(super) struct Turns {
     local: CacheLock,
     tiers: &'static Tiers,
+    predictor: &'static (dyn CacheablePredictor + Sync),
 }
 
 impl Turns {
     /// A fetch that takes longer than `age` no longer holds others back.
-    pub(super) fn new(age: Duration, tiers: &'static Tiers) -> Self {
-        Self { local: CacheLock::new(age), tiers }
+    pub(super) fn new(
+        age: Duration,
+        tiers: &'static Tiers,
+        predictor: &'static (dyn CacheablePredictor + Sync),
+    ) -> Self {
+        Self { local: CacheLock::new(age), tiers, predictor }
     }
 }
 
@@ -39,9 +45,12 @@ impl CacheKeyLock for Turns {
     }
 
     fn release(&self, key: &CacheKey, permit: WritePermit, reason: LockStatus) {
-        // What each has to validate for itself: all who wait go on at once instead of one after the other.
         let reason = match reason {
+            // What each has to validate for itself: all who wait go on at once instead of one after the other.
             LockStatus::Done if self.tiers.has_for_nobody_else(key) => LockStatus::GiveUp,
+            // A body that outgrew the limit on its way is a failure to pingora, after which another request tries. It
+            // is also remembered as what cannot be stored, so that nobody need wait for that.
+            LockStatus::TransientError if !self.predictor.cacheable_prediction(key) => LockStatus::GiveUp,
             reason => reason,
         };
         // First, so that whoever is woken up here does not wait for a fetch that is over.

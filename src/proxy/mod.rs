@@ -379,9 +379,14 @@ impl ProxyHttp for Proxy {
                     .is_some_and(|transaction| transaction.serves_while_refreshing(now))
                 && downstream::prepare_repetition(session, &exchange.context)
         };
-        exchange.warming.is_none()
+        let serves = exchange.warming.is_none()
             && (error.is_some() || may_refresh())
-            && exchange.transaction().is_some_and(|transaction| transaction.serves_stale(error, now))
+            && exchange.transaction().is_some_and(|transaction| transaction.serves_stale(error, now));
+        if serves && error.is_some_and(|error| !matches!(error.etype(), ErrorType::HTTPStatus(_))) {
+            // pingora ends the client's connection with the upstream's, and would not say so.
+            session.set_keepalive(None);
+        }
+        serves
     }
 
     fn cache_not_modified_filter(
@@ -415,6 +420,15 @@ impl ProxyHttp for Proxy {
         if exchange.transaction().is_some_and(|transaction| transaction.refuses_upstream(background)) {
             session.cache.disable(NoCacheReason::DeclinedToUpstream);
             exchange.refuse(session, Refusal::OnlyIfCached).await?;
+            return Ok(false);
+        }
+        // Where many wait, the last of them hear late that what they wait for has come.
+        if stored::waited_too_long(session)
+            && !background
+            && exchange.warming.is_none()
+            && let Some(ready) = stored::find(session, exchange)
+        {
+            stored::answer(self, session, ready, exchange).await.map_err(Error::into_down)?;
             return Ok(false);
         }
         Ok(true)

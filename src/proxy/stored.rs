@@ -1,6 +1,7 @@
-//! Plain hits in memory, answered before pingora's cache is set up.
+//! Plain hits in memory, answered before pingora's cache is set up, or after it gave up to wait.
 
 use pingora::Result;
+use pingora::cache::{CachePhase, NoCacheReason};
 use pingora::proxy::{ProxyHttp, Session};
 
 use super::{Exchange, Proxy};
@@ -16,6 +17,14 @@ pub(super) fn find(session: &mut Session, exchange: &mut Exchange) -> Option<Rea
     }
     let request = session.req_header();
     transaction.ready(&request.method, &request.headers, now)
+}
+
+/// Whether pingora gave up to wait for another request's fetch.
+pub(super) fn waited_too_long(session: &Session) -> bool {
+    matches!(
+        session.cache.phase(),
+        CachePhase::Disabled(NoCacheReason::CacheLockTimeout | NoCacheReason::CacheLockRetryLimit)
+    )
 }
 
 /// Answers with it, as pingora does with its hits.

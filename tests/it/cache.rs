@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::Method;
 use sfv::{BareItem, List, ListEntry, Parser};
 
-use crate::support::client::{Client, RequestBuilder, Response};
+use crate::support::client::{Client, RawConnection, RequestBuilder, Response};
 use crate::support::concurrently;
 use crate::support::gateway::Gateway;
 use crate::support::origin::{Origin, Received, Reply};
@@ -277,6 +277,67 @@ fn a_plain_hit_is_answered_as_one_that_pingora_serves() {
     let not_modified =
         get(&stage, "/open/text").header("x-kind", "a").header("if-none-match", "\"v1\"").send();
     assert_eq!((not_modified.code(), x_cache(&not_modified).as_str()), (304, "HIT"));
+}
+
+#[test]
+fn a_plain_hit_treats_its_connection_and_is_logged_as_any_answer() {
+    // More than the buffers of a connection take.
+    const SIZE: usize = 20_000_000;
+    let stage = Stage::with_cache("memory = \"256MiB\"\nmax_object = \"32MiB\"");
+    let body = bytes::Bytes::from(vec![b'x'; SIZE]);
+    stage.origin.route("/open/big", move |_| {
+        Reply::new(200, body.clone())
+            .header("cache-control", "max-age=60")
+            .header("tollgate-cache-control", "max-age=50")
+    });
+    stage.origin.route("/open/small", |_| Reply::text(200, "hello").header("cache-control", "max-age=60"));
+    for path in ["/open/big", "/open/small"] {
+        let hit = || get(&stage, path).within(Duration::from_secs(30)).send();
+        assert_eventually!(says(&hit(), "detail").as_deref() == Some("memory"), "it is in memory");
+        assert!(hit().header("tollgate-cache-control").is_none());
+    }
+    let hits = stage.origin.hits();
+    let host = format!("host: {}\r\nuser-agent: plain-hit\r\n", stage.gateway.addr());
+    let counted = || stage.gateway.metric("tollgate_cache_total", &[("outcome", "hit")]).unwrap_or_default();
+    let before = counted();
+    let hits_in =
+        |bytes: &[u8]| String::from_utf8_lossy(bytes).to_ascii_lowercase().matches("x-cache: hit").count();
+    // Kept until the client ends it; HTTP/1.0 ends by itself.
+    let mut kept = RawConnection::open(stage.gateway.addr());
+    for end in ["", "connection: close\r\n"] {
+        kept.send(format!("GET /open/small HTTP/1.1\r\n{host}{end}\r\n"));
+        if end.is_empty() {
+            kept.read_until(|bytes| bytes.ends_with(b"hello"));
+        }
+    }
+    let last = kept.read_to_end();
+    assert!(hits_in(&last) == 1 && last.ends_with(b"hello"));
+    let mut old = RawConnection::open(stage.gateway.addr());
+    old.send(format!("GET /open/small HTTP/1.0\r\n{host}\r\n"));
+    assert!(old.read_to_end().ends_with(b"hello"));
+    // An expectation without a body is nothing to wait for.
+    let mut expecting = RawConnection::open(stage.gateway.addr());
+    expecting
+        .send(format!("GET /open/small HTTP/1.1\r\n{host}expect: 100-continue\r\nconnection: close\r\n\r\n"));
+    assert!(expecting.read_to_end().ends_with(b"hello"));
+    assert_eventually!(stage.gateway.count_logs("plain-hit") == 4, "all of them are logged");
+    assert_eventually!(counted() - before > 3.5, "all of them are counted");
+    assert_eq!(stage.origin.hits(), hits);
+
+    // One that leaves in the middle of the body: what was sent is logged, and the others are served.
+    let mut leaving = RawConnection::open(stage.gateway.addr());
+    leaving.send(format!("GET /open/big HTTP/1.1\r\n{host}\r\n"));
+    leaving.read_head();
+    drop(leaving);
+    let whole = format!("\"bytes\":{SIZE}");
+    let broken_off = || {
+        let logs = stage.gateway.logs();
+        let line = logs.lines().find(|line| line.contains("/open/big") && line.contains("plain-hit"));
+        line.is_some_and(|line| line.contains("\"cache\":\"hit\"") && !line.contains(&whole))
+    };
+    assert_eventually!(broken_off(), "what was not sent is not logged as sent");
+    let again = get(&stage, "/open/big").within(Duration::from_secs(30)).send();
+    assert_eq!((x_cache(&again).as_str(), again.body.len()), ("HIT", SIZE));
 }
 
 #[test]
@@ -961,6 +1022,7 @@ fn errors_are_covered_by_stale_responses() {
     stage.origin.stop();
     let response = read();
     assert_eq!((response.code(), response.text().as_str()), (200, "good"), "so is silence");
+    assert_eq!(response.header("connection"), Some("close"), "pingora ends it");
     stage.origin.resume();
     stage.origin.answer(|_| Reply::text(200, "better").header("cache-control", "max-age=60"));
     assert_eventually!(read().text() == "better", "the origin is back");

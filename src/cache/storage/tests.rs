@@ -4,6 +4,8 @@ use crate::cache::remote::{Claim, Claimed};
 use crate::clock::ManualClock;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use pingora::cache::NoCacheReason;
+use pingora::cache::predictor::{CacheablePredictor, Predictor};
 use pingora::cache::trace::Span;
 use pingora::http::ResponseHeader;
 use std::collections::HashMap;
@@ -574,7 +576,8 @@ async fn without_claims_instances_do_not_wait_for_each_other() {
 async fn who_gets_the_turn_after_the_object_has_come_is_told_to_look_again() {
     use pingora::cache::lock::{CacheKeyLock, LockStatus, Locked};
     let (tiers, _) = tiers(&Settings::default(), None);
-    let turns = crate::cache::turns::Turns::new(Duration::from_secs(30), tiers);
+    let predictor: &'static Predictor<1> = Box::leak(Box::new(Predictor::new(8, None)));
+    let turns = crate::cache::turns::Turns::new(Duration::from_secs(30), tiers, predictor);
     let Locked::Write(permit) = turns.lock(&key("a"), false) else { panic!("nobody fetches it yet") };
     assert!(matches!(turns.lock(&key("a"), false), Locked::Read(_)));
     fill(tiers, "a", &["x"], None).await;
@@ -584,6 +587,16 @@ async fn who_gets_the_turn_after_the_object_has_come_is_told_to_look_again() {
     // A revalidation is for the one who wants it.
     let Locked::Write(permit) = turns.lock(&key("a"), true) else { panic!("nobody revalidates it") };
     turns.release(&key("a"), permit, LockStatus::Done);
+    // What cannot be stored is fetched by all who wait for it; what only failed, by one of them.
+    for (too_large, outcome) in [(false, LockStatus::TransientError), (true, LockStatus::GiveUp)] {
+        let Locked::Write(permit) = turns.lock(&key("b"), false) else { panic!("nobody fetches it yet") };
+        let Locked::Read(waiting) = turns.lock(&key("b"), false) else { panic!("it is being fetched") };
+        if too_large {
+            predictor.mark_uncacheable(&key("b"), NoCacheReason::ResponseTooLarge);
+        }
+        turns.release(&key("b"), permit, LockStatus::TransientError);
+        assert_eq!(waiting.lock_status(), outcome);
+    }
 }
 
 #[tokio::test]
