@@ -155,7 +155,7 @@ impl Operations for GatewayOperations {
                 }
                 route_tag(route)
             }
-            Purge::Key(key) => key_tag(key),
+            Purge::Key(key) => key_tag(&published_key(key)?),
         };
         let shared = gateway.shared.invalidate_within(vec![tag], Some(PATIENCE)).await;
         tracing::info!(kind, shared, "cached responses purged by an operator");
@@ -270,6 +270,15 @@ fn qualified<'a>(
         None => OperationError::Invalid("there are several issuers; name the one that is meant"),
     };
     gateway.verifier.qualified(issuer, name).ok_or(unknown)
+}
+
+/// A key as `X-Cache-Key` shows it.
+fn published_key(key: &str) -> Result<String, OperationError> {
+    if key.len() == 16 && key.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        Ok(key.to_ascii_lowercase())
+    } else {
+        Err(OperationError::Invalid("the key is the 16 hexadecimal digits that X-Cache-Key shows"))
+    }
 }
 
 /// The prefix that an operator means, in the form that paths are compared in.

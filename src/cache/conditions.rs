@@ -11,8 +11,8 @@ use crate::clock::UnixMillis;
 const MAX_DIGITS: usize = 18;
 
 /// Whether the client's copy is as good as this response, so that it gets a 304. `If-None-Match` is compared
-/// weakly and puts `If-Modified-Since` out of force; without `Last-Modified` nothing is known to be as old, since clients
-/// see another `Date` than the stored one.
+/// weakly and puts `If-Modified-Since` out of force. That is judged by `Last-Modified` only: the `Date` a client has seen is
+/// that of an answer of pingora's, which may be later than a change.
 pub fn not_modified(method: &Method, request: &HeaderMap, status: StatusCode, response: &HeaderMap) -> bool {
     if status != StatusCode::OK {
         return false;

@@ -50,9 +50,13 @@ impl Reach {
         }
     }
 
-    /// What the directive speaks of where its unquoted argument is `names`.
-    pub(super) fn of(names: Option<&str>) -> Self {
-        let Some(names) = names else { return Self::Whole };
+    /// What the directive speaks of with this argument. Fields are named in quotes only (RFC 9111 section 5.2.2).
+    fn of(argument: Option<Argument<'_>>) -> Self {
+        argument.filter(|argument| argument.quoted).map_or(Self::Whole, |argument| Self::named(argument.text))
+    }
+
+    /// What the directive speaks of where its argument was the string `names`.
+    pub(super) fn named(names: &str) -> Self {
         let mut fields = Vec::new();
         for name in
             names.split(',').map(|name| name.trim_matches([' ', '\t'])).filter(|name| !name.is_empty())
@@ -129,7 +133,7 @@ impl ResponseDirectives {
             || (shared && self.s_maxage.is_some())
     }
 
-    /// Reads the first of `Tollgate-Cache-Control` and `CDN-Cache-Control` that can be read and is not empty (RFC
+    /// Reads the first of `Tollgate-Cache-Control` and `CDN-Cache-Control` that can be read and says something known (RFC
     /// 9213 section 2.2), otherwise every line of `Cache-Control`.
     pub fn parse(headers: &HeaderMap) -> Self {
         targeted::parse(headers).unwrap_or_else(|| Self::untargeted(headers))
@@ -140,7 +144,7 @@ impl ResponseDirectives {
         if headers.contains_key(header::CACHE_CONTROL) {
             found.source = Source::CacheControl;
         }
-        each_directive(headers, &header::CACHE_CONTROL, |name, argument| match name {
+        let written = each_directive(headers, &header::CACHE_CONTROL, |name, argument| match name {
             "no-store" => found.no_store = true,
             "no-cache" => found.no_cache.add(Reach::of(argument)),
             "private" => found.private.add(Reach::of(argument)),
@@ -154,6 +158,12 @@ impl ResponseDirectives {
             "stale-if-error" => shortest(&mut found.stale_if_error, argument),
             _ => {}
         });
+        if written > Written::Well {
+            // What permits has to be well written.
+            found.public = false;
+            found.must_understand = false;
+        }
+        found.no_store |= written == Written::Unreadable;
         found
     }
 }
@@ -182,12 +192,12 @@ impl RequestDirectives {
     /// Reads every `Cache-Control` line of `headers`, or `Pragma` where there is none.
     pub fn parse(headers: &HeaderMap) -> Self {
         let mut found = Self::default();
-        each_directive(headers, &header::CACHE_CONTROL, |name, argument| match name {
+        let written = each_directive(headers, &header::CACHE_CONTROL, |name, argument| match name {
             "no-store" => found.no_store = true,
             "no-cache" => found.no_cache = true,
             "only-if-cached" => found.only_if_cached = true,
             "max-age" => shortest(&mut found.max_age, argument),
-            "min-fresh" => found.min_fresh = found.min_fresh.max(argument.and_then(seconds)),
+            "min-fresh" => found.min_fresh = found.min_fresh.max(argument.and_then(number)),
             "max-stale" => match argument {
                 None => found.max_stale = found.max_stale.or(Some(u64::MAX)),
                 some => shortest(&mut found.max_stale, some),
@@ -195,6 +205,7 @@ impl RequestDirectives {
             "stale-if-error" => shortest(&mut found.stale_if_error, argument),
             _ => {}
         });
+        found.no_store |= written == Written::Unreadable;
         if !headers.contains_key(header::CACHE_CONTROL) {
             each_directive(headers, &header::PRAGMA, |name, _| found.no_cache |= name == "no-cache");
         }
@@ -211,53 +222,139 @@ pub fn seconds(text: &str) -> Option<u64> {
     Some(text.parse().unwrap_or(MAX_SECONDS).min(MAX_SECONDS))
 }
 
-fn shortest(slot: &mut Option<u64>, argument: Option<&str>) {
-    let found = argument.and_then(seconds).unwrap_or(0);
+/// The argument of a directive, without its quotes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Argument<'a> {
+    text: &'a str,
+    quoted: bool,
+}
+
+/// How well a field is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Written {
+    /// As it should be, as far as it matters.
+    #[default]
+    Well,
+    /// Directives are separated by what is no comma.
+    Oddly,
+    /// Quotes may hide directives.
+    Unreadable,
+}
+
+fn number(argument: Argument<'_>) -> Option<u64> {
+    seconds(argument.text)
+}
+
+fn shortest(slot: &mut Option<u64>, argument: Option<Argument<'_>>) {
+    let found = argument.and_then(number).unwrap_or(0);
     *slot = Some(slot.map_or(found, |earlier| earlier.min(found)));
 }
 
-/// Calls `visit` with each lower-case directive name and its unquoted argument.
-fn each_directive(headers: &HeaderMap, name: &HeaderName, mut visit: impl FnMut(&str, Option<&str>)) {
+/// Calls `visit` with each lower-case directive name and its argument.
+fn each_directive(
+    headers: &HeaderMap,
+    name: &HeaderName,
+    mut visit: impl FnMut(&str, Option<Argument<'_>>),
+) -> Written {
+    let mut written = Written::Well;
     for line in headers.get_all(name) {
         // Bytes outside ASCII only occur inside arguments that nobody reads.
         let line = String::from_utf8_lossy(line.as_bytes());
         let mut rest: &str = &line;
         while !rest.is_empty() {
-            let end = element_end(rest);
+            let (end, ended) = element_end(rest);
             let (element, after) = rest.split_at(end);
             rest = after.strip_prefix(',').unwrap_or(after);
-            let element = element.trim_matches([' ', '\t']);
-            let (name, argument) = match element.split_once('=') {
-                // White space around `=` is an error: the name still counts, and a number beside it does not.
-                Some((name, argument)) => (name.trim_end_matches([' ', '\t']), Some(unquote(argument))),
-                None => (element, None),
-            };
-            if name.bytes().any(|b| b.is_ascii_uppercase()) {
-                visit(&name.to_ascii_lowercase(), argument);
-            } else {
-                visit(name, argument);
+            if !ended {
+                written = Written::Unreadable;
             }
+            written = written.max(read_element(element.trim_matches(BLANKS), &mut visit));
         }
+    }
+    written
+}
+
+const BLANKS: [char; 2] = [' ', '\t'];
+/// What stands between directives where somebody does not know that it has to be a comma.
+const SEPARATORS: [char; 3] = [' ', '\t', ';'];
+
+/// Visits the directives in what should be one of them.
+fn read_element(element: &str, visit: &mut impl FnMut(&str, Option<Argument<'_>>)) -> Written {
+    // White space around `=` is an error: the name still counts, and a number beside it does not.
+    let (names, argument) = match element.split_once('=') {
+        Some((names, argument)) => (names.trim_end_matches(BLANKS), Some(unquote(argument))),
+        None => (element, None),
+    };
+    let mut written = Written::Well;
+    let mut name = names;
+    while let Some((before, after)) = name.split_once(SEPARATORS) {
+        written = Written::Oddly;
+        visit_name(before, None, visit);
+        name = after;
+    }
+    visit_name(name, argument, visit);
+    let Some(Argument { text, quoted: false }) = argument else { return written };
+    if text.contains('"') && text.contains(',') {
+        return Written::Unreadable;
+    }
+    for word in text.trim_start_matches(BLANKS).split(SEPARATORS).skip(1).filter(|word| !word.is_empty()) {
+        written = Written::Oddly;
+        let (name, argument) = match word.split_once('=') {
+            Some((name, argument)) => (name, Some(unquote(argument))),
+            None => (word, None),
+        };
+        visit_name(name, argument, visit);
+    }
+    written
+}
+
+fn visit_name(
+    name: &str,
+    argument: Option<Argument<'_>>,
+    visit: &mut impl FnMut(&str, Option<Argument<'_>>),
+) {
+    if name.bytes().any(|b| b.is_ascii_uppercase()) {
+        visit(&name.to_ascii_lowercase(), argument);
+    } else {
+        visit(name, argument);
     }
 }
 
-/// Where the list element at the start of `text` ends: at a comma outside quotes.
-fn element_end(text: &str) -> usize {
+/// Where the list element at the start of `text` ends, at a comma outside quotes, and whether all quotes in it do.
+fn element_end(text: &str) -> (usize, bool) {
     let (mut quoted, mut escaped) = (false, false);
     for (position, byte) in text.bytes().enumerate() {
         match byte {
             _ if escaped => escaped = false,
             b'\\' if quoted => escaped = true,
             b'"' => quoted = !quoted,
-            b',' if !quoted => return position,
+            b',' if !quoted => return (position, true),
             _ => {}
         }
     }
-    text.len()
+    (text.len(), !quoted)
 }
 
-fn unquote(argument: &str) -> &str {
-    argument.strip_prefix('"').and_then(|a| a.strip_suffix('"')).unwrap_or(argument)
+/// The argument `text` with what is within its quotes, if it is one quoted string.
+fn unquote(text: &str) -> Argument<'_> {
+    let inner = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    match inner.filter(|inner| is_one_string(inner)) {
+        Some(text) => Argument { text, quoted: true },
+        None => Argument { text, quoted: false },
+    }
+}
+
+fn is_one_string(inner: &str) -> bool {
+    let mut escaped = false;
+    for byte in inner.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => return false,
+            _ => {}
+        }
+    }
+    !escaped
 }
 
 #[cfg(test)]
@@ -290,7 +387,7 @@ mod tests {
 
     #[test]
     fn fields_are_named_in_any_case_and_in_several_directives() {
-        let found = response(&["no-cache=\"X-One, , X-TWO\"", "no-cache=x-three, private=\"x-four\""]);
+        let found = response(&["no-cache=\"X-One, , X-TWO\"", "no-cache=\"x-three\", private=\"x-four\""]);
         assert_eq!(found.no_cache.fields(), ["x-one", "x-two", "x-three"]);
         assert_eq!(found.private.fields(), ["x-four"]);
         assert!(!found.no_cache.is_whole() && !found.private.is_whole());
@@ -305,6 +402,17 @@ mod tests {
             "private=\" , \"",
             "private=\"a b\"",
             "private=\"a",
+            "private=1",
+            "private=true",
+            "private=set-cookie",
+            "private='set-cookie'",
+            "private= \"x-one\"",
+            "private=\"x-one\" \"x-two\"",
+            "private; max-age=60",
+            "max-age=60; private",
+            "max-age=60 private=\"x-one\" private",
+            "no-transform;private",
+            "proxy-revalidate\tPrivate",
             "private=\"a\\\"b\"",
             "private=\"x-one, content-encoding\"",
             "private=\"Vary\"",
@@ -326,6 +434,35 @@ mod tests {
         }
         assert_eq!(response(&["max-age=99999999999999999999"]).max_age, Some(MAX_SECONDS));
         assert_eq!(response(&["xmax-age=5, max-agex=5, extension"]).max_age, None);
+    }
+
+    #[test]
+    fn quotes_hide_nothing_that_forbids_to_store() {
+        for hidden in [
+            "max-age=60, ext=\"a, private",
+            "max-age=60, must-understand, ext=\"a, no-store",
+            "max-age=60, ext=\"a\\\", private",
+            "max-age=60, ext=a\"b, private, other=c\"d",
+            "max-age=60, ext=\"a\";b=\"c, private\"",
+        ] {
+            let found = response(&[hidden]);
+            assert!(found.no_store && !found.must_understand, "{hidden}");
+            assert!(RequestDirectives::parse(&headers(&[hidden])).no_store, "{hidden}");
+        }
+        let found = response(&["max-age=60, ext=\"a, no-store\", other=\"b\\\", private\", public"]);
+        assert!(!found.no_store && found.public && found.private == Reach::Nothing);
+    }
+
+    #[test]
+    fn other_separators_than_commas_are_understood_where_they_forbid() {
+        for odd in ["no-store; private", "no-cache no-store", "max-age=60; no-store", "a=b\tNo-Store"] {
+            assert!(response(&[odd]).no_store, "{odd}");
+            assert!(RequestDirectives::parse(&headers(&[odd])).no_store, "{odd}");
+        }
+        let found = response(&["public; max-age=60; must-revalidate"]);
+        assert!(!found.public && found.must_revalidate);
+        assert_eq!(found.max_age, Some(0));
+        assert!(response(&["no-cache; max-age=60"]).no_cache.is_whole());
     }
 
     #[test]

@@ -165,7 +165,7 @@ pub fn judge(
     if is_partial(response.status) || headers.contains_key(header::CONTENT_RANGE) {
         return Err(NotStored::Partial);
     }
-    if is_never_stored(response.status) {
+    if is_never_stored(response.status) || is_denied_to_one(route, response) {
         return Err(NotStored::Status);
     }
     let said =
@@ -205,20 +205,47 @@ pub fn judge(
 }
 
 /// Whether a declared TTL makes sense for `status`: answers that are whole, and that what the key stands for decides
-/// alone. Not so for what depends on credentials, on the moment, or on headers that are not part of the key (400, 401,
-/// 406, 407, 408, 412, 416, 417, 421, 425, 429, 431 …).
+/// alone, so that the next request would get the same.
 pub fn may_have_ttl(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 200 | 203 | 204 | 300..=303 | 307 | 308 | 403 | 404 | 405 | 410 | 414 | 451)
-        || (status.is_server_error() && !is_never_stored(status))
+    !is_never_stored(status)
+        && matches!(status.as_u16(), 200 | 203 | 204 | 300..=303 | 307 | 308 | 400..=499 | 500..=510)
 }
 
 fn is_partial(status: StatusCode) -> bool {
     status.is_informational() || status == StatusCode::PARTIAL_CONTENT || status == StatusCode::NOT_MODIFIED
 }
 
-/// Whatever the origin says: RFC 6585 sections 3 to 6, RFC 8470 section 5.2, and a proxy's own business.
+/// Whatever the origin says. Errors of the client depend on credentials, on the moment, or on header fields that are not
+/// part of the key, where one client would have everybody refused; but for those that the target alone decides. Beside
+/// them what a network says that wants a login (RFC 6585 section 6).
 fn is_never_stored(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 407 | 421 | 425 | 428 | 429 | 431 | 511)
+    match status.as_u16() {
+        403 | 404 | 405 | 410 | 414 | 451 => false,
+        400..=499 | 511 => true,
+        _ => false,
+    }
+}
+
+/// What was denied to one caller is not denied to others, unless the route declares that it is.
+fn is_denied_to_one(route: &RouteCache, response: Response<'_>) -> bool {
+    response.status == StatusCode::FORBIDDEN
+        && response.scope.is_shared()
+        && route.status_ttl.iter().all(|(covered, _)| *covered != StatusCode::FORBIDDEN)
+}
+
+/// Whether an answer that is not stored, to a request that found something stored, ends what is stored: it tells of the
+/// target what will not be true for this caller alone. `own`: of what is stored for one user. Errors of the origin do not
+/// (RFC 5861 section 4), nor does what may be due to the credentials, quota or fields of one request.
+pub fn ends_stored(status: StatusCode, why: NotStored, own: bool) -> bool {
+    match status.as_u16() {
+        // The origin's word on what is stored, beside that it has not changed.
+        304 => matches!(why, NotStored::NoStore | NotStored::Private),
+        206 => false,
+        200..=299 => !matches!(why, NotStored::Authorization | NotStored::Partial),
+        300..=399 | 404 | 410 => true,
+        401 | 403 => own,
+        _ => false,
+    }
 }
 
 /// RFC 9110 section 15.1, but for 206.
@@ -635,11 +662,54 @@ mod tests {
         assert_eq!(case().status(404).cc("no-store").fresh(), Err(NotStored::NoStore));
         assert_eq!(case().status_ttl(200, 3).fresh(), Ok(3));
         assert_eq!(shared().status_ttl(404, 5).fresh(), Err(NotStored::NoFreshness));
-        for covered in [200, 204, 301, 308, 404, 410, 500, 503] {
+        for covered in [200, 204, 301, 308, 403, 404, 405, 410, 414, 451, 500, 503, 510] {
             assert!(may_have_ttl(StatusCode::from_u16(covered).unwrap()), "{covered}");
         }
-        for other in [100, 206, 304, 400, 401, 407, 412, 416, 421, 425, 428, 429, 431, 511, 600] {
+        for other in [100, 206, 304, 400, 401, 407, 412, 416, 421, 425, 428, 429, 431, 511, 512, 599, 600] {
             assert!(!may_have_ttl(StatusCode::from_u16(other).unwrap()), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_one_request_may_be_at_fault_for_is_never_stored() {
+        let declared =
+            |case: Case, status| case.status_ttl(status, 9).status(status).cc("public, max-age=60");
+        for status in (400..500).filter(|status| ![403, 404, 405, 410, 414, 451].contains(status)) {
+            for case in [declared(shared(), status), declared(private(), status).ttl(9).overriding()] {
+                assert_eq!(case.fresh(), Err(NotStored::Status), "{status}");
+            }
+        }
+        for status in [404, 405, 410, 414, 451] {
+            assert_eq!(shared().status(status).cc("max-age=60").fresh(), Ok(60), "{status}");
+        }
+        assert_eq!(shared().status(403).cc("public, max-age=60").fresh(), Err(NotStored::Status));
+        assert_eq!(declared(shared(), 403).fresh(), Ok(60));
+        assert_eq!(private().status(403).cc("max-age=60").fresh(), Ok(60));
+    }
+
+    #[test]
+    fn an_answer_that_is_not_stored_ends_what_is_unless_it_is_due_to_one_request() {
+        use NotStored::{Authorization, NoStore, OtherValidator, Private, SetCookie, Status};
+        for (status, why, of_all, of_one) in [
+            (200, NoStore, true, true),
+            (200, Private, true, true),
+            (200, SetCookie, true, true),
+            (200, Authorization, false, false),
+            (206, NotStored::Partial, false, false),
+            (304, OtherValidator, false, false),
+            (304, Private, true, true),
+            (302, Status, true, true),
+            (404, Status, true, true),
+            (410, NoStore, true, true),
+            (400, Status, false, false),
+            (401, Status, false, true),
+            (403, Status, false, true),
+            (429, Status, false, false),
+            (500, Status, false, false),
+            (503, NotStored::WorseThanStored, false, false),
+        ] {
+            let ends = |own| ends_stored(StatusCode::from_u16(status).unwrap(), why, own);
+            assert_eq!((ends(false), ends(true)), (of_all, of_one), "{status} {why:?}");
         }
     }
 

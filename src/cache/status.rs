@@ -170,6 +170,8 @@ impl Report<'_> {
 /// Reports on a request that went past the cache of its route.
 pub fn write_bypass(header: &mut ResponseHeader, why: Bypass) {
     drop(header.insert_header(&X_CACHE, Outcome::Bypass.x_cache()));
+    // Whoever says so upstream speaks of another cache.
+    header.remove_header(&X_CACHE_KEY);
     if why == Bypass::Method {
         append(header, "tollgate; fwd=method");
     } else {
@@ -289,7 +291,9 @@ mod tests {
         write_bypass(&mut header, Bypass::Body);
         assert_eq!(header.headers.get("cache-status").unwrap(), "tollgate; fwd=bypass; detail=body");
         let mut header = ResponseHeader::build(200, None).unwrap();
+        header.insert_header("x-cache-key", "spoofed").unwrap();
         write_bypass(&mut header, Bypass::Method);
+        assert!(header.headers.get("x-cache-key").is_none());
         assert_eq!(header.headers.get("cache-status").unwrap(), "tollgate; fwd=method");
         assert_eq!(header.headers.get("x-cache").unwrap(), "BYPASS");
     }

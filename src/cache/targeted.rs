@@ -10,7 +10,22 @@ use crate::header_names::{CDN_CACHE_CONTROL, TOLLGATE_CACHE_CONTROL};
 /// The fields that speak to this cache, the most specific one first.
 pub(super) static TARGETS: [&HeaderName; 2] = [&TOLLGATE_CACHE_CONTROL, &CDN_CACHE_CONTROL];
 
-/// The directives of the first targeted field that can be read and is not empty.
+/// What can be said in them.
+const KNOWN: [&str; 11] = [
+    "no-store",
+    "no-cache",
+    "private",
+    "public",
+    "must-revalidate",
+    "proxy-revalidate",
+    "must-understand",
+    "max-age",
+    "s-maxage",
+    "stale-while-revalidate",
+    "stale-if-error",
+];
+
+/// The directives of the first targeted field that can be read and says something known.
 pub(super) fn parse(headers: &HeaderMap) -> Option<ResponseDirectives> {
     TARGETS.iter().find_map(|name| {
         let mut lines = headers.get_all(*name).iter();
@@ -21,7 +36,9 @@ pub(super) fn parse(headers: &HeaderMap) -> Option<ResponseDirectives> {
             field.extend_from_slice(line.as_bytes());
         }
         let members: Dictionary = Parser::new(&field).parse().ok()?;
-        if members.is_empty() { None } else { Some(read(&members)) }
+        // What says nothing that this cache knows puts nothing else out of force.
+        let speaks = members.keys().any(|name| KNOWN.contains(&name.as_str()));
+        speaks.then(|| read(&members))
     })
 }
 
@@ -65,8 +82,7 @@ fn restricts(member: &ListEntry) -> bool {
 fn reach(member: &ListEntry) -> Reach {
     match bare(member) {
         Some(BareItem::Boolean(false)) => Reach::Nothing,
-        Some(BareItem::String(names)) => Reach::of(Some(names.as_str())),
-        Some(BareItem::Token(name)) => Reach::of(Some(name.as_str())),
+        Some(BareItem::String(names)) => Reach::named(names.as_str()),
         _ => Reach::Whole,
     }
 }
@@ -99,8 +115,16 @@ mod tests {
         let both = |own| read_lines(&[("cdn-cache-control", "max-age=5"), ("tollgate-cache-control", own)]);
         assert_eq!(both("max-age=7").unwrap().max_age, Some(7));
         assert_eq!(both("no-store").unwrap().max_age, None);
-        for ignored in ["", "max-age=", "Max-Age=7", "max-age=7,", "max-age=7;;", "max-age=7 no-store", "\"x"]
-        {
+        for ignored in [
+            "",
+            "foo, bar=1",
+            "max-age=",
+            "Max-Age=7",
+            "max-age=7,",
+            "max-age=7;;",
+            "max-age=7 no-store",
+            "\"x",
+        ] {
             assert_eq!(both(ignored).unwrap().max_age, Some(5), "{ignored}");
         }
         assert_eq!(cdn(""), None);
@@ -138,7 +162,8 @@ mod tests {
         let found = cdn("no-store=?0, must-revalidate=?0, private=?0, no-cache=?0").unwrap();
         assert!(!found.no_store && !found.must_revalidate);
         assert_eq!((found.private, found.no_cache), (Reach::Nothing, Reach::Nothing));
-        let found = cdn("private=\"X-One, x-two\", no-cache=x-three").unwrap();
+        let found = cdn("private=\"X-One, x-two\", no-cache=\"x-three\"").unwrap();
         assert_eq!((found.private.fields().len(), found.no_cache.fields().len()), (2, 1));
+        assert!(cdn("private=x-one").unwrap().private.is_whole(), "fields are named in strings");
     }
 }

@@ -301,7 +301,7 @@ fn conditions_are_judged_by_the_rules_over_what_is_stored() {
         ("/open/a", &[("if-modified-since", "Sun Nov  6 08:49:37 1994")], 304),
         ("/open/a", &[("if-modified-since", "06.11.1994")], 200),
         ("/open/a", &[("if-modified-since", LATER), ("if-modified-since", LATER)], 200),
-        // Without Last-Modified nobody knows: clients never saw the stored Date.
+        // Without Last-Modified nothing is known of when it changed.
         ("/open/dated", &[("if-modified-since", LATER)], 200),
         ("/open/dated", &[("if-modified-since", "Sat, 06 Nov 2094 08:49:37 GMT")], 200),
         ("/open/dated", &[("if-none-match", "\"v1\"")], 200),

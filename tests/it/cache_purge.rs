@@ -163,6 +163,10 @@ fn nonsense_is_refused_with_what_is_accepted() {
         let answer = purge_with(&admin, &json!({"prefix": "/a", "host": host}));
         assert_eq!((answer.code(), answer.detail().contains("without scheme")), (422, true), "{host}");
     }
+    for key in ["zzzz", "../x", "0123", "0123456789abcde", "0123456789abcdefa", "0123456789abcdeg"] {
+        let answer = purge_with(&admin, &json!({"key": key}));
+        assert_eq!((answer.code(), answer.detail().contains("X-Cache-Key")), (422, true), "{key}");
+    }
     assert!(purge_with(&admin, &json!({"prefix": "api"})).detail().contains("/api/todos/"));
     let long = format!("/{}", "\u{e4}".repeat(400));
     assert_eq!(purge_with(&admin, &json!({"prefix": long})).code(), 422, "2401 bytes once escaped");
@@ -176,6 +180,7 @@ fn nonsense_is_refused_with_what_is_accepted() {
     }
     assert_eq!(purge_with(&admin, &json!({"prefix": "/a", "host": "[::1]"})).code(), 200);
     assert!(stage.gateway.wait_for_log("cached responses purged by an operator").contains("[::1]/a"));
+    assert_eq!(purge_with(&admin, &json!({"key": "0123456789abcdEF"})).code(), 200);
 }
 
 #[test]

@@ -148,7 +148,7 @@ fn x_cache(response: &Response) -> &str {
     response.header("x-cache").unwrap_or("-")
 }
 
-fn status(response: &Response) -> &str {
+fn status_of(response: &Response) -> &str {
     response.header("cache-status").expect("a Cache-Status")
 }
 
@@ -206,7 +206,7 @@ fn with_a_ttl_private_answers_are_kept_for_their_user_and_for_nobody_else() {
         let anonymous = stage.get("/mine/a");
         assert_ne!(x_cache(&anonymous), "HIT");
     }
-    assert!(status(&stage.get("/mine/a")).contains("tollgate; fwd="));
+    assert!(status_of(&stage.get("/mine/a")).contains("tollgate; fwd="));
 }
 
 #[test]
@@ -214,12 +214,18 @@ fn unverified_credentials_need_the_release_of_the_origin() {
     let stage = Stage::start();
     answers(&stage, "/unlooked/a", ok("max-age=60"));
     answers(&stage, "/unlooked/b", ok("public, max-age=60"));
-    for (name, value) in [("authorization", "Basic YTpi"), ("cookie", "id=1")] {
-        for (path, again) in [("/unlooked/a", false), ("/unlooked/b", true)] {
+    for (name, value, released) in [
+        ("authorization", "Basic YTpi", true),
+        ("cookie", "id=1", true),
+        // A token where the configuration says that tokens are.
+        ("authorization", "Bearer abc", false),
+        ("cookie", "session=abc", false),
+    ] {
+        for (path, again) in [("/unlooked/a", false), ("/unlooked/b", released)] {
             let path = format!("{path}?{name}");
             let ask = || stage.client.get(&path).header(name, value).send();
             let (first, second) = (ask(), ask());
-            assert_eq!(first.text() == second.text(), again, "{name} {path}: {}", status(&second));
+            assert_eq!(first.text() == second.text(), again, "{name} {path}: {}", status_of(&second));
         }
     }
 }
@@ -281,9 +287,9 @@ fn guesses_at_freshness_are_made_only_where_they_are_declared() {
         stage.get(path);
         let second = stage.get(path);
         let got = if x_cache(&second) == "HIT" { "HIT" } else { "MISS" };
-        assert_eq!(got, expected, "{path}: {}", status(&second));
+        assert_eq!(got, expected, "{path}: {}", status_of(&second));
     }
-    let ttl = status(&stage.get("/guessed/a")).split("ttl=").nth(1).unwrap_or_default().to_owned();
+    let ttl = status_of(&stage.get("/guessed/a")).split("ttl=").nth(1).unwrap_or_default().to_owned();
     let ttl: u64 = ttl.split(';').next().unwrap_or_default().parse().unwrap();
     assert!((86_000..=86_400).contains(&ttl), "a day at most: {ttl}");
 }
@@ -307,8 +313,175 @@ fn redirects_and_errors_live_for_their_declared_time() {
         answers(&stage, path, reply);
         let (first, second) = (stage.get(path), stage.get(path));
         assert_eq!(first.code(), second.code(), "{path}");
-        assert_eq!(first.text() == second.text(), again, "{path}: {}", status(&second));
+        assert_eq!(first.text() == second.text(), again, "{path}: {}", status_of(&second));
     }
+}
+
+#[test]
+fn what_one_request_is_refused_for_is_not_handed_to_the_next() {
+    let stage = Stage::start();
+    for status in [400, 401, 402, 403, 406, 408, 409, 411, 412, 413, 415, 416, 417, 418, 422, 426, 429, 431] {
+        let path = format!("/open/{status}");
+        stage.origin.route(&path, move |request| {
+            let code = if request.header("x-odd").is_some() { status } else { 200 };
+            Reply::text(code, "").header("cache-control", "public, max-age=60")
+        });
+        let refused = stage.client.get(&path).header("x-odd", "1").send();
+        assert_eq!(refused.code(), status);
+        let plain = stage.get(&path);
+        assert_eq!((plain.code(), x_cache(&plain)), (200, "MISS"), "{status}: {}", status_of(&refused));
+    }
+    // What one user is denied may be kept for that user.
+    answers(&stage, "/mine/denied", Reply::text(403, "").header("cache-control", "max-age=60"));
+    let ada = Token::of("ada").sign();
+    let ask = || stage.client.get("/mine/denied").bearer(&ada).send();
+    assert_eq!((x_cache(&ask()), x_cache(&ask())), ("MISS", "HIT"));
+}
+
+#[test]
+fn malformed_directives_are_read_as_what_forbids_most() {
+    let stage = Stage::start();
+    for (index, said) in [
+        "max-age=60, ext=\"a, no-store",
+        "max-age=60, ext=\"a, private",
+        "max-age=60, ext=a\"b, private, other=c\"d",
+        "private=1, max-age=60",
+        "private=true, max-age=60",
+        "no-cache=true, max-age=60",
+        "private=set-cookie, max-age=60",
+        "private='set-cookie', max-age=60",
+        "private; max-age=60",
+        "max-age=60; private",
+        "no-store; private",
+        "no-cache no-store",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // Without a ttl, and with one.
+        for path in [format!("/open/{index}"), format!("/statuses/odd/{index}")] {
+            answers(&stage, &path, ok(said));
+            let (first, second) = (stage.get(&path), stage.get(&path));
+            assert_ne!(first.text(), second.text(), "{path}: {said}");
+        }
+    }
+}
+
+/// Fresh no longer, and good for ten minutes more while it is refreshed or the origin is away.
+fn old() -> Reply {
+    ok("max-age=10, stale-while-revalidate=600, stale-if-error=600")
+        .header("age", "70")
+        .header("etag", "\"1\"")
+}
+
+/// The status and what became of a request for `path`.
+fn told(stage: &Stage, path: &str) -> (u16, String) {
+    let response = stage.get(path);
+    (response.code(), x_cache(&response).to_owned())
+}
+
+#[test]
+fn what_a_refresh_learns_ends_stale_service_on_every_instance() {
+    let stage = Stage::start();
+    let host = stage.gateway.addr().to_string();
+    for (name, reply) in [
+        ("missing", Reply::text(404, "")),
+        ("gone", Reply::text(410, "")),
+        ("moved", Reply::text(302, "").header("location", "/x")),
+        ("private", ok("private, max-age=60")),
+        ("no-store", ok("no-store")),
+        ("cookie", ok("max-age=60").header("set-cookie", "a=b")),
+        ("private-304", Reply::new(304, "").header("cache-control", "private").header("etag", "\"1\"")),
+    ] {
+        let path = format!("/open/{name}");
+        let before = stage.stored();
+        answers(&stage, &path, old());
+        stage.get(&path);
+        assert_eventually!(stage.stored() > before, "it reaches Redis");
+        stage.origin.route(&path, move |_| reply.clone());
+        assert_eq!(told(&stage, &path), (200, "STALE".to_owned()), "{name}");
+        assert_eventually!(stage.stored() == before, format!("{name}: it is dropped from Redis"));
+        assert_ne!(told(&stage, &path).1, "STALE", "{name}");
+        // Nor does an error bring it back, here or on another instance.
+        stage.origin.route(&path, |_| Reply::text(503, ""));
+        assert_eq!(told(&stage, &path).0, 503, "{name}");
+        assert_eq!(stage.another().client().get(&path).host(&host).send().code(), 503, "{name}");
+    }
+}
+
+#[test]
+fn what_is_due_to_one_request_ends_nothing_that_all_share() {
+    let stage = Stage::start();
+    for status in [400, 401, 403, 429, 431, 500, 503] {
+        let path = format!("/open/{status}");
+        answers(&stage, &path, old());
+        stage.get(&path);
+        stage.origin.route(&path, move |_| Reply::text(status, ""));
+        let before = stage.origin.received_at(&path).len();
+        assert_eventually!(
+            {
+                assert_eq!(told(&stage, &path), (200, "STALE".to_owned()), "{status}");
+                stage.origin.received_at(&path).len() > before + 1
+            },
+            "it was asked for in the background, twice"
+        );
+        // Nor does who insists on the origin, and is refused, take it from the others.
+        let insists = stage.client.get(&path).header("cache-control", "no-cache").send();
+        assert_eq!(insists.code(), status);
+        assert_eq!(told(&stage, &path), (200, "STALE".to_owned()), "{status}");
+    }
+    // Nor is what may not be shared because of the credentials of who asked.
+    answers(&stage, "/open/token", ok("max-age=60"));
+    let good = stage.get("/open/token");
+    let insists = stage.client.get("/open/token").header("cache-control", "no-cache");
+    let insists = insists.header("authorization", "Basic YTpi").send();
+    assert_eq!(status_of(&insists).split("detail=").nth(1), Some("authorization"));
+    assert_eq!(stage.get("/open/token").text(), good.text());
+}
+
+#[test]
+fn one_users_entries_end_with_the_right_to_them() {
+    let stage = Stage::start();
+    let ada = Token::of("ada").sign();
+    for status in [401, 403] {
+        let path = format!("/mine/{status}");
+        let ask = || stage.client.get(&path).bearer(&ada).send();
+        answers(&stage, &path, old());
+        ask();
+        stage.origin.route(&path, move |_| Reply::text(status, ""));
+        assert_eventually!(ask().code() == status, "the old answer ends");
+        stage.origin.route(&path, |_| Reply::text(503, ""));
+        assert_eq!(ask().code(), 503, "{status}");
+    }
+}
+
+#[test]
+fn an_answer_in_the_foreground_ends_what_was_stored_too_but_no_other_variant() {
+    let stage = Stage::start();
+    // Validated, then the origin is away.
+    let stale = || ok("max-age=10, stale-if-error=600").header("age", "70");
+    answers(&stage, "/open/a", stale());
+    stage.get("/open/a");
+    stage.origin.route("/open/a", |_| Reply::text(410, ""));
+    assert_eq!(stage.get("/open/a").code(), 410);
+    stage.origin.route("/open/a", |_| Reply::text(503, ""));
+    assert_eq!(stage.get("/open/a").code(), 503);
+    // Fresh, and asked for anew all the same.
+    answers(&stage, "/open/b", ok("max-age=60"));
+    stage.get("/open/b");
+    stage.origin.route("/open/b", |_| Reply::text(404, ""));
+    assert_eq!(stage.client.get("/open/b").header("cache-control", "no-cache").send().code(), 404);
+    assert_eq!(stage.get("/open/b").code(), 404);
+    // The second variant ends, the first one does not.
+    let ask = |lang: &str| stage.client.get("/open/c").header("x-lang", lang).send();
+    let vary = || ok("max-age=60").header("vary", "x-lang");
+    answers(&stage, "/open/c", vary());
+    let first = ask("de");
+    ask("en");
+    stage.origin.route("/open/c", |_| Reply::text(410, ""));
+    let anew = stage.client.get("/open/c").header("x-lang", "en").header("cache-control", "no-cache").send();
+    assert_eq!((anew.code(), ask("en").code()), (410, 410));
+    assert_eq!((x_cache(&ask("de")), ask("de").text()), ("HIT", first.text()));
 }
 
 #[test]
@@ -320,7 +493,7 @@ fn a_stored_error_displaces_nothing_that_may_still_be_served() {
     // The request insists on the origin, and gets what it says.
     let error = stage.client.get("/statuses/a").header("cache-control", "no-cache").send();
     assert_eq!(error.code(), 503);
-    assert_eq!(status(&error).split("; detail=").nth(1), Some("worse_than_stored"));
+    assert_eq!(status_of(&error).split("; detail=").nth(1), Some("worse_than_stored"));
     let hit = stage.get("/statuses/a");
     assert_eq!((hit.code(), x_cache(&hit), hit.text()), (200, "HIT", good.text()));
 }
@@ -334,7 +507,7 @@ fn a_request_may_limit_how_stale_an_answer_it_gets_instead_of_an_error() {
     let ask = |said: &str| stage.client.get("/statuses/b").header("cache-control", said).send();
     let served = ask("stale-if-error=600");
     assert_eq!((served.code(), x_cache(&served)), (200, "STALE"));
-    assert!(status(&served).contains("fwd=stale; fwd-status=503"), "{}", status(&served));
+    assert!(status_of(&served).contains("fwd=stale; fwd-status=503"), "{}", status_of(&served));
     assert_eq!(ask("max-age=600").code(), 503, "nothing stale for who limits the age");
     assert_eq!(ask("max-stale=1").code(), 503, "nothing staler than accepted");
     let served = ask("max-age=600, max-stale=600");
@@ -383,7 +556,7 @@ fn targeted_fields_rule_here_and_leave_as_they_should() {
         let with = |reply: Reply, (name, value): &(&str, &str)| reply.header(name, value);
         answers(&stage, &path, fields.iter().fold(Reply::text(200, ""), with));
         let (first, second) = (stage.get(&path), stage.get(&path));
-        assert_eq!(first.text() == second.text(), again, "{fields:?}: {}", status(&second));
+        assert_eq!(first.text() == second.text(), again, "{fields:?}: {}", status_of(&second));
         for response in [first, second] {
             assert_eq!(response.header("tollgate-cache-control"), None, "{fields:?}");
             for (name, value) in fields.iter().filter(|(name, _)| *name != "tollgate-cache-control") {
@@ -432,7 +605,7 @@ fn nothing_that_varies_by_what_the_gateway_writes_is_stored() {
     assert_eq!(x_cache(&ask(&ada)), "MISS");
     let other = ask(&bob);
     assert_eq!(x_cache(&other), "MISS");
-    assert!(status(&other).contains("fwd=vary-miss"), "{}", status(&other));
+    assert!(status_of(&other).contains("fwd=vary-miss"), "{}", status_of(&other));
     assert_eq!((x_cache(&ask(&ada)), x_cache(&ask(&bob))), ("HIT", "HIT"));
 }
 
@@ -442,17 +615,17 @@ fn cache_status_goes_on_with_what_nearer_caches_say() {
     answers(&stage, "/open/list", ok("max-age=60").header("cache-status", "origin; hit; ttl=5"));
     let miss = stage.get("/open/list");
     assert!(
-        status(&miss).starts_with("origin; hit; ttl=5, tollgate; fwd=uri-miss; stored; ttl="),
+        status_of(&miss).starts_with("origin; hit; ttl=5, tollgate; fwd=uri-miss; stored; ttl="),
         "{}",
-        status(&miss)
+        status_of(&miss)
     );
     let hit = stage.get("/open/list");
-    assert!(status(&hit).starts_with("tollgate; hit; ttl="), "{}", status(&hit));
-    assert!(status(&hit).contains(&format!("key=\"{}\"", hit.header("x-cache-key").expect("a key"))));
+    assert!(status_of(&hit).starts_with("tollgate; hit; ttl="), "{}", status_of(&hit));
+    assert!(status_of(&hit).contains(&format!("key=\"{}\"", hit.header("x-cache-key").expect("a key"))));
     let posted = stage.client.post("/open/list").send();
-    assert_eq!(status(&posted), "origin; hit; ttl=5, tollgate; fwd=method");
+    assert_eq!(status_of(&posted), "origin; hit; ttl=5, tollgate; fwd=method");
     answers(&stage, "/open/bad", ok("max-age=60").header("cache-status", "HIT from (proxy"));
-    assert!(status(&stage.get("/open/bad")).starts_with("tollgate; fwd=uri-miss"));
+    assert!(status_of(&stage.get("/open/bad")).starts_with("tollgate; fwd=uri-miss"));
 
     stage.origin.route("/open/again", |request| match request.header("if-none-match") {
         Some(_) => Reply::new(304, "").header("etag", "\"1\"").header("cache-control", "max-age=60"),
@@ -460,5 +633,9 @@ fn cache_status_goes_on_with_what_nearer_caches_say() {
     });
     stage.get("/open/again");
     let again = stage.client.get("/open/again").header("cache-control", "no-cache").send();
-    assert!(status(&again).starts_with("tollgate; fwd=request; fwd-status=304; ttl="), "{}", status(&again));
+    assert!(
+        status_of(&again).starts_with("tollgate; fwd=request; fwd-status=304; ttl="),
+        "{}",
+        status_of(&again)
+    );
 }

@@ -268,6 +268,14 @@ impl Tiers {
         })
     }
 
+    /// Drops what is stored under `key`: here at once, in the shared tier in the background.
+    pub(super) fn drop_entry(&self, key: &impl CacheHashKey) -> bool {
+        if let Some(remote) = &self.remote {
+            remote.delete(&key.combined());
+        }
+        self.memory.remove(&u128::from_be_bytes(key.combined_bin())).is_some()
+    }
+
     /// Stores `entry` in both tiers; `false` when `charge` cannot become as big as it.
     fn keep(&self, key: &CacheKey, entry: Entry, mut charge: Charge) -> bool {
         if !charge.resize(entry.weight()) {
@@ -337,14 +345,7 @@ impl Storage for Tiers {
         _purge_type: PurgeType,
         _trace: &SpanHandle,
     ) -> Result<PurgeOutcome> {
-        let key = target.key();
-        if let Some(remote) = &self.remote {
-            remote.delete(&key.combined());
-        }
-        Ok(match self.memory.remove(&u128::from_be_bytes(key.combined_bin())) {
-            Some(_) => PurgeOutcome::Purged(None),
-            None => PurgeOutcome::NotFound,
-        })
+        Ok(if self.drop_entry(target.key()) { PurgeOutcome::Purged(None) } else { PurgeOutcome::NotFound })
     }
 
     async fn update_meta(

@@ -44,6 +44,8 @@ pub struct Transaction {
     public_key: Box<str>,
     directives: RequestDirectives,
     scope: Scope,
+    /// What is stored for this request is one user's own.
+    own: bool,
     authorised: bool,
     /// Whether there is time left for the shared tier.
     may_ask_remote: bool,
@@ -253,6 +255,7 @@ impl Transaction {
             Ok(stored) => stored,
             Err(why) => {
                 self.not_stored = Some(why);
+                self.end_stored(http, response.status, why);
                 let passing = response.status.is_server_error() || self.leaves_fresh(now);
                 let reason = if passing { PASSING } else { why.as_str() };
                 return RespCacheable::Uncacheable(NoCacheReason::Custom(reason));
@@ -283,6 +286,20 @@ impl Transaction {
             meta.set_epoch_override(system_time(epoch));
         }
         RespCacheable::Cacheable(meta)
+    }
+
+    /// Drops what was found, where the answer says that it is no longer true: neither an error nor a refresh in the
+    /// background may bring it back.
+    fn end_stored(&self, http: &HttpCache, status: StatusCode, why: NotStored) {
+        let found = matches!(http.phase(), CachePhase::Stale) && http.maybe_cache_meta().is_some();
+        // What pingora asks about a 304 has the status of what is stored.
+        let status = self.answered.unwrap_or(status);
+        if found
+            && policy::ends_stored(status, why, self.own)
+            && let Some(key) = http.maybe_cache_key()
+        {
+            self.cache.tiers().drop_entry(key);
+        }
     }
 
     /// After [`Self::judge`]: the generations to be written with `SET NX`, in the background, because a response

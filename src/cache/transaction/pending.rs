@@ -27,6 +27,7 @@ pub struct Pending {
     tags: Tags,
     directives: RequestDirectives,
     scope: Scope,
+    own: bool,
     authorised: bool,
     compare: Compare,
 }
@@ -61,6 +62,7 @@ impl Pending {
             tags,
             directives,
             scope: Scope::of(route, user.is_some()),
+            own: user.is_some() && !route.shared,
             authorised,
             compare: Compare::default(),
         })
@@ -117,6 +119,7 @@ impl Pending {
             public_key: self.public_key,
             directives: self.directives,
             scope: self.scope,
+            own: self.own,
             authorised: self.authorised,
             may_ask_remote: true,
             absent: Vec::new(),

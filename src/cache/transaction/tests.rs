@@ -107,7 +107,8 @@ fn a_304_of_another_version_or_variant_changes_nothing() {
 #[test]
 fn fields_that_are_not_kept_stay_away_when_a_304_brings_them_again() {
     let mut cached = transaction(RouteCache::new("r"), "");
-    let fields = [("cache-control", "public, max-age=60, no-cache=x-one"), ("etag", "\"1\""), ("x-one", "1")];
+    let fields =
+        [("cache-control", "public, max-age=60, no-cache=\"x-one\""), ("etag", "\"1\""), ("x-one", "1")];
     let old = judged(&mut cached, &response(200, &fields), NOW);
     assert!(!old.headers().contains_key("x-one"));
     let mut fresh = response(304, &[("etag", "\"1\""), ("x-one", "2"), ("x-two", "2")]);
