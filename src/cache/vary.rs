@@ -91,7 +91,7 @@ fn selecting(name: &HeaderName, response: &HeaderMap, request: &HeaderMap) -> Ve
     normalised(name, request)
 }
 
-/// Servers that hand fields on as variables of an environment (CGI, FastCGI, WSGI) take `X_Lang` for `X-Lang`. Where
+/// Servers that hand fields on as variables of an environment (CGI, WSGI) take `X_Lang` for `X-Lang`. Where
 /// there are such spellings of `name`, all lines count, as they came; no name or value has a zero byte.
 fn add_spellings(value: &mut Vec<u8>, name: &HeaderName, request: &HeaderMap) {
     if !request.keys().any(|other| other != name && is_spelling(name, other)) {
