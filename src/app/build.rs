@@ -356,12 +356,14 @@ fn entries(
         .collect()
 }
 
-/// The headers that tell the upstream of the caller, but for what the key of an entry stands for already.
+/// The headers that tell the upstream of the caller, where the key of an entry does not stand for them already.
 fn written(spec: &Spec, shared: bool) -> Box<[HeaderName]> {
+    if !shared {
+        return Box::default();
+    }
     let names = identity_names(spec);
     let claims = names.claims.into_iter().map(|(_, header)| header);
-    let user = shared.then_some(names.user_id);
-    [names.user_plan, names.user_permissions].into_iter().chain(user).chain(claims).collect()
+    [names.user_id, names.user_plan, names.user_permissions].into_iter().chain(claims).collect()
 }
 
 fn route_cache(

@@ -127,8 +127,8 @@ impl Cache {
         self.max_lifetime
     }
 
-    fn admits_variant(&self, object: HashBinary, variance: &HashBinary) -> bool {
-        self.variants.admit(u128::from_be_bytes(object), variance)
+    fn admits_variant(&self, object: HashBinary, variance: &HashBinary, now: UnixMillis) -> bool {
+        self.variants.admit(u128::from_be_bytes(object), variance, now)
     }
 }
 

@@ -13,14 +13,21 @@ pub enum Caller<'a> {
     Anonymous,
     /// The subject of a verified credential.
     User(&'a str),
+    /// The same, and a digest of what else the upstream is told of them: permissions, plan, claims.
+    Described(&'a str, &'a [u8; 16]),
 }
 
 impl<'a> Caller<'a> {
+    /// The caller with this account, of whom the upstream is `told` more than that.
+    pub fn identified(user: &'a str, told: Option<&'a [u8; 16]>) -> Self {
+        told.map_or(Self::User(user), |told| Self::Described(user, told))
+    }
+
     /// The subject, if there is one.
     pub const fn user(self) -> Option<&'a str> {
         match self {
             Self::Anonymous => None,
-            Self::User(user) => Some(user),
+            Self::User(user) | Self::Described(user, _) => Some(user),
         }
     }
 }
@@ -32,7 +39,7 @@ pub enum Bypass {
     Method,
     /// The request has a body, which may change the answer but is not part of the key.
     Body,
-    /// A header that makes some backends treat the request as another one.
+    /// A header that makes some backends treat the request as another one, or that takes others away on the way there.
     Override,
     /// The request wants to become another protocol.
     Upgrade,
@@ -87,6 +94,22 @@ static OVERRIDES: [HeaderName; 9] = [
     HeaderName::from_static("x-forwarded-prefix"),
 ];
 
+/// What `Connection` may name: fields that never go further than this connection. Any other one would select a
+/// variant, or be judged, and then not reach the upstream.
+static OF_ONE_CONNECTION: [&[u8]; 11] = [
+    b"close",
+    b"keep-alive",
+    b"proxy-connection",
+    b"proxy-authenticate",
+    b"proxy-authorization",
+    b"te",
+    b"trailer",
+    b"transfer-encoding",
+    b"upgrade",
+    b"http2-settings",
+    b"",
+];
+
 static CREDENTIALS: [HeaderName; 4] = [
     header::AUTHORIZATION,
     header::COOKIE,
@@ -107,7 +130,7 @@ pub fn judge(
     if has_body(headers) {
         return Err(Bypass::Body);
     }
-    if OVERRIDES.iter().any(|name| headers.contains_key(name)) {
+    if OVERRIDES.iter().any(|name| headers.contains_key(name)) || takes_fields_away(headers) {
         return Err(Bypass::Override);
     }
     if headers.contains_key(header::UPGRADE) {
@@ -134,6 +157,12 @@ pub fn is_authorised(route: &RouteCache, headers: &HeaderMap, caller: Caller<'_>
     caller != Caller::Anonymous
         || headers.contains_key(header::AUTHORIZATION)
         || (!route.shared && has_credential(headers))
+}
+
+fn takes_fields_away(headers: &HeaderMap) -> bool {
+    let lines = headers.get_all(header::CONNECTION).iter();
+    let mut options = lines.flat_map(|line| line.as_bytes().split(|b| *b == b',')).map(<[u8]>::trim_ascii);
+    options.any(|option| !OF_ONE_CONNECTION.iter().any(|known| option.eq_ignore_ascii_case(known)))
 }
 
 fn has_credential(headers: &HeaderMap) -> bool {
@@ -186,6 +215,12 @@ mod tests {
         assert_eq!(get("transfer-encoding", "chunked"), Some(Bypass::Body));
         assert_eq!(get("x-http-method-override", "DELETE"), Some(Bypass::Override));
         assert_eq!(get("x-original-url", "/admin"), Some(Bypass::Override));
+        for named in ["x-lang", "close, X-Lang", "keep-alive,accept", "x lang"] {
+            assert_eq!(get("connection", named), Some(Bypass::Override), "{named}");
+        }
+        for named in ["", "close", "Keep-Alive, TE", "upgrade, HTTP2-Settings,", "proxy-connection"] {
+            assert_eq!(get("connection", named), None, "{named}");
+        }
         assert_eq!(get("upgrade", "websocket"), Some(Bypass::Upgrade));
         assert_eq!(get("if-match", "\"1\""), Some(Bypass::Precondition));
         assert_eq!(get("cache-control", "no-store"), Some(Bypass::NoStore));

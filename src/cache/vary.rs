@@ -2,18 +2,22 @@
 //! Values are normalised only where the meaning cannot change.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, header};
 use parking_lot::Mutex;
 use pingora::cache::VarianceBuilder;
 use pingora::cache::key::HashBinary;
 
+use crate::clock::{UnixMillis, millis};
 use crate::header_names::{FORWARDED, TRACEPARENT, TRACESTATE, X_FORWARDED_FOR, X_REAL_IP, X_REQUEST_ID};
 
 /// More header names in one `Vary` than this are not followed.
 const MAX_NAMES: usize = 16;
 /// Objects whose variants are counted at the same time.
 const COUNTED_OBJECTS: usize = 16_384;
+/// How long a variant that is not stored again keeps its place among those of its object.
+const PLACE_HELD: Duration = Duration::from_secs(60);
 
 /// What a response's `Vary` amounts to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +56,8 @@ pub fn variance(declared: &[HeaderName], response: &HeaderMap, request: &HeaderM
     // Nor must what one site may read be handed to another.
     let allowed = allows_one_origin(response).then_some(header::ORIGIN);
     for name in declared.iter().cloned().chain(names(response).flatten()).chain(encoded).chain(allowed) {
-        let value = normalised(&name, request);
+        let mut value = selecting(&name, response, request);
+        add_spellings(&mut value, &name, request);
         variance.add_owned_name_value(name.as_str().to_owned(), value);
     }
     variance.finalize()
@@ -76,8 +81,93 @@ fn names(response: &HeaderMap) -> impl Iterator<Item = Option<HeaderName>> + '_ 
         .map(|name| if name == b"*" { None } else { HeaderName::from_bytes(name).ok() })
 }
 
+/// What `name` says in `request`; a leading byte tells the forms apart.
+fn selecting(name: &HeaderName, response: &HeaderMap, request: &HeaderMap) -> Vec<u8> {
+    if *name == header::ACCEPT_ENCODING
+        && let Some(acceptable) = acceptable_codings(response, request)
+    {
+        return vec![b'=', acceptable];
+    }
+    normalised(name, request)
+}
+
+/// Servers that hand fields on as variables of an environment (CGI, WSGI) take `X_Lang` for `X-Lang`. Where
+/// there are such spellings of `name`, all lines count, as they came; no name or value has a zero byte.
+fn add_spellings(value: &mut Vec<u8>, name: &HeaderName, request: &HeaderMap) {
+    if !request.keys().any(|other| other != name && is_spelling(name, other)) {
+        return;
+    }
+    for (other, line) in request.iter().filter(|(other, _)| is_spelling(name, other)) {
+        for text in [other.as_str().as_bytes(), line.as_bytes()] {
+            value.push(0);
+            value.extend_from_slice(text);
+        }
+    }
+}
+
+/// Whether two names differ in nothing but marks, such as `-`, `_` and `.`.
+fn is_spelling(name: &HeaderName, other: &HeaderName) -> bool {
+    let (name, other) = (name.as_str().as_bytes(), other.as_str().as_bytes());
+    let same = |(a, b): (&u8, &u8)| a == b || !(a.is_ascii_alphanumeric() || b.is_ascii_alphanumeric());
+    name.len() == other.len() && name.iter().zip(other).all(same)
+}
+
+/// The codings that origins use (RFC 9110 section 8.4.1, RFC 7932, RFC 8878); the last one means none.
+const CODINGS: [&[u8]; 5] = [b"gzip", b"br", b"zstd", b"deflate", b"identity"];
+
+fn coding(name: &[u8]) -> Option<usize> {
+    let name = if name.eq_ignore_ascii_case(b"x-gzip") { b"gzip" } else { name };
+    CODINGS.iter().position(|known| known.eq_ignore_ascii_case(name))
+}
+
+/// A bit for each of [`CODINGS`] that `request` accepts (RFC 9110 section 12.5.3): two requests that accept the same
+/// ones may get each other's response, whatever else they name and prefer. `None` where the field is absent, and
+/// where `response` has a coding beyond those: then its every word counts.
+fn acceptable_codings(response: &HeaderMap, request: &HeaderMap) -> Option<u8> {
+    let mut listed = [None; CODINGS.len()];
+    let mut others = None;
+    let mut lines = request.get_all(header::ACCEPT_ENCODING).iter().peekable();
+    lines.peek()?;
+    for element in lines.flat_map(|line| line.as_bytes().split(|b| *b == b',')) {
+        let mut parts = element.split(|b| *b == b';').map(<[u8]>::trim_ascii);
+        let name = parts.next().unwrap_or_default();
+        let accepted = !parts.any(is_zero_weight);
+        let place = if name == b"*" {
+            Some(&mut others)
+        } else {
+            coding(name).and_then(|place| listed.get_mut(place))
+        };
+        if let Some(place) = place {
+            // Named twice, it counts as accepted.
+            *place = Some(place.unwrap_or(false) || accepted);
+        }
+    }
+    let accepts = |place: usize| {
+        let said = listed.get(place).copied().flatten().or(others);
+        said.unwrap_or(place == CODINGS.len() - 1)
+    };
+    let mut used = response
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|b| *b == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|name| !name.is_empty());
+    let fits = used.all(|name| coding(name).is_some_and(accepts));
+    let bits = (0..CODINGS.len()).fold(0, |bits, place| bits << 1 | u8::from(accepts(place)));
+    fits.then_some(bits)
+}
+
+/// `q=0` and its like.
+fn is_zero_weight(parameter: &[u8]) -> bool {
+    let mut halves = parameter.splitn(2, |b| *b == b'=').map(<[u8]>::trim_ascii);
+    let (name, weight) = (halves.next().unwrap_or_default(), halves.next().unwrap_or_default());
+    name.eq_ignore_ascii_case(b"q")
+        && weight.first() == Some(&b'0')
+        && weight.iter().all(|b| matches!(b, b'0' | b'.'))
+}
+
 /// All values of `name`: list elements trimmed and joined; codings of `Accept-Encoding` also lower-case and
-/// sorted, ranges of `Accept-Language` lower-case. A leading byte tells an absent header from an empty one.
+/// sorted, ranges of `Accept-Language` lower-case; cookies joined as they are sent on. A line with quotes counts as it is.
 fn normalised(name: &HeaderName, request: &HeaderMap) -> Vec<u8> {
     let mut lines = request.get_all(name).iter().peekable();
     if lines.peek().is_none() {
@@ -87,7 +177,8 @@ fn normalised(name: &HeaderName, request: &HeaderMap) -> Vec<u8> {
         *name == header::ACCEPT_ENCODING || *name == header::ACCEPT || *name == header::ACCEPT_LANGUAGE;
     let mut elements: Vec<Vec<u8>> = Vec::new();
     for line in lines {
-        if list {
+        // A comma within quotes separates nothing.
+        if list && !line.as_bytes().contains(&b'"') {
             let split = line.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
             elements.extend(split.filter(|e| !e.is_empty()).map(<[u8]>::to_vec));
         } else {
@@ -96,7 +187,9 @@ fn normalised(name: &HeaderName, request: &HeaderMap) -> Vec<u8> {
     }
     if *name == header::ACCEPT_ENCODING {
         for element in &mut elements {
-            element.retain(|b| *b != b' ' && *b != b'\t');
+            if !element.contains(&b'"') {
+                element.retain(|b| *b != b' ' && *b != b'\t');
+            }
             element.make_ascii_lowercase();
         }
         elements.sort_unstable();
@@ -109,15 +202,28 @@ fn normalised(name: &HeaderName, request: &HeaderMap) -> Vec<u8> {
         }
     }
     let mut value = vec![b'+'];
-    value.extend(elements.join(&b","[..]));
+    if *name == header::COOKIE {
+        elements.retain(|line| !line.is_empty());
+        value.extend(elements.join(&b"; "[..]));
+    } else {
+        value.extend(elements.join(&b","[..]));
+    }
     value
 }
 
-/// Counts variants per object, so that a client cannot fill the cache by varying a header.
+/// Counts variants per object, so that a client cannot fill the cache by varying a header. A place that was not asked for
+/// in the last minute goes to a newcomer, so that a client cannot take all of them for good either.
 #[derive(Debug)]
 pub struct Variants {
-    seen: quick_cache::sync::Cache<u128, Arc<Mutex<Vec<u64>>>>,
+    seen: quick_cache::sync::Cache<u128, Arc<Mutex<Vec<Place>>>>,
     max: usize,
+}
+
+/// A variant, and when it was last stored.
+#[derive(Debug)]
+struct Place {
+    variant: u64,
+    at: UnixMillis,
 }
 
 impl Variants {
@@ -127,18 +233,24 @@ impl Variants {
     }
 
     /// Whether `variance` of `object` may be stored; it counts from now on.
-    pub fn admit(&self, object: u128, variance: &HashBinary) -> bool {
-        let half = variance.iter().take(8).fold(0_u64, |half, byte| half << 8 | u64::from(*byte));
+    pub fn admit(&self, object: u128, variance: &HashBinary, now: UnixMillis) -> bool {
+        let variant = variance.iter().take(8).fold(0_u64, |half, byte| half << 8 | u64::from(*byte));
         let fresh = || Ok::<_, std::convert::Infallible>(Arc::default());
         let Ok(seen) = self.seen.get_or_insert_with(&object, fresh);
         let mut seen = seen.lock();
-        if seen.contains(&half) {
+        if let Some(place) = seen.iter_mut().find(|place| place.variant == variant) {
+            place.at = now;
             return true;
         }
-        if seen.len() >= self.max {
-            return false;
+        if seen.len() < self.max {
+            seen.push(Place { variant, at: now });
+            return true;
         }
-        seen.push(half);
+        let oldest = seen.iter_mut().min_by_key(|place| place.at);
+        let Some(oldest) = oldest.filter(|oldest| now.millis_since(oldest.at) >= millis(PLACE_HELD)) else {
+            return false;
+        };
+        *oldest = Place { variant, at: now };
         true
     }
 }
@@ -187,6 +299,73 @@ mod tests {
     }
 
     #[test]
+    fn what_is_acceptable_selects_the_variant_and_nothing_else_in_accept_encoding() {
+        let coded = |coding: &'static str, accepted: &'static str| {
+            let response = headers(&[("vary", "accept-encoding"), ("content-encoding", coding)]);
+            variance(&[], &response, &headers(&[("accept-encoding", accepted)]))
+        };
+        let plain = |accepted| of("accept-encoding", &[("accept-encoding", accepted)]);
+        for (one, other) in [
+            ("x1", "x2"),
+            ("x1", "identity"),
+            ("", "*;q=0, identity"),
+            ("gzip;q=0.1, br", "br;q=0.001,gzip;q=1.0, x7"),
+            ("x-gzip", "GZIP"),
+            ("*", "gzip, br, zstd, deflate"),
+            ("gzip, br;q=0", "gzip, br; q=0.000"),
+        ] {
+            assert_eq!(plain(one), plain(other), "{one} {other}");
+        }
+        for (one, other) in [
+            ("gzip", "gzip;q=0"),
+            ("gzip", "br"),
+            ("*", "*;q=0"),
+            ("identity", "identity;q=0"),
+            ("*, gzip;q=0", "*"),
+            ("gzip", "gzip, br"),
+        ] {
+            assert_ne!(plain(one), plain(other), "{one} {other}");
+        }
+        assert_ne!(plain("identity"), of("accept-encoding", &[]));
+        // What is coded in another way, or in one that was not acceptable, is only for those who said the very same.
+        for coding in ["dcb", "gzip, dcb", "zstd"] {
+            assert_ne!(coded(coding, "gzip, x1"), coded(coding, "gzip, x2"), "{coding}");
+            assert_ne!(coded(coding, "gzip, x1"), plain("gzip"), "{coding}");
+        }
+        assert_eq!(coded("gzip", "gzip, x1"), coded("gzip", "gzip, x2"));
+    }
+
+    #[test]
+    fn other_spellings_of_a_selecting_name_select_too() {
+        let (de, evil) = (("x-lang", "de"), ("x_lang", "evil"));
+        for vary in ["x-lang", "x_lang"] {
+            assert_ne!(of(vary, &[evil]), of(vary, &[]), "{vary}");
+            assert_ne!(of(vary, &[evil]), of(vary, &[("x-lang", "evil")]), "{vary}");
+            assert_ne!(of(vary, &[de, evil]), of(vary, &[de]), "{vary}");
+            assert_ne!(of(vary, &[de, evil]), of(vary, &[evil, de]), "{vary}");
+            assert_ne!(of(vary, &[("x.lang", "evil")]), of(vary, &[]), "{vary}");
+            assert_eq!(of(vary, &[("x_lang_", "evil")]), of(vary, &[]), "{vary}");
+        }
+        let declared = [HeaderName::from_static("x-lang")];
+        let of = |request: &[_]| variance(&declared, &HeaderMap::new(), &headers(request));
+        assert_ne!(of(&[evil]), of(&[]));
+    }
+
+    #[test]
+    fn blanks_within_quotes_count() {
+        let accept = |value| of("accept", &[("accept", value)]);
+        assert_ne!(accept("a/b;p=\"x, y\""), accept("a/b;p=\"x,y\""));
+        assert_eq!(accept("a/b;p=x, c/d"), accept("a/b;p=x,c/d"));
+    }
+
+    #[test]
+    fn cookies_count_as_they_are_sent_on() {
+        let one = of("cookie", &[("cookie", "a=1"), ("cookie", "b=2")]);
+        assert_eq!(one, of("cookie", &[("cookie", "a=1; b=2")]));
+        assert_ne!(one, of("cookie", &[("cookie", "a=1,b=2")]));
+    }
+
+    #[test]
     fn an_encoded_response_varies_even_if_it_does_not_say_so() {
         let response = headers(&[("content-encoding", "gzip")]);
         let (gzip, none) = (headers(&[("accept-encoding", "gzip")]), HeaderMap::new());
@@ -225,8 +404,19 @@ mod tests {
     #[test]
     fn variants_per_object_are_bounded() {
         let variants = Variants::new(2);
-        assert!(variants.admit(1, &[1; 16]) && variants.admit(1, &[2; 16]));
-        assert!(!variants.admit(1, &[3; 16]));
-        assert!(variants.admit(1, &[2; 16]) && variants.admit(2, &[3; 16]));
+        let admit = |object, byte, second| variants.admit(object, &[byte; 16], UnixMillis::from_secs(second));
+        assert!(admit(1, 1, 0) && admit(1, 2, 0));
+        assert!(!admit(1, 3, 59));
+        assert!(admit(1, 2, 59) && admit(2, 3, 59));
+    }
+
+    #[test]
+    fn places_of_variants_are_given_back() {
+        let variants = Variants::new(2);
+        let admit = |byte, second| variants.admit(1, &[byte; 16], UnixMillis::from_secs(second));
+        assert!(admit(1, 0) && admit(2, 10) && admit(1, 50));
+        assert!(!admit(3, 69));
+        assert!(admit(3, 70), "the place of the one that was not stored again");
+        assert!(admit(1, 71) && !admit(2, 71));
     }
 }

@@ -181,6 +181,7 @@ fn sections(root: &Reader<'_>, environment: Environment) -> Spec {
         &routes::Known {
             server: &server,
             cache: &cache,
+            identity: &identity,
             policies: &policies,
             plans: &plans,
             limits: &limits,

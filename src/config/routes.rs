@@ -10,13 +10,15 @@ use super::identity::texts;
 use super::limits::dangling;
 use super::reader::Reader;
 use super::spec::{
-    AppliesTo, Auth, Cache, HealthDetail, KeyPart, Limits, Logout, Plan, Policy, QueryKey, Quota, Route,
-    RouteCache, Server, SessionUse, SetCookie, Upstream, Window,
+    AppliesTo, Auth, Cache, HealthDetail, Identity, KeyPart, Limits, Logout, Plan, Policy, QueryKey, Quota,
+    Route, RouteCache, Server, SessionUse, SetCookie, Upstream, Window,
 };
 use super::template::Template;
 use super::value::{HostPort, Size, is_host_name, is_name};
 use crate::cache::policy::may_have_ttl;
+use crate::header_names::{X_USER_ID, X_USER_PERMISSIONS, X_USER_PLAN};
 use crate::limits::plan::effective_limit;
+use crate::upstream::forward;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -50,6 +52,7 @@ fn upstream(name: Box<str>, reader: &Reader<'_>) -> Upstream {
 pub(super) struct Known<'a> {
     pub(super) server: &'a Server,
     pub(super) cache: &'a Cache,
+    pub(super) identity: &'a Identity,
     pub(super) policies: &'a [Policy],
     pub(super) plans: &'a [Plan],
     pub(super) limits: &'a Limits,
@@ -492,6 +495,7 @@ fn route_cache(reader: &Reader<'_>, known: &Known<'_>, auth: Auth, params: &[&st
     if shared && auth != Auth::None && vary.contains(&http::header::AUTHORIZATION) {
         reader.warn("vary", "a shared response that varies by Authorization is shared by nobody");
     }
+    refuse_what_selects_nothing(reader, known.identity, &vary);
     let warm = reader.opt_section("warm").and_then(|warm| super::warm::warm(&warm, shared, &vary));
     RouteCache {
         ttl,
@@ -508,6 +512,23 @@ fn route_cache(reader: &Reader<'_>, known: &Known<'_>, auth: Auth, params: &[&st
         max_object: max_object.unwrap_or(known.cache.max_object),
         stale_while_revalidate: reader.duration("stale_while_revalidate", Duration::ZERO..=HOUR * 24),
         stale_if_error: reader.duration("stale_if_error", Duration::ZERO..=HOUR * 24 * 7),
+    }
+}
+
+/// What the gateway writes or takes away is not what the client sent: a variant by that is the choice of a client, and
+/// says nothing of what the upstream was told.
+fn refuse_what_selects_nothing(reader: &Reader<'_>, identity: &Identity, vary: &[HeaderName]) {
+    let usual = [&X_USER_ID, &X_USER_PLAN, &X_USER_PERMISSIONS].into_iter();
+    let chosen = [&identity.user_id_header, &identity.plan_header, &identity.permissions_header];
+    let claims = identity.claim_headers.iter().map(|(_, header)| header);
+    let written: Vec<&HeaderName> = usual.chain(chosen.into_iter().flatten()).chain(claims).collect();
+    for (index, name) in vary.iter().enumerate() {
+        if written.contains(&name) || forward::is_withheld(name) {
+            let message = format!(
+                "no client's {name} reaches the upstream, so that it selects nothing; accepted: headers that clients send"
+            );
+            reader.refuse_item("vary", index, message);
+        }
     }
 }
 

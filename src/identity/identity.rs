@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
+use sha2::{Digest as _, Sha256};
 
 use super::claims::Times;
 use super::mapping::Person;
@@ -118,6 +119,9 @@ pub struct Identity {
     pub keys: Keys,
     /// Header lines for the upstream: `X-User-Id`, `X-User-Plan`, `X-User-Permissions`, forwarded claims.
     pub headers: Box<[(HeaderName, HeaderValue)]>,
+    /// Digest of all [`Self::headers`] but the subject's, if there are others: two tokens of one subject with the same
+    /// one look the same to the upstream.
+    pub described: Option<[u8; 16]>,
 }
 
 impl Identity {
@@ -145,6 +149,7 @@ impl Identity {
             (Some(realm), digest @ TokenId::Sha256(_)) => (within(realm, &person.subject).into(), digest),
         };
         let key = |family: &str| subject_key(key_prefix, family, &account, hash_tags).into();
+        let headers = person.header_lines();
         Self {
             keys: Keys {
                 blacklist: token_id.blacklist_key(key_prefix).into(),
@@ -152,7 +157,8 @@ impl Identity {
                 ban: key("ban:user"),
                 cutoff: key("revoked_before"),
             },
-            headers: person.header_lines().into(),
+            described: description(&headers, person.carriers.user_id.as_ref()),
+            headers: headers.into(),
             account,
             subject: person.subject,
             plan: person.plan,
@@ -192,6 +198,20 @@ impl Identity {
     }
 }
 
+/// Half a SHA-256 of every line but that of `subject`.
+fn description(lines: &[(HeaderName, HeaderValue)], subject: Option<&HeaderName>) -> Option<[u8; 16]> {
+    let mut digest = None;
+    for (name, value) in lines.iter().filter(|(name, _)| Some(name) != subject) {
+        let hasher = digest.get_or_insert_with(Sha256::new);
+        for text in [name.as_str().as_bytes(), value.as_bytes()] {
+            hasher.update((text.len() as u64).to_be_bytes());
+            hasher.update(text);
+        }
+    }
+    let digest: [u8; 32] = digest?.finalize().into();
+    digest.first_chunk().copied()
+}
+
 /// A subject or a `jti` as it is told from those of other issuers.
 pub(super) fn within(realm: &str, name: &str) -> String {
     format!("{realm}~{name}")
@@ -218,6 +238,38 @@ mod tests {
             false,
             None,
         )
+    }
+
+    #[test]
+    fn what_the_upstream_is_told_beside_the_subject_has_a_digest() {
+        let described = |plan: Option<&str>, permissions: &[&str], forwarded: &[(&'static str, &str)]| {
+            let lines = forwarded
+                .iter()
+                .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()));
+            let person = Person {
+                plan: plan.map(Into::into),
+                permissions: permissions.iter().map(|&name| name.into()).collect(),
+                forwarded: lines.collect(),
+                ..Person::named("42")
+            };
+            let id = TokenId::Jti("abc".into());
+            Identity::new(person, id, &Times::default(), Duration::ZERO, "", false, None).described
+        };
+        assert_eq!(described(None, &[], &[]), None);
+        let all = [
+            described(Some("pro"), &[], &[]),
+            described(Some("free"), &[], &[]),
+            described(None, &["admin"], &[]),
+            described(None, &["admin", "write"], &[]),
+            described(Some("pro"), &["admin"], &[]),
+            described(None, &[], &[("x-org", "a")]),
+            described(None, &[], &[("x-org", "b")]),
+            described(None, &[], &[("x-or", "ga")]),
+        ];
+        for (index, one) in all.iter().enumerate() {
+            assert!(one.is_some() && !all[..index].contains(one), "{index}");
+        }
+        assert_eq!(described(Some("pro"), &["a"], &[]), described(Some("pro"), &["a"], &[]));
     }
 
     #[test]

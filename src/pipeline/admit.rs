@@ -151,10 +151,7 @@ fn judge(
     context.client = Some(client);
     context.request_id = forward::request_id(input.headers, client.peer_trusted);
     let head = head::inspect(input, &gateway.head_limits)?;
-    note_client(gateway, &head, input.headers, client, context);
-    if let Origin::Warming(scheme) = origin {
-        context.scheme = scheme;
-    }
+    note_client(gateway, &head, input.headers, client, origin, context);
     if head.is_asterisk() {
         return Err(Refusal::NoRoute);
     }
@@ -216,9 +213,9 @@ fn judge(
         host: &cache_host,
         path: &path,
         query: query.as_deref(),
-        caller: identity
-            .as_deref()
-            .map_or(CacheCaller::Anonymous, |identity| CacheCaller::User(&identity.account)),
+        caller: identity.as_deref().map_or(CacheCaller::Anonymous, |identity| {
+            CacheCaller::identified(&identity.account, identity.described.as_ref())
+        }),
     };
     let overwrites = if is_safe(input.method) { Vec::new() } else { stored_at(gateway, &head.host, target) };
     let param = |name: &str| find_param(&params, name);
@@ -274,16 +271,23 @@ fn note_client(
     head: &Head<'_>,
     headers: &HeaderMap,
     client: ClientAddr,
+    origin: Origin,
     context: &mut Context,
 ) {
     let told = client_addr::told(&gateway.client_addr, &client, headers);
     context.trace = Some(forward::TraceParent::of(headers, client.peer_trusted));
-    context.scheme = told.scheme.unwrap_or(Scheme::Http);
-    context.authority = match head.port {
+    context.scheme = match origin {
+        Origin::Warming(scheme) => scheme,
+        Origin::Client | Origin::Revalidation => told.scheme.unwrap_or(Scheme::Http),
+    };
+    // In one spelling, since the upstream is told what the cache goes by.
+    let scheme = context.scheme.as_str();
+    context.authority = match head.port.filter(|port| *port != cache::key::default_port(scheme)) {
         Some(port) => format!("{}:{port}", head.host).into(),
         None => (&*head.host).into(),
     };
-    context.host = told.host.map_or_else(|| context.authority.clone(), Into::into);
+    context.host =
+        told.host.map_or_else(|| context.authority.clone(), |host| cache::key::one_host(scheme, host).into());
 }
 
 type Query<'a> = Option<std::borrow::Cow<'a, str>>;

@@ -531,9 +531,9 @@ impl ProxyHttp for Proxy {
             if let Some(identity) = &admitted.identity {
                 fields.extend(identity.headers.iter().cloned());
             }
-            // What was routed and cached by is what the upstream gets: a final dot, say, is not part of it.
-            let same =
-                |host: &HeaderValue| host.as_bytes().eq_ignore_ascii_case(context.authority.as_bytes());
+            // What was routed and cached by is what the upstream gets, to the letter: capitals, a final dot and a port
+            // that goes without saying are not part of it.
+            let same = |host: &HeaderValue| host.as_bytes() == context.authority.as_bytes();
             if !fields.get(HOST).is_some_and(same)
                 && let Ok(host) = HeaderValue::from_str(&context.authority)
             {

@@ -222,6 +222,11 @@ pub fn forward<H: HeaderEdit>(settings: &Settings, headers: &mut H, keep: Keep, 
     }
 }
 
+/// Whether a client's header of this name is never sent on as it came, so that nothing can depend on it.
+pub fn is_withheld(name: &HeaderName) -> bool {
+    names::is_withheld(name.as_str())
+}
+
 /// Removes what no client may say: hop-by-hop headers, forwarding and identity headers in every spelling (`_`
 /// counts as `-`), method overrides, `Proxy`, `Expect`, `_` spellings of headers that carry credentials or
 /// framing, and what `Connection` nominates. Joins cookie crumbs (RFC 9113 section 8.2.3).

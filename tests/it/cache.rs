@@ -31,6 +31,8 @@ deadline = "1s"
 
 [identity]
 token_from = ["bearer", "cookie:session", "query:token"]
+[identity.claim_headers]
+org = "X-Org"
 
 [cache]
 {cache}

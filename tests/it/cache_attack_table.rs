@@ -122,7 +122,7 @@ const DECEPTIONS: [&str; 26] = [
 ];
 
 /// Spellings of the page parameter that a backend may read and a cache may not.
-const CLOAKED: [&str; 9] = [
+const CLOAKED: [&str; 19] = [
     "page=1&page=2",
     "p%61ge=2",
     "PAGE=2&page=2",
@@ -132,6 +132,28 @@ const CLOAKED: [&str; 9] = [
     "x=1%26page=2",
     "x=1%3bpage=2",
     "+page=2&page=2",
+    "+page=2",
+    "%20page=2",
+    "page%00x=2",
+    "page%20=2",
+    "[page]=2",
+    "%5Bpage%5D=2",
+    "page%5B=2",
+    "page.x=2",
+    "PAGE=2",
+    "Page=2",
+];
+
+/// Two queries that some backend answers differently, since it takes two names for one.
+const REORDERED: [(&str, &str); 8] = [
+    ("page=2&p%61ge=1", "p%61ge=1&page=2"),
+    ("a[]=1&a=2", "a=2&a[]=1"),
+    ("a[x]=1&a=2", "a=2&a[x]=1"),
+    ("a=1;b=2&b=3", "b=3&a=1;b=2"),
+    ("Page=1&page=2", "page=2&Page=1"),
+    ("a.b=1&a_b=2", "a_b=2&a.b=1"),
+    ("a-b=1&a_b=2", "a_b=2&a-b=1"),
+    ("+a=1&a=2", "a=2&+a=1"),
 ];
 
 /// Bodies that a server ends before, or after, it said it would, and answers that are no complete one.
@@ -330,18 +352,29 @@ fn deceptions(stage: &Stage, table: &mut Table) {
 }
 
 fn queries(stage: &Stage, table: &mut Table) {
-    for query in CLOAKED {
+    for (number, query) in CLOAKED.into_iter().enumerate() {
         table.row(format!("query: {query}"), || {
             let cloaked = format!("/selected?{query}");
-            for plain in ["/selected?page=1", "/selected?x=1", "/selected"] {
-                let _ = stage.get(&cloaked).send();
-                let seen = stage.get(plain).send().json();
+            // Nothing of one row is in the way of another.
+            let host = format!("cloaked{number}.example");
+            let get = |path: &str| stage.gateway.client().get(path).host(&host);
+            for plain in ["/selected", "/selected?page=1", "/selected?x=1"] {
+                let _ = get(&cloaked).send();
+                let seen = get(plain).send().json();
                 let (_, got) = seen["target"].as_str().unwrap().split_once('?').unwrap_or_default();
                 if got.contains('2') {
                     return Err(format!("{plain} got {got}"));
                 }
             }
             Ok(())
+        });
+    }
+    for (number, (attack, victim)) in REORDERED.into_iter().enumerate() {
+        table.row(format!("query: {attack} for {victim}"), || {
+            let path = |query: &str| format!("/open/reordered/{number}?{query}");
+            let _ = stage.get(&path(attack)).send();
+            let got = stage.get(&path(victim)).send().json();
+            if got["target"] == path(victim) { Ok(()) } else { Err(got.to_string()) }
         });
     }
     for (name, attack, victim) in [
@@ -440,6 +473,10 @@ fn hosts(stage: &Stage, table: &mut Table) {
         ("a line before the first", " host: evil.example\r\nhost: good.example"),
         ("a folded line", "host: good.example\r\n evil.example"),
         ("an underscore", "host: good.example\r\nx_host: evil.example"),
+        ("capitals", "host: GOOD.Example"),
+        ("a port that goes without saying", "host: good.example:80"),
+        ("capitals and a port", "host: Good.Example:80"),
+        ("a port with zeros", "host: good.example:0080"),
     ];
     for (number, (name, head)) in heads.into_iter().enumerate() {
         table.row(format!("host: {name}"), || {
@@ -452,10 +489,25 @@ fn hosts(stage: &Stage, table: &mut Table) {
             }
             let got = stage.get(&path).send();
             clean(&got)?;
-            let host = &got.json()["headers"]["host"];
-            if *host == json!(["good.example"]) { Ok(()) } else { Err(got.text()) }
+            let headers = &got.json()["headers"];
+            let right =
+                ["host", "x-forwarded-host"].iter().all(|name| headers[name] == json!(["good.example"]));
+            if right { Ok(()) } else { Err(got.text()) }
         });
     }
+    table.row("host: capitals and a port that a proxy tells", || {
+        let client = stage.trusting.client();
+        let get = |told: &str| {
+            client.get("/open/host/told").host("good.example").header("x-forwarded-host", told).send()
+        };
+        get("GOOD.Example:80");
+        let got = get("good.example").json();
+        if got["headers"]["x-forwarded-host"] == json!(["good.example"]) {
+            Ok(())
+        } else {
+            Err(got.to_string())
+        }
+    });
     for (name, target) in [
         ("absolute target of another host", "http://evil.example/open/absolute"),
         ("absolute target of another scheme", "https://good.example/open/absolute"),
@@ -516,6 +568,7 @@ fn callers(stage: &Stage, table: &mut Table) {
     let forged = format!("Bearer {}", Token::of("ada").unsigned());
     row("an unsigned token", ("authorization", &ada), Some(("authorization", &forged)), "-");
     row("an identity header", ("authorization", &ada), Some(("x-user-id", "ada")), "-");
+    described_callers(stage, table);
     for (name, line) in [
         ("a cookie that nobody looks at", ("cookie", "sid=evil")),
         ("basic credentials that nobody looks at", ("authorization", "Basic ZXZpbA==evil")),
@@ -542,6 +595,58 @@ fn callers(stage: &Stage, table: &mut Table) {
             || stage.get("/open/authorised"),
         )
     });
+}
+
+/// One user, of whom the upstream is told something else each time.
+fn described_callers(stage: &Stage, table: &mut Table) {
+    let strong = || Token::of("ada").claim("permissions", json!(["evil"])).claim("subscription_plan", "evil");
+    for (name, header, first, second) in [
+        (
+            "fewer permissions",
+            "x-user-permissions",
+            strong(),
+            Token::of("ada").claim("permissions", json!(["good"])).claim("subscription_plan", "evil"),
+        ),
+        (
+            "no permissions",
+            "x-user-permissions",
+            strong(),
+            Token::of("ada").claim("subscription_plan", "evil"),
+        ),
+        (
+            "another plan",
+            "x-user-plan",
+            Token::of("ada").claim("subscription_plan", "evil"),
+            Token::of("ada").claim("subscription_plan", "good"),
+        ),
+        (
+            "another tenant",
+            "x-org",
+            Token::of("ada").claim("org", "evil"),
+            Token::of("ada").claim("org", "good"),
+        ),
+    ] {
+        table.row(format!("caller: the same with {name}"), || {
+            let (first, second) = (first.sign(), second.sign());
+            for route in ["maybe", "mine"] {
+                let path = format!("/{route}/described/{header}/{}", name.len());
+                let get = |token: &str| stage.get(&path).bearer(token).send();
+                get(&first);
+                for _ in 0..2 {
+                    let got = get(&second);
+                    let told = got.json()["headers"][header].to_string();
+                    if got.code() != 200 || told.contains("evil") {
+                        return Err(format!("{path}: {got:?}"));
+                    }
+                }
+                let again = get(&second);
+                if x_cache(&again) != "HIT" {
+                    return Err(format!("{path} is not kept: {again:?}"));
+                }
+            }
+            Ok(())
+        });
+    }
 }
 
 fn answers(stage: &Stage, table: &mut Table) {
@@ -648,6 +753,7 @@ fn selected_answers(stage: &Stage, table: &mut Table) {
         }
         clean(&stage.get(path).send())
     });
+    selecting_fields(stage, table);
     table.row("answer: a key that is no text", || {
         let got = stage
             .get("/open/%3Cscript%3Ealert(1)%3C/script%3E?<evil>".replace(['<', '>'], "%3C").as_str())
@@ -655,6 +761,96 @@ fn selected_answers(stage: &Stage, table: &mut Table) {
         let key = got.header("x-cache-key").unwrap_or_default();
         let hex = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_hexdigit());
         if hex && x_cache(&got) == "MISS" { Ok(()) } else { Err(format!("{got:?}")) }
+    });
+}
+
+/// Fields that select a variant and reach the upstream otherwise than they came, or in another spelling.
+fn selecting_fields(stage: &Stage, table: &mut Table) {
+    // As servers that hand fields on as variables of an environment see them: the last of one name counts.
+    let lang = |request: &Received| {
+        let lines = request.headers.iter().filter(|(name, _)| {
+            name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "-").eq_ignore_ascii_case("x-lang")
+        });
+        let last = lines.last().map(|(_, value)| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        Reply::text(200, &last.unwrap_or_else(|| "none".to_owned()))
+            .header("vary", "x-lang")
+            .header("cache-control", "max-age=60")
+    };
+    let nominating = [
+        ("Connection takes away", "connection", "X-Lang"),
+        ("Connection takes away beside others", "connection", "keep-alive, x-lang , close"),
+    ];
+    for (number, (name, header, value)) in nominating.into_iter().enumerate() {
+        table.row(format!("answer: a selecting field that {name}"), || {
+            let path = format!("/open/nominated/{number}");
+            stage.origin.route(&path, lang);
+            let get = || stage.get(&path).header("x-lang", "de");
+            let first = get().header(header, value).send();
+            let got = get().send();
+            if x_cache(&first) == "BYPASS" && got.text() == "de" {
+                Ok(())
+            } else {
+                Err(format!("{first:?} {got:?}"))
+            }
+        });
+    }
+    for (number, spelled) in ["x_lang", "X_LANG"].into_iter().enumerate() {
+        table.row(format!("answer: a selecting field spelled {spelled}"), || {
+            let path = format!("/open/spelled/{number}");
+            stage.origin.route(&path, lang);
+            for _ in 0..2 {
+                stage.get(&path).header(spelled, "evil").send();
+                stage.get(&path).header("x-lang", "de").header(spelled, "evil").send();
+            }
+            let got = stage.get(&path).send().text();
+            let de = stage.get(&path).header("x-lang", "de").send().text();
+            if (&*got, &*de) == ("none", "de") { Ok(()) } else { Err(format!("{got} {de}")) }
+        });
+    }
+    table.row("answer: cookies on two lines for one with a comma", || {
+        let path = "/open/crumbs";
+        stage.origin.route(path, |request| {
+            Reply::text(200, request.header("cookie").unwrap_or("-"))
+                .header("vary", "cookie")
+                .header("cache-control", "max-age=60")
+        });
+        stage.get(path).header("cookie", "a=1").header("cookie", "b=2").send();
+        let got = stage.get(path).header("cookie", "a=1,b=2").send().text();
+        if got == "a=1,b=2" { Ok(()) } else { Err(got) }
+    });
+    table.row("denial: invented codings take the place of real ones", || {
+        let path = "/open/codings";
+        stage.origin.route(path, |request| {
+            let gzip = request.header("accept-encoding").is_some_and(|codings| codings.contains("gzip"));
+            let reply = Reply::text(200, if gzip { "gzip" } else { "plain" });
+            let reply = if gzip { reply.header("content-encoding", "gzip") } else { reply };
+            reply.header("vary", "accept-encoding").header("cache-control", "max-age=60")
+        });
+        for number in 0..40 {
+            let value = format!("x{number}, br;q=0.{number}");
+            stage.get(path).header("accept-encoding", &value).send();
+        }
+        let get = || stage.get(path).header("accept-encoding", "gzip, br").send();
+        get();
+        let got = get();
+        if x_cache(&got) == "HIT" && got.text() == "gzip" { Ok(()) } else { Err(format!("{got:?}")) }
+    });
+    table.row("answer: a coding that the gateway does not know", || {
+        let path = "/open/unknown-coding";
+        stage.origin.route(path, |request| {
+            match request.header("accept-encoding").filter(|codings| codings.contains("dcb")) {
+                Some(_) => Reply::text(200, "evil").header("content-encoding", "dcb"),
+                None => Reply::text(200, "good"),
+            }
+            .header("vary", "accept-encoding")
+            .header("cache-control", "max-age=60")
+        });
+        for _ in 0..2 {
+            stage.get(path).header("accept-encoding", "gzip, dcb").send();
+        }
+        clean(&stage.get(path).header("accept-encoding", "gzip").send())?;
+        clean(&stage.get(path).header("accept-encoding", "gzip, dcz").send())?;
+        clean(&stage.get(path).send())
     });
 }
 
@@ -807,11 +1003,11 @@ fn storm(stage: &crate::cache::Stage, token: &str, table: &mut Table) {
 const PARTS: [(&str, usize); 8] = [
     ("headers", 67),
     ("deceptions", 26),
-    ("queries", 21),
+    ("queries", 39),
     ("bodies", 21),
-    ("hosts", 16),
-    ("callers", 16),
-    ("answers", 23),
+    ("hosts", 21),
+    ("callers", 20),
+    ("answers", 30),
     ("stores", 20),
 ];
 

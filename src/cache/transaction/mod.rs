@@ -327,7 +327,7 @@ impl Transaction {
         };
         let stored = policy::judge(&self.route, self.cache.max_lifetime(), response)?;
         match self.variant(&header.headers, request) {
-            Some(variance) if !self.cache.admits_variant(self.key.primary_bin(), &variance) => {
+            Some(variance) if !self.cache.admits_variant(self.key.primary_bin(), &variance, now) => {
                 Err(NotStored::TooManyVariants)
             }
             _ => Ok(stored),

@@ -149,6 +149,13 @@ pub(super) fn is_reserved(name: &str) -> bool {
         || GATEWAY_ONLY.contains(&name)
 }
 
+/// Whether a client's header of this name is never sent on, whatever is configured.
+pub(super) fn is_withheld(name: &str) -> bool {
+    let dashed = &*name.replace('_', "-");
+    let fixed = || HOP_BY_HOP.iter().chain(&GATEWAY_ONLY).chain(&["expect"]);
+    dashed.starts_with(FORWARDED_FAMILY) || fixed().any(|known| *known == dashed)
+}
+
 /// The names removed from every request, prepared for one lookup per header.
 #[derive(Clone, Debug)]
 pub(super) struct Set {
