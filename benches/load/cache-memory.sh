@@ -166,7 +166,8 @@ shared = true
 name = "passed-on"
 path = "/passed-on/**"
 CONF
-"$gateway_bin" run --config "$work/tollgate.toml" >"$work/gateway.log" 2>&1 &
+# As the image does.
+MIMALLOC_PURGE_DELAY=10 "$gateway_bin" run --config "$work/tollgate.toml" >"$work/gateway.log" 2>&1 &
 gateway_pid=$!
 pids+=("$gateway_pid")
 await tollgate "$gateway_pid" "$admin_port" /ready
@@ -194,8 +195,9 @@ function done(summary)
 end
 LUA
 
+# Without the pages of the program itself.
 resident() {
-    awk '/^VmRSS:/ { print $2 }' "/proc/$gateway_pid/status"
+    awk '/^RssAnon:/ { print $2 }' "/proc/$gateway_pid/status"
 }
 
 # Sets requests, megabytes and the most resident KiB, sampled 20 times a second.

@@ -721,6 +721,9 @@ impl ProxyHttp for Proxy {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
+        // Over HTTP/1 an exchange ends with the client's answer: to HEAD, to a condition or to a range that may be long
+        // before the upstream's, whose fill is then dropped. Who waits for it fetches at once.
+        session.cache.release_write_lock(NoCacheReason::UpstreamError);
         if session.subrequest_ctx.is_some() {
             return;
         }

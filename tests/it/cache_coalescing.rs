@@ -1,9 +1,11 @@
 //! Many requests for one object that nobody has yet: the origin is asked once, by one instance for all of them, and
 //! nobody is held up when that goes wrong.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -532,5 +534,97 @@ fn a_write_to_redis_that_breaks_off_leaves_nothing_truncated() {
             assert!(response.text() == body, "{} bytes from {instance}", response.body.len());
         }
         assert_eq!(x_cache(&stage.get(0, &path)), "HIT", "memory has it");
+    }
+}
+
+/// An origin whose first answer of each path stops after its head and six of eleven bytes, until the path is `open`;
+/// any other is whole at once. Paths that begin with `/trailers` have trailers, those with `/chunked` no declared
+/// length.
+fn halting(open: &Arc<Mutex<HashSet<String>>>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (open, seen) = (Arc::clone(open), Arc::new(Mutex::new(HashSet::new())));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (open, seen) = (Arc::clone(&open), Arc::clone(&seen));
+            std::thread::spawn(move || halt(stream, &open, &seen));
+        }
+    });
+    addr
+}
+
+fn halt(mut stream: TcpStream, open: &Mutex<HashSet<String>>, seen: &Mutex<HashSet<String>>) -> Option<()> {
+    let mut head = String::new();
+    let mut input = BufReader::new(stream.try_clone().ok()?);
+    while !head.ends_with("\r\n\r\n") {
+        if input.read_line(&mut head).ok()? == 0 {
+            return None;
+        }
+    }
+    let path = head.split(' ').nth(1)?.to_owned();
+    let (framing, first, last) = match path.as_str() {
+        path if path.starts_with("/trailers") => (
+            "Transfer-Encoding: chunked\r\nTrailer: X-Sum",
+            "6\r\nhello \r\n",
+            "5\r\nworld\r\n0\r\nX-Sum: 1\r\n\r\n",
+        ),
+        path if path.starts_with("/chunked") => {
+            ("Transfer-Encoding: chunked", "6\r\nhello \r\n", "5\r\nworld\r\n0\r\n\r\n")
+        }
+        _ => ("Content-Length: 11", "hello ", "world"),
+    };
+    let fields = "Cache-Control: max-age=60\r\nETag: \"v\"\r\nConnection: close";
+    write!(stream, "HTTP/1.1 200 OK\r\n{fields}\r\n{framing}\r\n\r\n{first}").ok()?;
+    if seen.lock().unwrap().insert(path.clone()) {
+        while !open.lock().unwrap().contains(&path) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    stream.write_all(last.as_bytes()).ok()
+}
+
+#[test]
+fn a_leader_that_needs_no_more_of_the_answer_holds_nobody() {
+    let open = Arc::default();
+    let config = config(&Origin::start(), ENDLESS, "");
+    let upstream = halting(&open);
+    let members = config.lines().find(|line| line.starts_with("members")).expect("an upstream").to_owned();
+    let config = config.replace(&members, &format!("members = \"{upstream}\""));
+    let http1 = free_addr();
+    let listen = format!("listen = [\"{http1}\"]\nlisten_h2c = [\"{{listen}}\"]");
+    let gateway = Gateway::builder()
+        .config(&config.replace("listen = [\"{listen}\"]", &listen))
+        .env("REDIS_URL", "")
+        .start();
+    let mut cases = Vec::new();
+    for framing in ["length", "chunked", "trailers"] {
+        cases.push((format!("/{framing}/head"), "HEAD", "", "200"));
+        cases.push((format!("/{framing}/unchanged"), "GET", "If-None-Match: \"v\"\r\n", "304"));
+    }
+    cases.push(("/length/range".to_owned(), "GET", "Range: bytes=0-1\r\n", "206"));
+    for (path, method, field, status) in &cases {
+        let mut client = RawConnection::open(http1);
+        client.send(format!("{method} {path} HTTP/1.1\r\nHost: {HOST}\r\n{field}\r\n"));
+        let head = String::from_utf8(client.read_head()).unwrap();
+        assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{method} {path}: {head}");
+        // The client has its answer; the upstream goes on with what nobody reads. Waits and claims are endless.
+        open.lock().unwrap().insert(path.clone());
+        for _ in 0..2 {
+            let response = gateway.h2c_client().get(path).host(HOST).within(Duration::from_secs(20)).send();
+            assert_eq!(response.text(), "hello world", "{path} after {method}");
+        }
+    }
+    for framing in ["length", "chunked", "trailers"] {
+        for method in ["HEAD", "GET"] {
+            let path = format!("/{framing}/at-once/{method}");
+            open.lock().unwrap().insert(path.clone());
+            let client = gateway.h2c_client();
+            let first = client.request(method.parse().unwrap(), &path).host(HOST).send();
+            assert_eq!(first.code(), 200, "{method} {path}");
+            for _ in 0..2 {
+                let response = client.get(&path).host(HOST).within(Duration::from_secs(20)).send();
+                assert_eq!(response.text(), "hello world", "{path} after {method}");
+            }
+        }
     }
 }

@@ -1,6 +1,9 @@
 //! Bodies in memory: pieces of few sizes. What an evicted body leaves free fits the next one, whatever its length;
 //! blocks of the length of each body would leave the allocator with pages that are mostly empty.
 
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+
 use bytes::Bytes;
 use parking_lot::Mutex;
 
@@ -14,16 +17,55 @@ const MEDIUM: usize = 16 * 1024;
 const SMALL: usize = 8 * 1024;
 /// What a piece takes beside its bytes: its handle, and what `Bytes` allocates to share it.
 const HANDLE: usize = size_of::<(usize, Bytes)>() + 80;
-/// Blocks kept for the next body, of each of the two sizes. Without them a flood of bodies that evict each other
-/// would have the allocator hold all that was freed within its purge delay (a second).
-const FREE_LARGE: usize = 16;
-const FREE_MEDIUM: usize = 64;
-/// The most that free blocks take, in bytes.
-pub(super) const FREE: usize = FREE_LARGE * LARGE + FREE_MEDIUM * MEDIUM;
+/// Free blocks that are kept although the budget is used up, in bytes: as many as a body of the usual largest size has.
+pub(super) const FREE: usize = 16 * LARGE;
 
-/// The free blocks of this process.
-static LARGE_BLOCKS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
-static MEDIUM_BLOCKS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+/// The free blocks of this process. They serve the next bodies, also those of other threads: the allocator would keep
+/// what was freed for a while (its purge delay is a second), and apart for each thread. With what is in use they take
+/// no more than the budget, see [`leave_free`].
+static FREE_BLOCKS: Mutex<FreeBlocks> = Mutex::new(FreeBlocks { large: Vec::new(), medium: Vec::new() });
+/// Their bytes, so that most charges need no lock.
+static FREE_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+struct FreeBlocks {
+    large: Vec<Vec<u8>>,
+    medium: Vec<Vec<u8>>,
+}
+
+impl FreeBlocks {
+    /// Those of `capacity` bytes.
+    const fn of(&mut self, capacity: usize) -> Option<&mut Vec<Vec<u8>>> {
+        match capacity {
+            LARGE => Some(&mut self.large),
+            MEDIUM => Some(&mut self.medium),
+            _ => None,
+        }
+    }
+
+    const fn bytes(&self) -> usize {
+        self.large.len() * LARGE + self.medium.len() * MEDIUM
+    }
+
+    /// Takes out what exceeds `most` bytes, of the kind that there is more of.
+    fn excess(&mut self, most: usize) -> Vec<Vec<u8>> {
+        let mut excess = Vec::new();
+        while self.bytes() > most {
+            let more_large = self.large.len() * LARGE >= self.medium.len() * MEDIUM;
+            let fuller = if more_large { &mut self.large } else { &mut self.medium };
+            excess.extend(fuller.pop());
+        }
+        FREE_BYTES.store(self.bytes(), Relaxed);
+        excess
+    }
+}
+
+/// Gives free blocks back to the allocator until they take `most` bytes.
+pub(super) fn leave_free(most: usize) {
+    if FREE_BYTES.load(Relaxed) > most {
+        let excess = FREE_BLOCKS.lock().excess(most);
+        drop(excess);
+    }
+}
 
 /// A piece of memory; blocks of the two bigger sizes are used again.
 #[derive(Debug, Default)]
@@ -33,8 +75,21 @@ impl Block {
     /// An empty block for `length` bytes, at most [`LARGE`].
     fn new(length: usize) -> Self {
         let room = block(length);
-        let free = shelf(room).and_then(|(blocks, _)| blocks.lock().pop());
-        Self(free.unwrap_or_else(|| Vec::with_capacity(room)))
+        Self(Self::free(room).unwrap_or_else(|| Vec::with_capacity(room)))
+    }
+
+    fn free(room: usize) -> Option<Vec<u8>> {
+        if !is_shared(room) {
+            return None;
+        }
+        let mut free = FREE_BLOCKS.lock();
+        let found = free.of(room).and_then(Vec::pop);
+        // A new block of one size takes the place of free ones of the other.
+        let most = if found.is_some() { usize::MAX } else { free.bytes().saturating_sub(room) };
+        let excess = free.excess(most);
+        drop(free);
+        drop(excess);
+        found
     }
 
     const fn room(&self) -> usize {
@@ -42,7 +97,7 @@ impl Block {
     }
 
     fn freeze(mut self) -> Bytes {
-        if self.0.capacity() == self.0.len() && shelf(self.0.len()).is_none() {
+        if self.0.capacity() == self.0.len() && !is_shared(self.0.len()) {
             return std::mem::take(&mut self.0).into();
         }
         Bytes::from_owner(self)
@@ -58,23 +113,20 @@ impl AsRef<[u8]> for Block {
 impl Drop for Block {
     fn drop(&mut self) {
         let mut bytes = std::mem::take(&mut self.0);
-        if let Some((blocks, most)) = shelf(bytes.capacity()) {
+        if is_shared(bytes.capacity()) {
             bytes.clear();
-            let mut blocks = blocks.lock();
-            if blocks.len() < most {
+            let mut free = FREE_BLOCKS.lock();
+            if let Some(blocks) = free.of(bytes.capacity()) {
                 blocks.push(bytes);
             }
+            FREE_BYTES.store(free.bytes(), Relaxed);
         }
     }
 }
 
-/// Where blocks of `capacity` bytes are kept, and how many.
-fn shelf(capacity: usize) -> Option<(&'static Mutex<Vec<Vec<u8>>>, usize)> {
-    match capacity {
-        LARGE => Some((&LARGE_BLOCKS, FREE_LARGE)),
-        MEDIUM => Some((&MEDIUM_BLOCKS, FREE_MEDIUM)),
-        _ => None,
-    }
+/// Whether blocks of `capacity` bytes are used again.
+const fn is_shared(capacity: usize) -> bool {
+    matches!(capacity, LARGE | MEDIUM)
 }
 
 /// How long the block for a piece of `length` bytes is.
@@ -288,5 +340,17 @@ mod tests {
         let mut growing = Growing::new(None);
         assert!(growing.write(&[0; MEDIUM], &mut charge));
         assert!(!growing.write(&[0], &mut charge));
+    }
+
+    #[test]
+    fn free_blocks_give_way_to_others() {
+        let blocks = |count: usize, room: usize| (0..count).map(|_| Vec::with_capacity(room)).collect();
+        let mut free = FreeBlocks { large: blocks(4, LARGE), medium: blocks(8, MEDIUM) };
+        assert_eq!(free.excess(usize::MAX).len(), 0);
+        assert_eq!(free.excess(5 * LARGE).iter().map(Vec::capacity).collect::<Vec<_>>(), [LARGE]);
+        free.excess(LARGE + MEDIUM);
+        assert!(free.bytes() <= LARGE + MEDIUM && free.bytes() > 0, "{}", free.bytes());
+        free.excess(0);
+        assert_eq!(free.bytes(), 0);
     }
 }

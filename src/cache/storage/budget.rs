@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::body;
+
 /// The smallest block the allocator hands out.
 const SMALLEST_BLOCK: usize = 16;
 /// Up to here sizes of blocks are a fixed step apart.
@@ -47,11 +49,13 @@ impl Charge {
     pub(in crate::cache) fn grow(&mut self, more: usize) -> bool {
         let limit = self.budget.limit;
         let fits = |used: usize| used.checked_add(more).filter(|sum| *sum <= limit);
-        let grown = self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
-        if grown {
-            self.bytes += more;
-        }
-        grown
+        let Ok(before) = self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) else {
+            return false;
+        };
+        self.bytes += more;
+        // What is free must not stand beside what is in use.
+        body::leave_free(limit.saturating_sub(before + more).saturating_add(body::FREE));
+        true
     }
 
     /// Gives `fewer` bytes back, at most all of them.

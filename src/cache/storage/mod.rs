@@ -45,8 +45,10 @@ const ROOM_FOR_HEAD: usize = 4 * 1024;
 const NEW_PERCENT: std::ops::RangeInclusive<usize> = 10..=50;
 /// Bytes of a key that is remembered for a while after its entry was evicted (`quick_cache`'s ghosts).
 const GHOST: usize = 128;
-/// The part of the memory that belongs to no entry, at most: one in so many bytes.
-const UNOWNED_SHARE: usize = 4;
+/// What pages of the allocator that are not full take, and tables beside the entries.
+const PAGES: usize = 5 * 1024 * 1024;
+/// The part of the memory that belongs to no entry, at most, in percent.
+const UNOWNED_PERCENT: usize = 40;
 /// The part of the memory that is reserved for fills: one in so many bytes, but room for a fill of any size.
 const FILLS_SHARE: usize = 8;
 
@@ -158,8 +160,8 @@ impl Tiers {
         let bytes = usize::try_from(settings.memory_bytes).unwrap_or(usize::MAX).max(1);
         let items = (bytes / TYPICAL_ENTRY).clamp(64, 1 << 20);
         // What is no entry's: remembered keys, free blocks, and pages of the allocator that are not full.
-        let unowned = (items / 2).saturating_mul(GHOST).saturating_add(2 * body::FREE);
-        let limit = bytes - unowned.min(bytes / UNOWNED_SHARE);
+        let unowned = (items / 2).saturating_mul(GHOST).saturating_add(body::FREE + PAGES);
+        let limit = bytes - unowned.min(bytes / 100 * UNOWNED_PERCENT);
         // With its head, and the copy that goes to the shared tier.
         let biggest =
             allocated(max_object_bytes.max(1)).saturating_add(max_object_bytes / 16 + ROOM_FOR_HEAD);

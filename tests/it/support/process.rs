@@ -97,11 +97,11 @@ impl Process {
         let _ = child.wait();
     }
 
-    /// Resident memory in bytes, as the kernel counts it (Linux).
+    /// Resident memory in bytes, without the pages of the program itself, as the kernel counts it (Linux).
     pub fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
         let line =
-            status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS in /proc/<pid>/status");
+            status.lines().find(|line| line.starts_with("RssAnon:")).expect("RssAnon in /proc/<pid>/status");
         let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
         kib * 1024
     }
