@@ -205,7 +205,7 @@ pub static KEYS: &[Key] = &[
     is("cache.redis", "boolean", "true", "Whether Redis is the second tier, shared by all instances."),
     is("cache.max_object", "size, up to 1 GiB", r#""1MiB""#, "Largest response that is stored."),
     is("cache.redis_max_object", "size, up to 512 MiB", r#""1MiB""#, "Largest response that is stored in Redis."),
-    is("cache.max_lifetime", "duration, 1s to 1 year", r#""24h""#, "Longest time that any response stays fresh."),
+    is("cache.max_lifetime", "duration, 1s to 1 year", r#""24h""#, "Longest time that a response is used, fresh and stale together."),
     is("cache.coalesce_wait", "duration, up to 1m", r#""5s""#, "How long a request waits for another one that is fetching the same object, on this instance, and as long before that for another instance; then it fetches for itself."),
     is("cache.redis_lock", "duration, up to 1m", r#""5s""#, "How long, at most, an instance's claim to be fetching an object keeps the other instances waiting; `0s`: they do not wait for each other."),
     is("cache.expose_key", "boolean", "true", "Whether `X-Cache-Key`, a fingerprint, is sent."),
@@ -247,8 +247,8 @@ pub static KEYS: &[Key] = &[
     is("routes[].cache.warm.urls", "list of http or https URLs", "[]", "Responses of this shared route that are fetched at the start and kept fresh, asked for or not; as clients ask for them."),
     unset("routes[].cache.warm.authorization", "secret", "`Authorization` to fetch them with; without one, or with a scheme alone, none is sent."),
     unset("routes[].cache.warm.headers.<header>", "string", "What selects the variant: `accept`, `accept-encoding`, `accept-language` or a header of `vary`."),
-    is("routes[].cache.stale_while_revalidate", "duration, up to 1 day", r#""0s""#, "How long a stale response is served while a fresh one is fetched."),
-    is("routes[].cache.stale_if_error", "duration, up to 7 days", r#""0s""#, "How long a stale response is served when the upstream fails."),
+    is("routes[].cache.stale_while_revalidate", "duration, up to 1 day", r#""0s""#, "How long a stale response is served while a fresh one is fetched. With the `ttl` up to `cache.max_lifetime`, fresh and stale together."),
+    is("routes[].cache.stale_if_error", "duration, up to 7 days", r#""0s""#, "How long a stale response is served when the upstream fails. With the `ttl` up to `cache.max_lifetime`, fresh and stale together."),
 ];
 
 /// The key with this pattern.

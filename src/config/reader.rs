@@ -120,6 +120,11 @@ impl<'a> Reader<'a> {
         self.decode(&join(&self.path, key), &node)
     }
 
+    /// Whether `key` is given as one string, where a list would be accepted too.
+    pub(super) fn is_text(&self, key: &str) -> bool {
+        self.node(key).is_some_and(|node| matches!(node.value, Value::Text(_)))
+    }
+
     /// A list: an array, or one string with commas. Empty when absent without a default.
     pub(super) fn list<T: Leaf>(&self, key: &str) -> Vec<T> {
         let Some(node) = self.node(key) else { return Vec::new() };

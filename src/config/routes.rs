@@ -1,11 +1,13 @@
 //! Reads `[upstreams.*]`, `[defaults]` and `[[routes]]`, and holds routes against everything they name. Whether
 //! two routes collide is for the route table to say.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use http::{HeaderName, Method, StatusCode};
 
+use super::error::did_you_mean;
 use super::identity::texts;
 use super::limits::dangling;
 use super::reader::Reader;
@@ -13,9 +15,10 @@ use super::spec::{
     AppliesTo, Auth, Cache, HealthDetail, KeyPart, Limits, Logout, Plan, Policy, QueryKey, Quota, Route,
     RouteCache, Server, SessionUse, SetCookie, Upstream, Window,
 };
-use super::template::Template;
-use super::value::{HostPort, Size, is_host_name, is_name};
+use super::template::{Template, TemplatePart};
+use super::value::{HostPort, Leaf, Raw, Refused, Size, is_host_name, is_name};
 use crate::cache::policy::may_have_ttl;
+use crate::cache::request::is_safe;
 use crate::limits::plan::effective_limit;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -96,6 +99,9 @@ pub(super) fn routes(root: &Reader<'_>, known: &Known<'_>) -> Vec<Route> {
         routes.push(route);
     }
     unused(root, known, &routes);
+    for (reader, route) in tables.iter().zip(&routes) {
+        without_effect(reader, route, &routes);
+    }
     let needs_session = |(_, route): &(_, &Route)| route.session == SessionUse::Required;
     if !routes.iter().any(|route| route.login.is_some())
         && let Some((reader, _)) = tables.iter().zip(&routes).find(needs_session)
@@ -127,6 +133,35 @@ fn unused(root: &Reader<'_>, known: &Known<'_>, routes: &[Route]) {
     for policy in known.policies {
         if !routes.iter().any(|route| route.limits.contains(&policy.name)) {
             policies.warn(&policy.name, "no route uses it");
+        }
+    }
+}
+
+/// What is declared about the cache and changes nothing.
+fn without_effect(reader: &Reader<'_>, route: &Route, routes: &[Route]) {
+    let reads = |method: &Method| matches!(*method, Method::GET | Method::HEAD);
+    if route.cache.is_some() && !route.methods.is_empty() && !route.methods.iter().any(reads) {
+        reader.warn("cache", "has no effect: this route takes neither GET nor HEAD");
+    }
+    if route.invalidates.is_empty() {
+        return;
+    }
+    if !route.methods.is_empty() && route.methods.iter().all(is_safe) {
+        reader.warn("invalidates", "has no effect: the methods of this route are safe, and change nothing");
+    }
+    for template in &route.invalidates {
+        let is_built_in = |route: &Route| {
+            let by_route = [TemplatePart::Literal(format!("route:{}", route.name).into())];
+            let by_user = [TemplatePart::Literal("user:".into()), TemplatePart::User];
+            route.cache.is_some() && (template.meets(&by_route) || template.meets(&by_user))
+        };
+        let is_declared = |route: &Route| {
+            let tags = route.cache.iter().flat_map(|cache| &cache.tags);
+            tags.into_iter().any(|tag| template.meets(&tag.parts))
+        };
+        if !routes.iter().any(|route| is_declared(route) || is_built_in(route)) {
+            let message = format!("{:?} drops nothing: no route stores under such a tag", template.text);
+            reader.warn("invalidates", message);
         }
     }
 }
@@ -489,6 +524,9 @@ fn route_cache(reader: &Reader<'_>, known: &Known<'_>, auth: Auth, params: &[&st
         reader.warn("set_cookie", "\"keep\" has no effect: without a ttl the rules of a shared cache apply");
     }
     let vary: Vec<HeaderName> = reader.list("vary");
+    if let Some(index) = vary.iter().position(|name| name.as_str() == "*") {
+        reader.refuse_item("vary", index, "\"*\" is not accepted; accepted: names of request headers");
+    }
     if shared && auth != Auth::None && vary.contains(&http::header::AUTHORIZATION) {
         reader.warn("vary", "a shared response that varies by Authorization is shared by nobody");
     }
@@ -496,7 +534,7 @@ fn route_cache(reader: &Reader<'_>, known: &Known<'_>, auth: Auth, params: &[&st
     RouteCache {
         ttl,
         status_ttl: status_ttl(reader, most, shared && auth != Auth::None),
-        heuristic: Some(reader.within("heuristic", 1..=100)).filter(|percent| *percent > 0),
+        heuristic: reader.opt::<Percent>("heuristic").map(|Percent(percent)| percent),
         set_cookie,
         shared,
         override_origin,
@@ -506,8 +544,44 @@ fn route_cache(reader: &Reader<'_>, known: &Known<'_>, auth: Auth, params: &[&st
         query: query(reader),
         tags: tags(reader, "tags", auth, params),
         max_object: max_object.unwrap_or(known.cache.max_object),
-        stale_while_revalidate: reader.duration("stale_while_revalidate", Duration::ZERO..=HOUR * 24),
-        stale_if_error: reader.duration("stale_if_error", Duration::ZERO..=HOUR * 24 * 7),
+        stale_while_revalidate: stale(reader, "stale_while_revalidate", HOUR * 24, ttl, most),
+        stale_if_error: stale(reader, "stale_if_error", HOUR * 24 * 7, ttl, most),
+    }
+}
+
+/// How long a response may be stale: nothing is used for longer than `most`, fresh and stale together.
+fn stale(
+    reader: &Reader<'_>,
+    key: &str,
+    longest: Duration,
+    ttl: Option<Duration>,
+    most: Duration,
+) -> Duration {
+    let window = reader.duration(key, Duration::ZERO..=longest);
+    let left = most.saturating_sub(ttl.unwrap_or_default());
+    if window > left && !reader.reported("ttl") && !reader.reported(key) {
+        let beside = if ttl.is_some() { " beside the ttl" } else { "" };
+        let message = format!(
+            "is more than cache.max_lifetime leaves{beside}: it is the longest time that a response is used, fresh and \
+             stale together; accepted: up to {}",
+            humantime::format_duration(left)
+        );
+        reader.refuse(key, message);
+    }
+    window
+}
+
+/// A whole number of hundredths.
+struct Percent(u32);
+
+impl Leaf for Percent {
+    fn accepted() -> Cow<'static, str> {
+        "a whole number from 1 to 100".into()
+    }
+
+    fn decode(raw: &Raw) -> Result<Self, Refused> {
+        let percent = raw.text.trim().parse().ok().filter(|percent| (1..=100).contains(percent));
+        percent.map(Self).ok_or_else(Refused::default)
     }
 }
 
@@ -552,15 +626,39 @@ fn status_ttl(reader: &Reader<'_>, most: Duration, denies_some: bool) -> Vec<(St
 }
 
 fn query(reader: &Reader<'_>) -> QueryKey {
+    const ACCEPTED: &str = "\"all\", \"ignore\", or a list of names such as [\"page\"]";
     let names = texts(reader, "query");
+    let is_word = matches!(names.as_slice(), [word] if matches!(&**word, "all" | "ignore"));
+    // Taken for a name, a misspelt word would make all queries one.
+    if reader.is_text("query") && !is_word {
+        if !reader.reported("query") {
+            let words = names.iter().map(|name| &**name).collect::<Vec<_>>().join(",");
+            let hint = did_you_mean(&words.to_ascii_lowercase(), ["all", "ignore"]);
+            reader.refuse("query", format!("{words:?} is not accepted; accepted: {ACCEPTED}{hint}"));
+        }
+        return QueryKey::All;
+    }
+    for (index, name) in names.iter().enumerate() {
+        let is_sound = !name.is_empty()
+            && !name.contains(|c: char| {
+                matches!(c, '=' | '&' | '#' | '?') || c.is_whitespace() || c.is_control()
+            });
+        if !is_sound {
+            reader.refuse_item(
+                "query",
+                index,
+                format!(
+                    "{name:?} is not accepted; accepted: the name of a parameter as it is when decoded, without blanks, \
+                     \"=\", \"&\", \"?\" and \"#\""
+                ),
+            );
+        }
+    }
     match names.iter().map(|name| &**name).collect::<Vec<_>>().as_slice() {
         ["all"] => QueryKey::All,
         ["ignore"] => QueryKey::Ignore,
         words if words.contains(&"all") || words.contains(&"ignore") => {
-            reader.refuse(
-                "query",
-                "mixes a word with names; accepted: \"all\", \"ignore\", or a list of names",
-            );
+            reader.refuse("query", format!("mixes a word with names; accepted: {ACCEPTED}"));
             QueryKey::All
         }
         _ => QueryKey::Only(names),

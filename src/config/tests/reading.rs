@@ -499,3 +499,44 @@ fn a_path_of_quotas_below_a_route_is_accepted() {
     let text = with("[limits]\nquota_path = \"/quota\"\n");
     assert_eq!(spec(&text, &[]).limits.quota_path.as_deref(), Some("/quota"));
 }
+
+#[test]
+fn what_the_cache_would_not_do_is_told() {
+    let route =
+        |name: &str, rest: &str| format!("[[routes]]\nname = \"{name}\"\npath = \"/{name}/:id\"\n{rest}\n");
+    let cached = route("kept", "auth = \"optional\"\ncache = { tags = [\"todo:{id}\", \"todos:{user}\"] }");
+    let told = |rest: &str| {
+        let text = with(&format!(
+            "auth = \"none\"\n{cached}{}[defaults]\nupstream = \"app\"\n",
+            route("asked", rest)
+        ));
+        warnings(&text, &[("JWT_SECRET", SECRET)])
+            .iter()
+            .map(|line| line.split_once("routes").unwrap().1.to_owned())
+            .collect::<Vec<_>>()
+    };
+    for tag in ["todo:{id}", "todo:7", "todos:alice", "route:kept", "user:{id}"] {
+        assert_eq!(
+            told(&format!("methods = [\"POST\"]\ninvalidates = [\"{tag}\"]")),
+            Vec::<String>::new(),
+            "{tag}"
+        );
+    }
+    for (rest, expected) in [
+        (
+            "methods = [\"POST\"]\ninvalidates = [\"todo:{id}\", \"todoz:x\"]",
+            "[2].invalidates: \"todoz:x\" drops nothing: no route stores under such a tag",
+        ),
+        (
+            "methods = [\"GET\", \"HEAD\"]\ninvalidates = [\"todo:{id}\"]",
+            "[2].invalidates: has no effect: the methods of this route are safe, and change nothing",
+        ),
+        (
+            "methods = [\"POST\", \"PUT\"]\ncache = { ttl = \"5m\" }",
+            "[2].cache: has no effect: this route takes neither GET nor HEAD",
+        ),
+    ] {
+        assert_eq!(told(rest), [expected]);
+    }
+    assert_eq!(told("cache = { ttl = \"5m\" }\ninvalidates = [\"todo:1\"]"), Vec::<String>::new());
+}
