@@ -224,6 +224,8 @@ impl Operations for GatewayOperations {
         let families = shared.metrics.families();
         let tiers = shared.cache.tiers();
         families.cache_bytes.set(i64::try_from(tiers.memory_bytes()).unwrap_or(i64::MAX));
+        let redis = |outcome| tiers.remote_counters().map_or(0, |counters| counters.value(outcome));
+        shared.metrics.cache_totals(tiers.evicted(), redis);
         families.cache_entries.set(i64::try_from(tiers.memory_entries()).unwrap_or(i64::MAX));
         families.tokens_remembered.set(i64::try_from(gateway.verifier.cached()).unwrap_or(i64::MAX));
         families.revocations_known.set(i64::try_from(shared.known.len()).unwrap_or(i64::MAX));
