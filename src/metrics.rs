@@ -9,7 +9,7 @@ mod process;
 use std::fmt::Write as _;
 
 use parking_lot::Mutex;
-use prometheus::{Registry, TextEncoder};
+use prometheus::{IntCounter, Registry, TextEncoder};
 
 pub use handles::{
     Counters, ExchangeMetrics, Grid, Held, JwksMetrics, PolicyMetrics, RouteMetrics, StoreMetrics,
@@ -17,8 +17,9 @@ pub use handles::{
 };
 pub use instrument::Described;
 pub use labels::{
-    CacheOutcome, ExchangePath, JwksFetch, Label, LimitOutcome, LimitSource, MethodClass, RefundResult,
-    RevocationKind, SessionEvent, StatusClass, StoreFailure, StoreState, UpstreamFailure, WarmOutcome,
+    CacheOutcome, CacheTier, ExchangePath, JwksFetch, Label, LimitOutcome, LimitSource, MethodClass,
+    RefundResult, RemoteOutcome, RevocationKind, SessionEvent, StatusClass, StoreFailure, StoreState,
+    UpstreamFailure, WarmOutcome,
 };
 pub use process::ProcessReading;
 
@@ -55,6 +56,16 @@ families! {
         cache_waits: IntCounter = "tollgate_cache_waits_total" [],
         /// Lookups, each perhaps for several requests, that waited for another instance in vain and fetched themselves.
         cache_waits_given_up: IntCounter = "tollgate_cache_waits_given_up_total" [],
+        /// Responses served from the cache, stale ones included, by the tier that had them.
+        cache_hits: IntCounterVec = "tollgate_cache_hits_total" ["tier"],
+        /// Responses of routes with a cache that were not stored, by reason.
+        cache_not_stored: IntCounterVec = "tollgate_cache_not_stored_total" ["reason"],
+        /// Lookups and writes of cached responses in Redis, by what came of them.
+        cache_redis: IntCounterVec = "tollgate_cache_redis_total" ["outcome"],
+        /// Entries that left the memory tier of the response cache, or never got into it, for want of room.
+        cache_evicted: IntCounter = "tollgate_cache_evicted_total" [],
+        /// Tags and prefixes whose cached responses were dropped by this instance: by writes, logouts and operators.
+        cache_invalidations: IntCounter = "tollgate_cache_invalidations_total" [],
         /// Looks after responses that are kept warm, by route and what came of them.
         cache_warm: IntCounterVec = "tollgate_cache_warm_total" ["route", "outcome"],
         /// Bytes held by the memory tier of the response cache.
@@ -149,6 +160,8 @@ impl Metrics {
         let metrics = Self { registry, families, refreshing: Mutex::new(()) };
         // Sets whose values live on this floor exist from the start; the others when their owners ask for them.
         metrics.store();
+        metrics.cache_hits();
+        metrics.cache_redis();
         metrics.exchange();
         metrics.revocations();
         metrics.sessions();
@@ -159,6 +172,18 @@ impl Metrics {
     /// The families themselves: for gauges, which need no resolving.
     pub const fn families(&self) -> &Families {
         &self.families
+    }
+
+    /// Brings the counters up to what the response cache counted by itself since the start: entries that memory had no
+    /// room for, and what came of asking Redis.
+    pub fn cache_totals(&self, evicted: u64, redis: impl Fn(RemoteOutcome) -> u64) {
+        let _guard = self.refreshing.lock();
+        let catch_up = |counter: &IntCounter, value: u64| counter.inc_by(value.saturating_sub(counter.get()));
+        catch_up(&self.families.cache_evicted, evicted);
+        for outcome in RemoteOutcome::ALL {
+            let counter = self.families.cache_redis.with_label_values(&[outcome.as_str()]);
+            catch_up(&counter, redis(*outcome));
+        }
     }
 
     /// Notes that a configuration became the running one.
@@ -226,6 +251,8 @@ pub fn documentation(sets: &[(&str, Vec<&str>)]) -> String {
     values::<LimitOutcome>(&mut text, "`decision`");
     values::<LimitSource>(&mut text, "`source`");
     values::<CacheOutcome>(&mut text, "`outcome` of `tollgate_cache_total`");
+    values::<CacheTier>(&mut text, "`tier`");
+    values::<RemoteOutcome>(&mut text, "`outcome` of `tollgate_cache_redis_total`");
     values::<WarmOutcome>(&mut text, "`outcome` of `tollgate_cache_warm_total`");
     values::<UpstreamFailure>(&mut text, "`kind` of `tollgate_upstream_errors_total`");
     values::<StoreFailure>(&mut text, "`kind` of `tollgate_store_errors_total`");
@@ -268,6 +295,10 @@ mod tests {
             "tollgate_upstream_errors_total{kind=\"timeout\",upstream=\"app\"} 0",
             "tollgate_limit_decisions_total{decision=\"refused\",policy=\"general\",source=\"known\"} 0",
             "tollgate_cache_total{outcome=\"hit\",route=\"todo\"} 0",
+            "tollgate_cache_hits_total{tier=\"redis\"} 0",
+            "tollgate_cache_redis_total{outcome=\"no_room\"} 0",
+            "tollgate_cache_evicted_total 0",
+            "tollgate_cache_invalidations_total 0",
             "tollgate_store_errors_total{kind=\"timeout\"} 0",
             "tollgate_store_transitions_total{to=\"degraded\"} 0",
             "tollgate_store_degraded 0",

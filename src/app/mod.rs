@@ -345,8 +345,11 @@ fn background(
         runtime.spawn(heartbeat::beat(Arc::clone(shared)));
         runtime.spawn(reconcile::reconcile(Arc::clone(shared)));
     }
-    if spec.routes.iter().any(|route| route.health == Some(spec::HealthDetail::Full)) {
-        runtime.spawn(health::watch(Arc::clone(shared)));
+    let tells_health = spec.routes.iter().any(|route| route.health == Some(spec::HealthDetail::Full));
+    let writes_entries =
+        shared.cache.tiers().room().is_some() && spec.routes.iter().any(|route| route.cache.is_some());
+    if tells_health || writes_entries {
+        runtime.spawn(health::watch(Arc::clone(shared), tells_health));
     }
     runtime.spawn(sweep_sessions(Arc::clone(shared), spec.sessions.sweep));
     for keeper in shared.keepers.all() {
@@ -428,6 +431,7 @@ pub fn run(loaded: &Loaded, extras: Extras) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::policy::NotStored;
     use crate::config::{Variables, from_str};
     use crate::metrics::{Label as _, documentation};
     use crate::pipeline::Refusal;
@@ -440,8 +444,10 @@ mod tests {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
         let auth = AuthOutcome::ALL.iter().map(|outcome| outcome.as_str()).collect();
         let not_opened = NotOpened::ALL.iter().map(|reason| reason.as_str()).collect();
+        let not_stored = NotStored::ALL.iter().map(|reason| reason.as_str()).collect();
         let made = documentation(&[
             ("`outcome` of `tollgate_auth_total`", auth),
+            ("`reason` of `tollgate_cache_not_stored_total`", not_stored),
             ("`reason` of `tollgate_refusals_total`", Refusal::labels().collect()),
             ("`reason` of `tollgate_sessions_not_opened_total`", not_opened),
         ]);

@@ -23,6 +23,7 @@ use crate::clock::UnixMillis;
 use crate::identity::revocation::{Effect, Revocation};
 use crate::identity::{TokenId, subject_key};
 use crate::limits::{Body, Parts, Plan};
+use crate::logging::AccessField;
 use crate::pipeline::Gateway;
 use crate::pipeline::health::Health;
 use crate::pipeline::quota::{self, Change, Shown};
@@ -129,7 +130,7 @@ impl Operations for GatewayOperations {
 
     async fn purge(&self, purge: Purge) -> Result<Purged, OperationError> {
         let gateway = self.current.load_full();
-        let kind = purge.kind();
+        let (kind, what) = (purge.kind(), told(&purge, shows_users(&gateway)));
         let tag = match &purge {
             Purge::Prefix { path, host } => {
                 let prefix = purged_prefix(&gateway, path, host.as_deref())?;
@@ -158,7 +159,7 @@ impl Operations for GatewayOperations {
             Purge::Key(key) => key_tag(&published_key(key)?),
         };
         let shared = gateway.shared.invalidate_within(vec![tag], Some(PATIENCE)).await;
-        tracing::info!(kind, shared, "cached responses purged by an operator");
+        tracing::info!(kind, what, shared, "cached responses purged by an operator");
         Ok(Purged { kind, prefix: None, widened: None, entries: None, shared })
     }
 
@@ -224,6 +225,8 @@ impl Operations for GatewayOperations {
         let families = shared.metrics.families();
         let tiers = shared.cache.tiers();
         families.cache_bytes.set(i64::try_from(tiers.memory_bytes()).unwrap_or(i64::MAX));
+        let redis = |outcome| tiers.remote_counters().map_or(0, |counters| counters.value(outcome));
+        shared.metrics.cache_totals(tiers.evicted(), redis);
         families.cache_entries.set(i64::try_from(tiers.memory_entries()).unwrap_or(i64::MAX));
         families.tokens_remembered.set(i64::try_from(gateway.verifier.cached()).unwrap_or(i64::MAX));
         families.revocations_known.set(i64::try_from(shared.known.len()).unwrap_or(i64::MAX));
@@ -279,6 +282,36 @@ fn published_key(key: &str) -> Result<String, OperationError> {
     } else {
         Err(OperationError::Invalid("the key is the 16 hexadecimal digits that X-Cache-Key shows"))
     }
+}
+
+/// Whether the log tells who asked.
+fn shows_users(gateway: &Gateway) -> bool {
+    gateway.shared.access_log.shows(AccessField::User)
+}
+
+/// What of a purge is written to the log: of a tag or a user no more than the access log tells, and nothing long. A
+/// prefix is told in its normalised form.
+fn told(purge: &Purge, shows_users: bool) -> Option<String> {
+    const MOST: usize = 128;
+    let text = match purge {
+        Purge::All | Purge::Prefix { .. } => return None,
+        Purge::User(_) if !shows_users => return None,
+        Purge::User(user) => match &user.issuer {
+            Some(issuer) => format!("{issuer}~{}", user.name),
+            None => user.name.to_string(),
+        },
+        // What follows a colon may be a user's name.
+        Purge::Tag(tag) if !shows_users => match tag.split_once(':') {
+            Some((kind, _)) => format!("{kind}:…"),
+            None => "…".to_owned(),
+        },
+        Purge::Tag(name) | Purge::Route(name) | Purge::Key(name) => name.to_string(),
+    };
+    Some(if text.chars().nth(MOST).is_some() {
+        text.chars().take(MOST).chain(['…']).collect()
+    } else {
+        text
+    })
 }
 
 /// The prefix that an operator means, in the form that paths are compared in.
@@ -493,4 +526,24 @@ fn shown(quota: quota::Quota) -> Quota {
         reset: counter.reset,
     });
     Quota { counters: counters.collect(), shared: quota.shared }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_of_a_purge_names_no_user_where_the_access_log_does_not() {
+        let alice = || User { name: "alice".into(), issuer: Some("main".into()) };
+        let both = |purge: Purge| [told(&purge, true), told(&purge, false)];
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(both(Purge::All), [None, None]);
+        assert_eq!(both(Purge::User(alice())), [some("main~alice"), None]);
+        assert_eq!(both(Purge::Tag("todos:alice".into())), [some("todos:alice"), some("todos:…")]);
+        assert_eq!(both(Purge::Tag("alice".into())), [some("alice"), some("…")]);
+        assert_eq!(both(Purge::Route("todo-list".into())), [some("todo-list"), some("todo-list")]);
+        assert_eq!(both(Purge::Key("93f1".into())), [some("93f1"), some("93f1")]);
+        let long = told(&Purge::Tag("ü".repeat(500).into()), true).unwrap();
+        assert_eq!(long.chars().count(), 129);
+    }
 }

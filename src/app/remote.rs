@@ -1,5 +1,6 @@
 //! The shared tier of the response cache, on Redis. It moves bytes and claims; what they mean is the cache's business.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ static RELEASE: LazyLock<Script> =
 /// Redis as the cache's shared tier.
 pub(super) struct RedisTier {
     store: Arc<Store>,
+    /// It refused the last entry that it was given.
+    refusing: AtomicBool,
     waits: IntCounter,
     given_up: IntCounter,
 }
@@ -34,7 +37,27 @@ pub(super) struct RedisTier {
 impl RedisTier {
     pub(super) fn new(store: Arc<Store>, metrics: &Metrics) -> Self {
         let families = metrics.families();
-        Self { store, waits: families.cache_waits.clone(), given_up: families.cache_waits_given_up.clone() }
+        Self {
+            store,
+            refusing: AtomicBool::new(false),
+            waits: families.cache_waits.clone(),
+            given_up: families.cache_waits_given_up.clone(),
+        }
+    }
+
+    /// Tells operators, once per transition, whether entries are taken. An outage is told by the store.
+    fn note(&self, written: &Result<Value, Unavailable>) {
+        match written {
+            Ok(_) if self.refusing.swap(false, Ordering::Relaxed) => {
+                tracing::warn!("Redis takes cached responses again");
+            }
+            Err(cause @ (Unavailable::Refusing | Unavailable::Rejected))
+                if !self.refusing.swap(true, Ordering::Relaxed) =>
+            {
+                tracing::warn!(%cause, "Redis refuses cached responses: they stay in memory, and are offered now and then");
+            }
+            _ => {}
+        }
     }
 }
 
@@ -53,7 +76,9 @@ impl RemoteTier for RedisTier {
         let mut command = cmd("SET");
         command.arg(key).arg(&*value).arg("PX").arg(millis(ttl).max(1));
         let shard = self.store.shard(key.as_bytes());
-        self.store.call_within(WRITE_TIME, Lane::Bodies, shard, &command).await.is_ok()
+        let written = self.store.call_aside(WRITE_TIME, Lane::Bodies, shard, &command).await;
+        self.note(&written);
+        written.is_ok()
     }
 
     async fn delete(&self, key: &str) {
@@ -61,7 +86,7 @@ impl RemoteTier for RedisTier {
         command.arg(key);
         // Best effort: the entry is unreachable already and goes with its TTL.
         let shard = self.store.shard(key.as_bytes());
-        let _ = self.store.call_within(WRITE_TIME, Lane::Bodies, shard, &command).await;
+        let _ = self.store.call_aside(WRITE_TIME, Lane::Bodies, shard, &command).await;
     }
 
     async fn get_or_claim(&self, key: &str, claim: Claim<'_>) -> Claimed {
@@ -72,7 +97,8 @@ impl RemoteTier for RedisTier {
         }
         let mut command = CLAIM.command();
         command.arg(2).arg(key).arg(claim.name).arg(claim.holder).arg(millis(claim.hold).max(1));
-        match self.store.eval(Lane::Bodies, shard, &CLAIM, &command).await {
+        let deadline = self.store.settings().deadline;
+        match self.store.eval_aside(deadline, Lane::Bodies, shard, &CLAIM, &command).await {
             Ok(Value::BulkString(bytes)) => Claimed::Found(Bytes::from(bytes)),
             Ok(Value::Int(1)) => Claimed::Won,
             Ok(Value::Int(0)) => Claimed::Taken,
@@ -88,7 +114,7 @@ impl RemoteTier for RedisTier {
         let shard = self.store.shard(claim.name.as_bytes());
         // Best effort, for it ends by itself; but until then others wait in vain.
         for _ in 0..RELEASE_ATTEMPTS {
-            if self.store.eval_within(WRITE_TIME, Lane::Bodies, shard, &RELEASE, &command).await.is_ok() {
+            if self.store.eval_aside(WRITE_TIME, Lane::Bodies, shard, &RELEASE, &command).await.is_ok() {
                 return;
             }
             tokio::time::sleep(RELEASE_PAUSE).await;

@@ -14,6 +14,7 @@ pub mod policy;
 pub mod prefixes;
 pub mod remote;
 pub mod request;
+pub mod room;
 pub mod settings;
 pub mod status;
 pub mod storage;

@@ -9,6 +9,7 @@ use super::directives::{Reach, ResponseDirectives, Source, seconds};
 use super::settings::{RouteCache, SetCookie};
 use super::vary;
 use crate::clock::UnixMillis;
+use crate::metrics::Label;
 
 /// The longest that a guess at freshness reaches (RFC 9111 section 4.2.2 warns of more).
 const MAX_GUESS: Duration = Duration::from_secs(24 * 3600);
@@ -152,6 +153,18 @@ impl NotStored {
                 // It was this request's credentials.
                 | Self::Authorization
         )
+    }
+}
+
+impl Label for NotStored {
+    const ALL: &'static [Self] = &Self::ALL;
+
+    fn as_str(self) -> &'static str {
+        self.as_str()
+    }
+
+    fn index(self) -> usize {
+        self as usize
     }
 }
 

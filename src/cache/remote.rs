@@ -12,9 +12,11 @@ use pingora::cache::{CacheKey, key::CacheHashKey};
 use tokio::sync::Semaphore;
 
 use super::entry::{Entry, Rejected, Secret};
+use super::room::Room;
 use super::settings::Settings;
 use super::storage::budget::{Budget, allocated};
 use crate::clock::UnixMillis;
+use crate::metrics::RemoteOutcome;
 
 /// For how long nobody waits for anybody once a fetch gave nothing that all could have. Whoever waits looks again
 /// sooner than that.
@@ -103,6 +105,25 @@ pub struct RemoteCounters {
     pub write_failures: AtomicU64,
     /// Writes dropped because too many were under way.
     pub dropped: AtomicU64,
+    /// Writes left out because Redis is full, or refused one a moment ago.
+    pub no_room: AtomicU64,
+}
+
+impl RemoteCounters {
+    /// How often this happened.
+    pub fn value(&self, outcome: RemoteOutcome) -> u64 {
+        let counter = match outcome {
+            RemoteOutcome::Hit => &self.hits,
+            RemoteOutcome::Miss => &self.misses,
+            RemoteOutcome::Timeout => &self.timeouts,
+            RemoteOutcome::Rejected => &self.rejected,
+            RemoteOutcome::Written => &self.writes,
+            RemoteOutcome::Failed => &self.write_failures,
+            RemoteOutcome::Dropped => &self.dropped,
+            RemoteOutcome::NoRoom => &self.no_room,
+        };
+        counter.load(Ordering::Relaxed)
+    }
 }
 
 /// The shared tier with its bounds.
@@ -110,6 +131,7 @@ pub(super) struct Remote {
     tier: Arc<dyn RemoteTier>,
     in_flight: Arc<Semaphore>,
     counters: Arc<RemoteCounters>,
+    room: Arc<Room>,
     secret: Arc<Secret>,
     prefix: Box<str>,
     /// Who this instance is, where it claims a fetch.
@@ -126,6 +148,7 @@ impl Remote {
             tier,
             in_flight: Arc::new(Semaphore::new(settings.remote_writes_in_flight)),
             counters: Arc::default(),
+            room: Arc::default(),
             secret: Arc::new(Secret::new(settings.remote_secret.as_deref())),
             prefix: settings.key_prefix.clone(),
             holder: format!("{:032x}", fastrand::u128(..)).into(),
@@ -140,9 +163,14 @@ impl Remote {
         &self.counters
     }
 
-    /// Whether instances tell each other what they fetch.
-    pub(super) const fn claims(&self) -> bool {
-        !self.hold.is_zero()
+    /// What may be written.
+    pub(super) fn room(&self) -> &Room {
+        &self.room
+    }
+
+    /// Whether instances tell each other what they fetch: where none can give it to the others, it is no use.
+    pub(super) fn claims(&self, now: UnixMillis) -> bool {
+        !self.hold.is_zero() && self.room.is_open(now)
     }
 
     /// How long a claim holds.
@@ -241,19 +269,30 @@ impl Remote {
         if entry.body().len() > self.max_object_bytes || ttl.is_zero() {
             return give_up();
         }
+        let size = name_length(&self.prefix).saturating_add(entry.encoded_length());
+        if !self.room.take(size, now) {
+            count(&self.counters.no_room);
+            return give_up();
+        }
         let permit = Arc::clone(&self.in_flight).try_acquire_owned().ok();
         let Some(paid) = permit.zip(budget.charge(allocated(entry.encoded_length()))) else {
+            self.room.settle(size);
             count(&self.counters.dropped);
             return give_up();
         };
         let (tier, counters, secret) =
             (Arc::clone(&self.tier), Arc::clone(&self.counters), Arc::clone(&self.secret));
+        let room = Arc::clone(&self.room);
         let (name, entry) = (self.key(&hash), Arc::clone(entry));
         let claim = claimed.then(|| (lock_name(&self.prefix, &name), self.holder.clone(), self.hold));
         tokio::spawn(async move {
             let written = tier.put(&name, entry.encode(&secret), ttl).await;
             let counter = if written { &counters.writes } else { &counters.write_failures };
             counter.fetch_add(1, Ordering::Relaxed);
+            room.settle(size);
+            if !written {
+                room.refused(now);
+            }
             drop(paid);
             if let Some((lock, holder, hold)) = claim {
                 let claim = Claim { name: &lock, holder: &holder, hold };
@@ -275,6 +314,11 @@ impl Remote {
         key.push_str(hash);
         key
     }
+}
+
+/// The length of an entry's key: 16 bytes in hexadecimal behind the prefix.
+const fn name_length(prefix: &str) -> usize {
+    prefix.len() + 6 + 32
 }
 
 fn count(counter: &AtomicU64) {

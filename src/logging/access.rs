@@ -173,6 +173,11 @@ impl AccessLog {
         self.sink.is_some()
     }
 
+    /// Whether lines have this field.
+    pub fn shows(&self, field: AccessField) -> bool {
+        self.enabled() && self.fields.contains(&field)
+    }
+
     /// Writes one line. Never blocks; a line that does not fit is dropped and counted.
     pub fn record(&self, entry: &AccessEntry<'_>) {
         let Some(sink) = &self.sink else { return };

@@ -7,8 +7,9 @@ use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::Metrics;
 use super::labels::{
-    CacheOutcome, ExchangePath, JwksFetch, Label, LimitOutcome, LimitSource, MethodClass, RefundResult,
-    RevocationKind, SessionEvent, StatusClass, StoreFailure, StoreState, UpstreamFailure, WarmOutcome,
+    CacheOutcome, CacheTier, ExchangePath, JwksFetch, Label, LimitOutcome, LimitSource, MethodClass,
+    RefundResult, RemoteOutcome, RevocationKind, SessionEvent, StatusClass, StoreFailure, StoreState,
+    UpstreamFailure, WarmOutcome,
 };
 use crate::clock::UnixMillis;
 
@@ -188,6 +189,21 @@ impl Metrics {
             duration_seconds: families.request_duration.with_label_values(&[name]),
             cache: leading(&families.cache, name),
         }
+    }
+
+    /// One counter per tier of the cache.
+    pub fn cache_hits(&self) -> Counters<CacheTier> {
+        single(&self.families().cache_hits)
+    }
+
+    /// One counter per reason not to store a response; the set belongs to the floor that decides.
+    pub fn cache_not_stored<L: Label>(&self) -> Counters<L> {
+        single(&self.families().cache_not_stored)
+    }
+
+    /// One counter per outcome of asking Redis for a cached response.
+    pub fn cache_redis(&self) -> Counters<RemoteOutcome> {
+        single(&self.families().cache_redis)
     }
 
     /// What comes of keeping responses of the route called `name` warm.

@@ -202,6 +202,38 @@ label! {
 }
 
 label! {
+    /// Where the response cache found a response.
+    pub enum CacheTier {
+        /// The memory of this instance.
+        Memory = "memory",
+        /// The tier that all instances share.
+        Redis = "redis",
+    }
+}
+
+label! {
+    /// What came of asking Redis for a cached response, or of giving it one.
+    pub enum RemoteOutcome {
+        /// It had a usable entry.
+        Hit = "hit",
+        /// It had none.
+        Miss = "miss",
+        /// It did not answer in time.
+        Timeout = "timeout",
+        /// What it had is damaged, forged or misfiled.
+        Rejected = "rejected",
+        /// An entry was written.
+        Written = "written",
+        /// It did not take an entry.
+        Failed = "failed",
+        /// An entry was not written, because too many were under way.
+        Dropped = "dropped",
+        /// An entry was not written, because Redis is nearly full, or refused one a moment ago.
+        NoRoom = "no_room",
+    }
+}
+
+label! {
     /// What came of looking after a response that is kept warm.
     pub enum WarmOutcome {
         /// It was fresh for long enough, here or in the shared tier.
@@ -290,6 +322,8 @@ mod tests {
         indexes_match::<LimitOutcome>();
         indexes_match::<LimitSource>();
         indexes_match::<CacheOutcome>();
+        indexes_match::<CacheTier>();
+        indexes_match::<RemoteOutcome>();
         indexes_match::<WarmOutcome>();
         indexes_match::<StoreFailure>();
         indexes_match::<StoreState>();

@@ -2,6 +2,7 @@
 //! nothing, and a request never waits for Redis here.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ::redis::{Value, cmd};
@@ -13,9 +14,10 @@ use serde::Serialize;
 
 use super::gateway::{Gateway, Shared};
 use super::reply::Reply;
+use crate::cache::room::{FULL, Turn};
 use crate::clock::UnixMillis;
 use crate::metrics::CacheOutcome;
-use crate::redis::{Lane, Store};
+use crate::redis::{Answer, FailureKind, Lane, Store};
 use crate::route::HealthDetail;
 use crate::upstream::Upstream;
 
@@ -130,6 +132,32 @@ pub struct Vitals {
     redis: ArcSwapOption<RedisHealth>,
 }
 
+/// What a node of the store says of its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct NodeMemory {
+    used: u64,
+    /// `maxmemory`; `None`: it may use what there is.
+    most: Option<u64>,
+}
+
+/// How closely Redis is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Detail {
+    /// Whether it answers.
+    Reached,
+    /// And how much memory it uses.
+    Memory,
+    /// And how many keys it has.
+    Full,
+}
+
+/// What a look at Redis found.
+struct Look {
+    health: RedisHealth,
+    /// Of each node that may be asked; `None` when one did not answer.
+    memory: Option<Vec<NodeMemory>>,
+}
+
 impl Vitals {
     /// Of a gateway that starts now.
     pub fn new(started_at: UnixMillis) -> Self {
@@ -149,7 +177,7 @@ impl Gateway {
     pub async fn health(&self, detail: bool) -> Health {
         let redis = match &self.shared.store {
             None => RedisHealth::only(RedisStatus::Disabled),
-            Some(store) => look_at(store, detail).await,
+            Some(store) => look_at(store, if detail { Detail::Full } else { Detail::Reached }).await.health,
         };
         self.health_with(redis)
     }
@@ -212,32 +240,55 @@ impl Gateway {
     }
 }
 
-/// Looks at Redis now and then, for the routes that tell of it.
-pub async fn watch(shared: Arc<Shared>) {
+/// Looks at Redis now and then: for the routes that tell of it, if there are any (`tells`), and to see how much room it
+/// has for cached responses.
+pub async fn watch(shared: Arc<Shared>, tells: bool) {
     let Some(store) = &shared.store else { return };
     loop {
-        let seen = look_at(store, true).await;
-        let pause = if seen.status == RedisStatus::Connected { LOOK_EVERY } else { LOOK_AGAIN };
-        shared.vitals.redis.store(Some(Arc::new(seen)));
-        tokio::time::sleep(pause).await;
+        let Look { health, memory } = look_at(store, if tells { Detail::Full } else { Detail::Memory }).await;
+        let connected = health.status == RedisStatus::Connected;
+        if let Some((room, memory)) = shared.cache.tiers().room().zip(memory) {
+            let instances = shared.instances.load(Ordering::Relaxed);
+            let turn =
+                room.seen(memory.into_iter().filter_map(|node| Some((node.used, node.most?))), instances);
+            match turn {
+                Some(Turn::Full) => tracing::warn!(
+                    "Redis uses more than {FULL} % of its maxmemory: cached responses stay in memory for now"
+                ),
+                Some(Turn::Open) => tracing::warn!("Redis has room for cached responses again"),
+                None => {}
+            }
+        }
+        shared.vitals.redis.store(Some(Arc::new(health)));
+        tokio::time::sleep(if connected { LOOK_EVERY } else { LOOK_AGAIN }).await;
     }
 }
 
-async fn look_at(store: &Store, detail: bool) -> RedisHealth {
+async fn look_at(store: &Store, detail: Detail) -> Look {
     // In a cluster it is connected when all of its nodes are, and as slow as the slowest.
     let answers = store.ask_all(PATIENCE, Lane::Bodies, &cmd("PING")).await;
     if answers.iter().any(|answer| answer.outcome.is_err()) {
-        return RedisHealth::only(RedisStatus::Disconnected);
+        return Look { health: RedisHealth::only(RedisStatus::Disconnected), memory: None };
     }
     let slowest = answers.iter().map(|answer| answer.elapsed).max();
-    let latency_ms = slowest.map(|elapsed| elapsed.as_secs_f64() * 1_000.0);
+    let latency_ms = slowest.map(rounded_millis);
     let mut health = RedisHealth { latency_ms, ..RedisHealth::only(RedisStatus::Connected) };
-    if detail {
+    let mut memory = None;
+    if detail >= Detail::Memory {
         let mut info = cmd("INFO");
         info.arg("memory");
-        let answers = store.ask_all(PATIENCE, Lane::Bodies, &info).await;
-        health.memory_bytes = answers.into_iter().map(|answer| used_memory(answer.outcome.ok()?)).sum();
-        let answers = store.ask_all(PATIENCE, Lane::Bodies, &cmd("DBSIZE")).await;
+        // Who may not ask is none the worse for it.
+        let answers = store.ask_all_aside(PATIENCE, Lane::Bodies, &info).await;
+        let silent =
+            |answer: &Answer| answer.outcome.as_ref().is_err_and(|why| why.kind() != FailureKind::Reply);
+        let is_told = !answers.iter().any(silent);
+        let told = answers.into_iter().map(|answer| node_memory(answer.outcome.ok()?));
+        let told: Vec<Option<NodeMemory>> = told.collect();
+        health.memory_bytes = told.iter().map(|node| Some((*node)?.used)).sum();
+        memory = is_told.then(|| told.into_iter().flatten().collect());
+    }
+    if detail >= Detail::Full {
+        let answers = store.ask_all_aside(PATIENCE, Lane::Bodies, &cmd("DBSIZE")).await;
         health.keys = answers
             .into_iter()
             .map(|answer| match answer.outcome {
@@ -246,14 +297,22 @@ async fn look_at(store: &Store, detail: bool) -> RedisHealth {
             })
             .sum();
     }
-    health
+    Look { health, memory }
 }
 
-/// `used_memory` in the answer to `INFO memory`.
-fn used_memory(answer: Value) -> Option<u64> {
+/// Milliseconds with two decimals: more are noise.
+fn rounded_millis(elapsed: Duration) -> f64 {
+    (elapsed.as_secs_f64() * 100_000.0).round() / 100.0
+}
+
+/// `used_memory` and `maxmemory` in the answer to `INFO memory`.
+fn node_memory(answer: Value) -> Option<NodeMemory> {
     let Value::BulkString(text) = answer else { return None };
     let text = String::from_utf8_lossy(&text);
-    text.lines().find_map(|line| line.strip_prefix("used_memory:"))?.trim().parse().ok()
+    let field = |name: &str| -> Option<u64> {
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?.trim().parse().ok()
+    };
+    Some(NodeMemory { used: field("used_memory")?, most: field("maxmemory").filter(|most| *most > 0) })
 }
 
 fn upstream_health(upstream: &Upstream, now: UnixMillis) -> UpstreamHealth {
@@ -262,5 +321,27 @@ fn upstream_health(upstream: &Upstream, now: UnixMillis) -> UpstreamHealth {
         name: upstream.settings().name.clone(),
         members: count(upstream.settings().members.len()),
         available: count(upstream.available(now)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_of_a_node_is_read_with_its_bound() {
+        let info = |text: &str| node_memory(Value::BulkString(text.as_bytes().to_vec()));
+        let text = "# Memory\r\nused_memory:1048576\r\nused_memory_human:1.00M\r\nmaxmemory:8388608\r\n";
+        assert_eq!(info(text), Some(NodeMemory { used: 1_048_576, most: Some(8_388_608) }));
+        assert_eq!(info("used_memory:7\r\nmaxmemory:0\r\n"), Some(NodeMemory { used: 7, most: None }));
+        assert_eq!(info("used_memory:7\r\n"), Some(NodeMemory { used: 7, most: None }));
+        assert_eq!((info("maxmemory:7\r\n"), node_memory(Value::Nil)), (None, None));
+    }
+
+    #[test]
+    fn latency_is_told_with_two_decimals() {
+        assert_eq!(rounded_millis(Duration::from_nanos(844_676)).to_string(), "0.84");
+        assert_eq!(rounded_millis(Duration::from_micros(12_345)).to_string(), "12.35");
+        assert_eq!(rounded_millis(Duration::from_nanos(900)).to_string(), "0");
     }
 }

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use super::gateway::Shared;
 use crate::cache::generations::{Generations, PrefixPurge, PrefixWrite, PrefixWritten, Write};
 use crate::cache::prefixes::{self, Prefix};
+use crate::cache::room::Room;
 use crate::clock::{UnixMillis, millis};
 use crate::redis::{Lane, Link, Store};
 
@@ -85,6 +86,7 @@ impl Shared {
 
     /// As [`Self::invalidate`]; the store is given at least this time to answer, where no client waits.
     pub async fn invalidate_within(&self, tags: Vec<Box<str>>, patience: Option<Duration>) -> bool {
+        self.metrics.families().cache_invalidations.inc_by(tags.len() as u64);
         let writes = self.cache.generations().invalidate(tags);
         self.write_generations(writes, patience).await
     }
@@ -121,6 +123,7 @@ impl Shared {
     /// Makes everything stored under `prefix` unreachable, here at once, and on every instance once the store knows. It is
     /// given at least `patience` to answer.
     pub async fn invalidate_prefix(&self, prefix: &Prefix, patience: Duration) -> PrefixPurged {
+        self.metrics.families().cache_invalidations.inc();
         let generations = self.cache.generations();
         let write = match generations.invalidate_prefix(prefix, self.clock.now()) {
             PrefixPurge::Local { widened } => return PrefixPurged { shared: true, widened },
@@ -184,12 +187,15 @@ impl Shared {
     /// Gives tags that the store knows nothing of a generation, in the background.
     pub fn create_generations(&self, writes: Vec<Write>) {
         let Some(store) = self.store.as_ref().filter(|_| !writes.is_empty()).map(Arc::clone) else { return };
+        if self.cache.tiers().room().is_some_and(Room::is_crowded) {
+            return;
+        }
         tokio::spawn(async move {
             let commands: Vec<Cmd> = writes.iter().map(|write| command(write, true)).collect();
             // Another instance may be first, or the store may fail: then somebody fetches once more.
             let calls = writes.iter().zip(&commands).map(|(write, command)| {
                 let shard = store.shard(write.key.as_bytes());
-                store.call_within(PATIENCE, Lane::Decisions, shard, command)
+                store.call_aside(PATIENCE, Lane::Decisions, shard, command)
             });
             futures::future::join_all(calls).await;
         });

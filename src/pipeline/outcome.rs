@@ -3,12 +3,16 @@
 
 use http::Version;
 
+use super::admit::CacheUse;
 use super::context::Context;
 use super::gateway::Gateway;
 use super::refusal::Refusal;
+use crate::cache::Transaction;
+use crate::cache::policy::NotStored;
+use crate::cache::storage::Tier;
 use crate::identity::{CredentialProblem, IdentityRefusal, Refused, Requirement};
 use crate::logging::AccessEntry;
-use crate::metrics::{Counters, Label, MethodClass, Metrics, StatusClass};
+use crate::metrics::{CacheOutcome, CacheTier, Counters, Label, MethodClass, Metrics, StatusClass};
 
 /// What looking for a credential and verifying it came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +91,10 @@ impl Label for AuthOutcome {
 pub struct Outcomes {
     /// Outcomes of authentication.
     pub auth: Counters<AuthOutcome>,
+    /// Responses from the cache, by tier.
+    cache_hits: Counters<CacheTier>,
+    /// Responses that the cache did not keep.
+    not_stored: Counters<NotStored>,
 }
 
 impl Outcomes {
@@ -95,7 +103,26 @@ impl Outcomes {
         for reason in Refusal::labels() {
             metrics.families().refusals.with_label_values(&[reason]);
         }
-        Self { auth: metrics.auth() }
+        Self {
+            auth: metrics.auth(),
+            cache_hits: metrics.cache_hits(),
+            not_stored: metrics.cache_not_stored(),
+        }
+    }
+
+    /// Counts what the cache did for one request.
+    fn count_cache(&self, outcome: CacheOutcome, transaction: &Transaction) {
+        if let Some(why) = transaction.not_stored() {
+            self.not_stored.count(why);
+        }
+        if matches!(outcome, CacheOutcome::Hit | CacheOutcome::Stale | CacheOutcome::Coalesced)
+            && let Some(tier) = transaction.tier()
+        {
+            self.cache_hits.count(match tier {
+                Tier::Memory => CacheTier::Memory,
+                Tier::Remote => CacheTier::Redis,
+            });
+        }
     }
 }
 
@@ -126,6 +153,9 @@ pub fn record(gateway: &Gateway, context: &Context, sent: &Sent<'_>) {
     route.duration_seconds.observe(elapsed.as_secs_f64());
     if let Some(outcome) = context.cache_outcome {
         route.cache.count(outcome);
+        if let Some(CacheUse::Used(transaction)) = context.admitted().map(|admitted| &admitted.cache) {
+            gateway.outcomes.count_cache(outcome, transaction);
+        }
     }
     if let Some(outcome) = AuthOutcome::of(context) {
         gateway.outcomes.auth.count(outcome);

@@ -88,6 +88,15 @@ enum Topology {
     Many(Box<Cluster>),
 }
 
+/// What the end of a call says about the store.
+#[derive(Clone, Copy, Debug)]
+enum Weight {
+    /// Whether it can decide.
+    Counts,
+    /// Nothing.
+    Aside,
+}
+
 /// Why a node did not do as asked.
 enum Failure {
     /// It could not.
@@ -202,14 +211,39 @@ impl Store {
         shard: Shard,
         command: &Cmd,
     ) -> Result<Value, Unavailable> {
+        self.call_as(Weight::Counts, deadline, lane, shard, command).await
+    }
+
+    /// As [`Store::call_within`], for what can be done without: how it ends says nothing about whether the store can
+    /// decide. A Redis that is full refuses it, and may still answer all else.
+    pub async fn call_aside(
+        &self,
+        deadline: Duration,
+        lane: Lane,
+        shard: Shard,
+        command: &Cmd,
+    ) -> Result<Value, Unavailable> {
+        self.call_as(Weight::Aside, deadline, lane, shard, command).await
+    }
+
+    async fn call_as(
+        &self,
+        weight: Weight,
+        deadline: Duration,
+        lane: Lane,
+        shard: Shard,
+        command: &Cmd,
+    ) -> Result<Value, Unavailable> {
         let until = tokio::time::Instant::now() + deadline;
         match &self.topology {
-            Topology::One(node) => self.ask(node, lane, command, until).await.map_err(Failure::settle),
+            Topology::One(node) => {
+                self.ask_as(weight, node, lane, command, until).await.map_err(Failure::settle)
+            }
             Topology::Many(cluster) => {
                 let mut node = cluster.owner(shard, until).await?;
                 // Not executed where it was redirected, so that it may be repeated.
                 for _ in 0..=MOST_REDIRECTIONS {
-                    let to = match self.ask(&node, lane, command, until).await {
+                    let to = match self.ask_as(weight, &node, lane, command, until).await {
                         Err(Failure::Redirected(to)) => to,
                         other => return other.map_err(Failure::settle),
                     };
@@ -320,8 +354,32 @@ impl Store {
         script: &Script,
         command: &Cmd,
     ) -> Result<Value, Unavailable> {
+        self.eval_as(Weight::Counts, deadline, lane, shard, script, command).await
+    }
+
+    /// As [`Store::eval_within`], for what can be done without, as with [`Store::call_aside`].
+    pub async fn eval_aside(
+        &self,
+        deadline: Duration,
+        lane: Lane,
+        shard: Shard,
+        script: &Script,
+        command: &Cmd,
+    ) -> Result<Value, Unavailable> {
+        self.eval_as(Weight::Aside, deadline, lane, shard, script, command).await
+    }
+
+    async fn eval_as(
+        &self,
+        weight: Weight,
+        deadline: Duration,
+        lane: Lane,
+        shard: Shard,
+        script: &Script,
+        command: &Cmd,
+    ) -> Result<Value, Unavailable> {
         let started = Instant::now();
-        match self.call_within(deadline, lane, shard, command).await {
+        match self.call_as(weight, deadline, lane, shard, command).await {
             Err(Unavailable::ScriptUnknown) => {
                 // All three share one deadline: the request waits no longer for a store that was restarted.
                 let left = || deadline.saturating_sub(started.elapsed());
@@ -329,9 +387,9 @@ impl Store {
                     // Nobody tells which node did not know it, while the slot is on its way to another one.
                     self.ask_all(left(), lane, &script.load()).await;
                 } else {
-                    self.call_within(left(), lane, shard, &script.load()).await?;
+                    self.call_as(weight, left(), lane, shard, &script.load()).await?;
                 }
-                self.call_within(left(), lane, shard, command).await
+                self.call_as(weight, left(), lane, shard, command).await
             }
             other => other,
         }
@@ -339,11 +397,20 @@ impl Store {
 
     /// Sends one command to every node that owns keys, each with this deadline. For operators' questions.
     pub async fn ask_all(&self, deadline: Duration, lane: Lane, command: &Cmd) -> Vec<Answer> {
+        self.ask_all_as(Weight::Counts, deadline, lane, command).await
+    }
+
+    /// As [`Store::ask_all`], for what can be done without, as with [`Store::call_aside`].
+    pub async fn ask_all_aside(&self, deadline: Duration, lane: Lane, command: &Cmd) -> Vec<Answer> {
+        self.ask_all_as(Weight::Aside, deadline, lane, command).await
+    }
+
+    async fn ask_all_as(&self, weight: Weight, deadline: Duration, lane: Lane, command: &Cmd) -> Vec<Answer> {
         let until = tokio::time::Instant::now() + deadline;
         let nodes = self.nodes();
         let asked = nodes.iter().map(|node| async move {
             let started = Instant::now();
-            let outcome = self.ask(node, lane, command, until).await.map_err(Failure::settle);
+            let outcome = self.ask_as(weight, node, lane, command, until).await.map_err(Failure::settle);
             Answer { outcome, elapsed: started.elapsed() }
         });
         let answers = futures::future::join_all(asked).await;
@@ -394,6 +461,17 @@ impl Store {
         command: &Cmd,
         until: tokio::time::Instant,
     ) -> Result<Value, Failure> {
+        self.ask_as(Weight::Counts, node, lane, command, until).await
+    }
+
+    async fn ask_as(
+        &self,
+        weight: Weight,
+        node: &Arc<Node>,
+        lane: Lane,
+        command: &Cmd,
+        until: tokio::time::Instant,
+    ) -> Result<Value, Failure> {
         let Some(epoch) = node.breaker.closed() else { return Err(Unavailable::BreakerOpen.into()) };
         let started = tokio::time::Instant::now();
         let send = |mut connection: MultiplexedConnection| async move {
@@ -404,7 +482,13 @@ impl Store {
             }
         };
         let outcome = self.attempt(node, epoch, lane, until, send).await;
-        self.account(node, epoch, started.elapsed(), outcome.as_ref().err().and_then(Failure::unavailable));
+        let failure = outcome.as_ref().err().and_then(Failure::unavailable);
+        match weight {
+            Weight::Counts => self.account(node, epoch, started.elapsed(), failure),
+            Weight::Aside => {
+                self.observer.call(started.elapsed(), failure.map_or(Ok(()), |why| Err(why.kind())));
+            }
+        }
         outcome
     }
 

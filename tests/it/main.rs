@@ -44,6 +44,7 @@ mod cache_memory;
 mod cache_property;
 mod cache_purge;
 mod cache_races;
+mod cache_room;
 mod cache_rules;
 mod cache_warm;
 mod cli;

@@ -10,6 +10,7 @@ mod refreshing;
 
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,10 +20,12 @@ use pingora::cache::{
     CacheKey, CacheMeta, HitHandler, MissHandler, PurgeOutcome, PurgeTarget, PurgeType, Storage,
 };
 use pingora::{Error, ErrorType, Result};
+use quick_cache::sync::DefaultLifecycle;
 
 use super::entry::{Draft, Entry};
 use super::flights::Flights;
 use super::remote::{Remote, RemoteCounters, RemoteTier};
+use super::room::Room;
 use super::settings::Settings;
 use crate::clock::{Clock, UnixMillis};
 
@@ -52,7 +55,7 @@ const UNOWNED_PERCENT: usize = 40;
 /// The part of the memory that is reserved for fills: one in so many bytes, but room for a fill of any size.
 const FILLS_SHARE: usize = 8;
 
-type Memory = quick_cache::sync::Cache<u128, Arc<Entry>, ByWeight, ahash::RandomState>;
+type Memory = quick_cache::sync::Cache<u128, Arc<Entry>, ByWeight, ahash::RandomState, Evictions>;
 
 /// The same storage for a request that has no time left to ask the shared tier: it reads memory only. If others wait
 /// for another instance's fetch already, it waits with them.
@@ -125,6 +128,8 @@ impl Tier {
 /// Both tiers.
 pub struct Tiers {
     memory: Memory,
+    /// Entries that left memory for want of room.
+    evicted: Arc<AtomicU64>,
     remote: Option<Remote>,
     /// Who asks the shared tier for what, and what is being fetched after that.
     flights: Flights,
@@ -141,6 +146,23 @@ struct Found(Arc<Entry>);
 
 #[derive(Clone, Debug)]
 struct ByWeight;
+
+/// Counts what leaves the memory tier for want of room, and drops it after the shard's lock, as the default does.
+#[derive(Clone, Debug, Default)]
+struct Evictions {
+    count: Arc<AtomicU64>,
+    dropping: DefaultLifecycle<u128, Arc<Entry>>,
+}
+
+impl quick_cache::Lifecycle<u128, Arc<Entry>> for Evictions {
+    type RequestState =
+        <DefaultLifecycle<u128, Arc<Entry>> as quick_cache::Lifecycle<u128, Arc<Entry>>>::RequestState;
+
+    fn on_evict(&self, state: &mut Self::RequestState, key: u128, entry: Arc<Entry>) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.dropping.on_evict(state, key, entry);
+    }
+}
 
 impl quick_cache::Weighter<u128, Arc<Entry>> for ByWeight {
     fn weight(&self, _key: &u128, entry: &Arc<Entry>) -> u64 {
@@ -173,14 +195,16 @@ impl Tiers {
         // Nothing is stored that does not fit the other part.
         let most = (*NEW_PERCENT.end()).min(98_usize.saturating_sub(of_shard)).max(*NEW_PERCENT.start());
         let new = (of_shard + of_shard / 4).clamp(*NEW_PERCENT.start(), most);
+        let evicted = Arc::new(AtomicU64::new(0));
         let memory = quick_cache::sync::Cache::with_options(
             options(items, stored as u64, shards, new),
             ByWeight,
             ahash::RandomState::new(),
-            quick_cache::sync::DefaultLifecycle::default(),
+            Evictions { count: Arc::clone(&evicted), ..Evictions::default() },
         );
         Self {
             memory,
+            evicted,
             remote: remote.map(|tier| Remote::new(settings, tier)),
             flights: Flights::default(),
             patience: settings.lock_wait,
@@ -199,9 +223,19 @@ impl Tiers {
         self.memory.len()
     }
 
+    /// Entries that left the memory tier for want of room, since the start.
+    pub fn evicted(&self) -> u64 {
+        self.evicted.load(Ordering::Relaxed)
+    }
+
     /// What happened in the shared tier, if there is one.
     pub fn remote_counters(&self) -> Option<&RemoteCounters> {
         self.remote.as_ref().map(Remote::counters)
+    }
+
+    /// What may be written to the shared tier, if there is one.
+    pub fn room(&self) -> Option<&Room> {
+        self.remote.as_ref().map(Remote::room)
     }
 
     /// The entry of `key` in memory, fresh or not.
@@ -251,7 +285,7 @@ impl Tiers {
             return held.map(|entry| (entry, Tier::Memory));
         }
         // In a box of its own, so that what is found above does not pay for its size.
-        let found = Box::pin(self.ask(remote, key, held.is_none() && remote.claims())).await;
+        let found = Box::pin(self.ask(remote, key, held.is_none() && remote.claims(now))).await;
         match (held, found) {
             (Some(held), Some((found, _))) if found.fresh_until() <= held.fresh_until() => {
                 Some((held, Tier::Memory))
