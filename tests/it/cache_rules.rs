@@ -459,8 +459,8 @@ fn one_users_entries_end_with_the_right_to_them() {
 fn an_answer_in_the_foreground_ends_what_was_stored_too_but_no_other_variant() {
     let stage = Stage::start();
     // Validated, then the origin is away.
-    let ageing = || ok("max-age=10, stale-if-error=600").header("age", "70");
-    answers(&stage, "/open/a", ageing());
+    let old_answer = || ok("max-age=10, stale-if-error=600").header("age", "70");
+    answers(&stage, "/open/a", old_answer());
     stage.get("/open/a");
     stage.origin.route("/open/a", |_| Reply::text(410, ""));
     assert_eq!(stage.get("/open/a").code(), 410);

@@ -255,8 +255,10 @@ impl Transaction {
             Ok(stored) => stored,
             Err(why) => {
                 self.not_stored = Some(why);
-                self.end_stored(http, response.status, why);
-                let passing = response.status.is_server_error() || self.leaves_fresh(now);
+                let found = self.end_stored(http, response.status, why);
+                // What may not be shared because of who asked says nothing against what is.
+                let is_askers = found && why == NotStored::Authorization;
+                let passing = is_askers || response.status.is_server_error() || self.leaves_fresh(now);
                 let reason = if passing { PASSING } else { why.as_str() };
                 return RespCacheable::Uncacheable(NoCacheReason::Custom(reason));
             }
@@ -289,8 +291,8 @@ impl Transaction {
     }
 
     /// Drops what was found, where the answer says that it is no longer true: neither an error nor a refresh in the
-    /// background may bring it back.
-    fn end_stored(&self, http: &HttpCache, status: StatusCode, why: NotStored) {
+    /// background may bring it back. Returns whether there was anything.
+    fn end_stored(&self, http: &HttpCache, status: StatusCode, why: NotStored) -> bool {
         let found = matches!(http.phase(), CachePhase::Stale) && http.maybe_cache_meta().is_some();
         // What pingora asks about a 304 has the status of what is stored.
         let status = self.answered.unwrap_or(status);
@@ -300,6 +302,7 @@ impl Transaction {
         {
             self.cache.tiers().drop_entry(key);
         }
+        found
     }
 
     /// After [`Self::judge`]: the generations to be written with `SET NX`, in the background, because a response
