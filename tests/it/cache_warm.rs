@@ -126,11 +126,14 @@ fn the_first_client_finds_what_is_kept_warm_and_the_origin_was_asked_once_by_the
     let more: Vec<_> = request.headers.keys().filter(|name| !known.contains(&name.as_str())).collect();
     assert!(more.is_empty(), "{more:?}");
 
-    let metrics = gateway.metrics();
-    let of_route = |name: &str| crate::support::gateway::sum_of(&metrics, name, &[("route", "warm")]);
-    assert_eq!(of_route("tollgate_requests_total"), Some(1.0), "the client's");
-    assert_eq!(of_route("tollgate_cache_total"), Some(1.0), "the client's");
+    // A request is counted and logged after its answer.
     gateway.wait_for_log("\"path\":\"/warm/today\"");
+    let of_route =
+        |name: &str| crate::support::gateway::sum_of(&gateway.metrics(), name, &[("route", "warm")]);
+    for counted in ["tollgate_requests_total", "tollgate_cache_total"] {
+        assert_eventually!(of_route(counted).is_some(), "it is counted");
+        assert_eq!(of_route(counted), Some(1.0), "{counted}: the client's");
+    }
     assert_eq!(gateway.count_logs("\"path\":\"/warm/today\""), 1, "{}", gateway.logs());
     assert!(!gateway.logs().contains(TOKEN));
 }

@@ -298,26 +298,37 @@ fn bodies_are_shared_dropped_and_purged_through_a_cluster() {
     }
     let hits = std::sync::atomic::AtomicU64::new(0);
     origin.answer(move |_| Reply::text(200, &hits.fetch_add(1, SeqCst).to_string()));
+    let ask = |gateway: &Gateway, path: &str, token: &str| {
+        gateway.client().get(path).host("api.example").bearer(token).send()
+    };
     let get = |gateway: &Gateway, path: &str, token: &str| {
-        let reply = gateway.client().get(path).host("api.example").bearer(token).send();
+        let reply = ask(gateway, path, token);
         (crate::cache::x_cache(&reply), reply.text())
+    };
+    let purge = |what: &serde_json::Value| {
+        let reply = gateways[0].admin().post("/api/v1/cache/purge").bearer(ADMIN_TOKEN).json(what).send();
+        assert_eq!((reply.code(), &reply.json()["shared"]), (200, &json!(true)), "{what}: {}", reply.text());
     };
     let paths: Vec<String> = (0..12).map(|number| format!("/items/{number}")).collect();
     let ada = Token::of("ada").sign();
     let fill = || {
         for path in &paths {
-            get(&gateways[0], path, &ada);
-            let (kept, body) = get(&gateways[0], path, &ada);
-            assert_eq!(kept, "HIT", "{path}");
-            // Who asks before the generations of the tags are written goes on with its own for ten seconds.
-            let tags = || cluster.keys().iter().filter(|key| key.starts_with("cache_tag:")).count();
-            let mut known = 0;
-            assert_eventually!(std::mem::replace(&mut known, tags()) == tags(), "all tags are written");
-            assert_eventually!(
-                get(&gateways[1], path, &ada) == ("HIT".to_owned(), body.clone()),
-                "the other instance has it from the cluster",
-                Duration::from_secs(30)
-            );
+            let same = || {
+                let first = ask(&gateways[0], path, &ada);
+                let (kept, body) = get(&gateways[0], path, &ada);
+                // Who asks before the generations of the tags are written goes on with its own for ten seconds.
+                let tags = || cluster.keys().iter().filter(|key| key.starts_with("cache_tag:")).count();
+                let mut known = 0;
+                assert_eventually!(std::mem::replace(&mut known, tags()) == tags(), "all tags are written");
+                let other = get(&gateways[1], path, &ada);
+                if kept == "HIT" && other == ("HIT".to_owned(), body) {
+                    return true;
+                }
+                // An instance that the cluster answers too late fetches for itself, and keeps what it got.
+                purge(&json!({"key": first.header("x-cache-key").unwrap()}));
+                false
+            };
+            assert_eventually!(same(), "the other instance has it from the cluster", Duration::from_secs(30));
         }
     };
     fill();
@@ -337,14 +348,13 @@ fn bodies_are_shared_dropped_and_purged_through_a_cluster() {
     }
     let by_prefix = [json!({"prefix": "/items/"}), json!({"prefix": "/", "host": "api.example"})];
     let otherwise = [json!({"user": "ada"}), json!({"route": "item"}), json!({"all": true})];
-    for purge in by_prefix.into_iter().chain(otherwise) {
+    for purged in by_prefix.into_iter().chain(otherwise) {
         fill();
         let before: Vec<String> = paths.iter().map(|path| get(&gateways[1], path, &ada).1).collect();
-        let reply = gateways[0].admin().post("/api/v1/cache/purge").bearer(ADMIN_TOKEN).json(&purge).send();
-        assert_eq!((reply.code(), &reply.json()["shared"]), (200, &json!(true)), "{purge}: {}", reply.text());
+        purge(&purged);
         for (path, before) in paths.iter().zip(before) {
             for gateway in [&gateways[1], &gateways[0]] {
-                assert_ne!(get(gateway, path, &ada).1, before, "{purge} {path}");
+                assert_ne!(get(gateway, path, &ada).1, before, "{purged} {path}");
             }
         }
     }

@@ -46,6 +46,7 @@ struct Shared {
     answer_delay_micros: AtomicU64,
     /// One more than the bytes that a connection carries to the server before it breaks; 0: it does not.
     breaks_after: AtomicU64,
+    breaks: AtomicU64,
     traffic: Mutex<Traffic>,
 }
 
@@ -125,6 +126,11 @@ impl Relay {
     /// comes after them is lost. `None` ends it.
     pub fn break_after(&self, bytes: Option<u64>) {
         self.shared.breaks_after.store(bytes.map_or(0, |bytes| bytes + 1), SeqCst);
+    }
+
+    /// How often something was lost by [`Self::break_after`].
+    pub fn breaks(&self) -> u64 {
+        self.shared.breaks.load(SeqCst)
     }
 
     pub fn traffic(&self) -> Traffic {
@@ -216,7 +222,11 @@ async fn relay(client: TcpStream, server: SocketAddr, mut link: watch::Receiver<
         let passes = |length: usize| {
             let before = carried.fetch_add(length as u64, SeqCst);
             let Some(limit) = shared.breaks_after.load(SeqCst).checked_sub(1) else { return length };
-            usize::try_from(limit.saturating_sub(before)).unwrap().min(length)
+            let passes = usize::try_from(limit.saturating_sub(before)).unwrap().min(length);
+            if passes < length {
+                shared.breaks.fetch_add(1, SeqCst);
+            }
+            passes
         };
         // The usual delay lies on the way to the server alone, so that it is counted once per round trip.
         let towards_server = carry(
