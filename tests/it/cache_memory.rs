@@ -265,10 +265,10 @@ fn memory_stays_within_its_bytes_under_distinct_responses() {
 #[test]
 fn memory_stays_within_its_bytes_whatever_size_its_objects_have() {
     for size in [4_000, 1_048_576] {
-        stays_within(16, 100_000_000, &[size]);
+        stays_within(16, 60_000_000, &[size]);
     }
     // Many small ones take long to ask for.
-    stays_within(16, 12_000_000, &[300]);
+    stays_within(16, 8_000_000, &[300]);
 }
 
 #[test]
@@ -335,7 +335,8 @@ fn odd_bodies_are_served_again_as_they_came_or_fetched_again() {
         ("empty", "200", "content-length: 0", ""),
         ("nothing", "204", "", ""),
     ] {
-        ask("GET", kind);
+        // A client whose answer is complete may be gone before the last of it came.
+        assert_eventually!(ask("GET", kind).0.contains("x-cache: hit"), "it is stored");
         let before = asked();
         let (head, again) = ask("GET", kind);
         assert!(head.starts_with(&format!("http/1.1 {status}")), "{kind}: {head}");
@@ -345,8 +346,7 @@ fn odd_bodies_are_served_again_as_they_came_or_fetched_again() {
     // HEAD fetches the whole, of which it gets the head; GET finds it.
     let (head, body) = ask("HEAD", "chunked/of-head");
     assert!(head.starts_with("http/1.1 200") && body.is_empty(), "{head}: {body}");
+    assert_eventually!(ask("GET", "chunked/of-head").0.contains("x-cache: hit"), "it is stored");
     let before = asked();
-    let (head, body) = ask("GET", "chunked/of-head");
-    assert!(head.contains("x-cache: hit"), "{head}");
-    assert_eq!((body.as_str(), asked()), ("hello", before));
+    assert_eq!((ask("GET", "chunked/of-head").1.as_str(), asked()), ("hello", before));
 }

@@ -260,15 +260,21 @@ impl Tiers {
         (meta, Box::new(hit))
     }
 
+    /// What memory holds of `key`, without counting as a use of it: what is looked at once is not asked for often.
+    fn seen_in_memory(&self, key: &CacheKey) -> Option<Arc<Entry>> {
+        let held = self.memory.peek(&u128::from_be_bytes(key.combined_bin()));
+        held.filter(|entry| entry.is_named(key))
+    }
+
     /// Whether memory holds a fresh entry of `key`.
     pub(super) fn has_fresh(&self, key: &CacheKey) -> bool {
         let now = self.clock.now();
-        self.in_memory(key, now).is_some_and(|entry| entry.fresh_until() >= now)
+        self.seen_in_memory(key).is_some_and(|entry| entry.fresh_until() >= now)
     }
 
     /// Whether what memory holds of `key` was never fresh, and may not be served stale.
     pub(super) fn has_for_nobody_else(&self, key: &CacheKey) -> bool {
-        let held = self.in_memory(key, self.clock.now());
+        let held = self.seen_in_memory(key);
         held.is_some_and(|entry| entry.freshness().is_none() && entry.stale_while_revalidate().is_zero())
     }
 
