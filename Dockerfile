@@ -30,7 +30,5 @@ USER 10001
 EXPOSE 8080 9090
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 \
     CMD ["tollgate", "health"]
-# What is freed goes back to the system after so many milliseconds; the allocator would keep it for a second.
-ENV MIMALLOC_PURGE_DELAY=10
 ENTRYPOINT ["tollgate"]
 CMD ["run", "--config", "/etc/tollgate/tollgate.toml"]

@@ -59,6 +59,13 @@ pub enum Command {
     Health(Health),
 }
 
+impl Command {
+    /// Whether it serves requests until it is stopped.
+    pub const fn serves(&self) -> bool {
+        matches!(self, Self::Run(_) | Self::Demo(_))
+    }
+}
+
 /// Where the configuration is.
 #[derive(Args, Clone, Debug)]
 pub struct Config {

@@ -75,6 +75,8 @@ impl RemoteTier for RedisTier {
     async fn put(&self, key: &str, value: Bytes, ttl: Duration) -> bool {
         let mut command = cmd("SET");
         command.arg(key).arg(&*value).arg("PX").arg(millis(ttl).max(1));
+        // It is in the command now.
+        drop(value);
         let shard = self.store.shard(key.as_bytes());
         let written = self.store.call_aside(WRITE_TIME, Lane::Bodies, shard, &command).await;
         self.note(&written);

@@ -224,15 +224,11 @@ fn flood(gateway: &Gateway, threads: usize, bytes: usize, sizes: &[usize], what:
 }
 
 /// Floods two gateways with the same responses, one of which does not cache them: the connections' buffers and what
-/// the allocator holds for them are not the cache's. Where the purge delay is left at a second, what was freed within
-/// it is most of either peak.
+/// the allocator holds for them are not the cache's.
 fn stays_within(mebibytes: u64, bytes: usize, sizes: &[usize]) {
     let source = Source::start();
     let run = |what: &str| {
-        let gateway = Gateway::builder()
-            .config(&config(source.addr, &format!("{mebibytes}MiB")))
-            .env("MIMALLOC_PURGE_DELAY", "10")
-            .start();
+        let gateway = Gateway::builder().config(&config(source.addr, &format!("{mebibytes}MiB"))).start();
         let idle = gateway.process().resident_bytes();
         let most = flood(&gateway, 4, bytes, sizes, what);
         (idle, most, gateway.metric("tollgate_cache_bytes", &[]).unwrap())

@@ -219,6 +219,6 @@ fn the_worked_example_of_caching_is_a_configuration() {
     let loaded = loaded(example);
     assert_eq!(loaded.warnings, []);
     let cached = loaded.spec.routes.iter().filter(|route| route.cache.is_some()).count();
-    assert_eq!((loaded.spec.routes.len(), cached), (6, 4));
+    assert_eq!((loaded.spec.routes.len(), cached), (7, 4));
     crate::app::check(&loaded).unwrap_or_else(|errors| panic!("{errors}"));
 }
