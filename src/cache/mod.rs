@@ -38,7 +38,7 @@ use ahead::Attempts;
 use entry::Entry;
 use generations::Generations;
 use remote::RemoteTier;
-use storage::{MemoryReads, Refreshing, Tiers};
+use storage::{Looks, Tiers, View};
 use turns::Turns;
 use vary::Variants;
 
@@ -52,8 +52,8 @@ const PREDICTOR_SHARDS: usize = 16;
 /// The cache of this process; it outlives every configuration.
 pub struct Cache {
     tiers: &'static Tiers,
-    memory_reads: &'static MemoryReads,
-    refreshing: &'static Refreshing,
+    memory_reads: &'static View,
+    refreshing: &'static View,
     attempts: Attempts,
     lock: &'static CacheKeyLockImpl,
     predictor: &'static Predictor<PREDICTOR_SHARDS>,
@@ -80,9 +80,9 @@ impl Cache {
             Box::leak(Box::new(Predictor::new(PREDICTED_PER_SHARD, Some(is_transient))));
         Box::leak(Box::new(Self {
             tiers,
-            memory_reads: Box::leak(Box::new(MemoryReads(tiers))),
+            memory_reads: Box::leak(Box::new(View::new(tiers, Looks::InMemory))),
             lock: Box::leak(Box::new(Turns::new(settings.lock_age, tiers, predictor))),
-            refreshing: Box::leak(Box::new(Refreshing(tiers))),
+            refreshing: Box::leak(Box::new(View::new(tiers, Looks::ToRefresh))),
             attempts: Attempts::default(),
             predictor,
             generations: Generations::new(settings, shared),

@@ -6,7 +6,7 @@ pub(super) mod body;
 pub(super) mod budget;
 mod fill;
 mod hit;
-mod refreshing;
+mod view;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ use crate::clock::{Clock, UnixMillis};
 use self::budget::{Budget, Charge, allocated};
 use self::fill::Fill;
 pub use self::hit::Hit;
-pub(super) use self::refreshing::Refreshing;
+pub(super) use self::view::{Looks, View};
 
 /// Upper bound of the memory tier's shards; fewer when objects are big in comparison.
 const MAX_SHARDS: usize = 16;
@@ -56,55 +56,6 @@ const UNOWNED_PERCENT: usize = 40;
 const FILLS_SHARE: usize = 8;
 
 type Memory = quick_cache::sync::Cache<u128, Arc<Entry>, ByWeight, ahash::RandomState, Evictions>;
-
-/// The same storage for a request that has no time left to ask the shared tier: it reads memory only. If others wait
-/// for another instance's fetch already, it waits with them.
-pub(super) struct MemoryReads(pub(super) &'static Tiers);
-
-#[async_trait]
-impl Storage for MemoryReads {
-    async fn lookup(
-        &'static self,
-        key: &CacheKey,
-        _trace: &SpanHandle,
-    ) -> Result<Option<(CacheMeta, HitHandler)>> {
-        if let Some(held) = self.0.in_memory(key, self.0.clock.now()) {
-            return Ok(Some(Tiers::hit(held, Tier::Memory)));
-        }
-        Ok(Box::pin(self.0.wait_with_others(key)).await.map(|(entry, tier)| Tiers::hit(entry, tier)))
-    }
-
-    async fn get_miss_handler(
-        &'static self,
-        key: &CacheKey,
-        meta: &CacheMeta,
-        trace: &SpanHandle,
-    ) -> Result<MissHandler> {
-        self.0.get_miss_handler(key, meta, trace).await
-    }
-
-    async fn purge(
-        &'static self,
-        target: PurgeTarget<'_>,
-        purge_type: PurgeType,
-        trace: &SpanHandle,
-    ) -> Result<PurgeOutcome> {
-        self.0.purge(target, purge_type, trace).await
-    }
-
-    async fn update_meta(
-        &'static self,
-        key: &CacheKey,
-        meta: &CacheMeta,
-        trace: &SpanHandle,
-    ) -> Result<bool> {
-        self.0.update_meta(key, meta, trace).await
-    }
-
-    fn as_any(&self) -> &(dyn Any + Send + Sync + 'static) {
-        self
-    }
-}
 
 /// Where a hit came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -604,7 +604,7 @@ async fn who_refreshes_finds_what_another_instance_refreshed_once_half_of_its_ow
     let fake = Arc::new(Fake::default());
     let (one, _) = tiers(&Settings::default(), Some(&fake));
     let (two, clock) = tiers(&Settings::default(), Some(&fake));
-    let refreshing: &'static Refreshing = Box::leak(Box::new(Refreshing(two)));
+    let refreshing: &'static View = Box::leak(Box::new(View::new(two, Looks::ToRefresh)));
     let found = async || {
         let (meta, hit) = refreshing.lookup(&key("a"), &span()).await.unwrap().unwrap();
         (meta.fresh_until(), hit.as_any().downcast_ref::<Hit>().unwrap().tier())
