@@ -226,7 +226,7 @@ flood() { # flood WHAT MEGABYTES
 gauge() { # gauge NAME
     (
         exec 3<>"/dev/tcp/127.0.0.1/$admin_port" || exit 1
-        printf 'GET /metrics HTTP/1.1\r\nHost: load.test\r\nAuthorization: Bearer %s\r\nConnection: close\r\n\r\n' "$admin_token" >&3
+        printf 'GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:%s\r\nAuthorization: Bearer %s\r\nConnection: close\r\n\r\n' "$admin_port" "$admin_token" >&3
         timeout 10 cat <&3
     ) 2>/dev/null | awk -v name="$1" '$1 == name { print $2 + 0 }'
 }
