@@ -117,8 +117,7 @@ impl Exchange {
         self.answer(session, &reply).await
     }
 
-    /// The tags that a write on this route changes: what the route declares, the very target, and what the answer
-    /// names beside it.
+    /// The tags that a write on this route changes: what the route declares, and the very target.
     fn changed_tags(&self) -> Vec<Box<str>> {
         let Some(admitted) = self.admitted() else { return Vec::new() };
         let user = admitted.identity.as_ref().map(|identity| &*identity.account);
