@@ -22,6 +22,9 @@ use crate::metrics::RemoteOutcome;
 /// sooner than that.
 const UNSHARED: Duration = Duration::from_secs(1);
 
+/// How often an entry on its way is in memory beside itself: in its command, and in what the connection sends.
+pub(super) const COPIES: usize = 2;
+
 /// A store that all instances share. Every call is best effort: absence and failure look the same.
 #[async_trait]
 pub trait RemoteTier: Send + Sync + 'static {
@@ -275,7 +278,8 @@ impl Remote {
             return give_up();
         }
         let permit = Arc::clone(&self.in_flight).try_acquire_owned().ok();
-        let Some(paid) = permit.zip(budget.charge(allocated(entry.encoded_length()))) else {
+        let bytes = allocated(entry.encoded_length()).saturating_mul(COPIES);
+        let Some(paid) = permit.zip(budget.charge(bytes)) else {
             self.room.settle(size);
             count(&self.counters.dropped);
             return give_up();

@@ -24,7 +24,7 @@ use quick_cache::sync::DefaultLifecycle;
 
 use super::entry::{Draft, Entry};
 use super::flights::Flights;
-use super::remote::{Remote, RemoteCounters, RemoteTier};
+use super::remote::{COPIES, Remote, RemoteCounters, RemoteTier};
 use super::room::Room;
 use super::settings::Settings;
 use crate::clock::{Clock, UnixMillis};
@@ -52,7 +52,8 @@ const GHOST: usize = 128;
 const PAGES: usize = 5 * 1024 * 1024;
 /// The part of the memory that belongs to no entry, at most, in percent.
 const UNOWNED_PERCENT: usize = 40;
-/// The part of the memory that is reserved for fills: one in so many bytes, but room for a fill of any size.
+/// The part of the memory that is reserved for fills: one in so many bytes, but room for a fill of any size, and then
+/// for its copies.
 const FILLS_SHARE: usize = 8;
 
 type Memory = quick_cache::sync::Cache<u128, Arc<Entry>, ByWeight, ahash::RandomState, Evictions>;
@@ -135,10 +136,11 @@ impl Tiers {
         // What is no entry's: remembered keys, free blocks, and pages of the allocator that are not full.
         let unowned = (items / 2).saturating_mul(GHOST).saturating_add(body::FREE + PAGES);
         let limit = bytes - unowned.min(bytes / 100 * UNOWNED_PERCENT);
-        // With its head, and the copy that goes to the shared tier.
+        // With its head.
         let biggest =
             allocated(max_object_bytes.max(1)).saturating_add(max_object_bytes / 16 + ROOM_FOR_HEAD);
-        let fills = (limit / FILLS_SHARE).max(biggest).min(limit / 2);
+        let copies = if remote.is_some() { COPIES } else { 1 };
+        let fills = (limit / FILLS_SHARE).max(biggest.saturating_mul(copies)).min(limit / 2);
         let stored = limit - fills;
         let shards = (stored / biggest.saturating_mul(BIGGEST_PER_SHARD)).clamp(1, MAX_SHARDS);
         let shards = prev_power_of_two(shards);
@@ -177,6 +179,11 @@ impl Tiers {
     /// Entries that left the memory tier for want of room, since the start.
     pub fn evicted(&self) -> u64 {
         self.evicted.load(Ordering::Relaxed)
+    }
+
+    /// Whether instances tell each other what they fetch.
+    pub fn claims(&self, now: UnixMillis) -> bool {
+        self.remote.as_ref().is_some_and(|remote| remote.claims(now))
     }
 
     /// What happened in the shared tier, if there is one.

@@ -226,6 +226,17 @@ async fn memory_stays_within_its_bound() {
 }
 
 #[tokio::test]
+async fn copies_on_their_way_to_the_shared_tier_count_as_often_as_they_are_held() {
+    let remote = Arc::new(Fake::default());
+    remote.slow.store(true, Ordering::Relaxed);
+    let (tiers, _) = tiers(&Settings::default(), Some(&remote));
+    let body = &*"x".repeat(100_000).leak();
+    assert!(fill(tiers, "a", &[body], Some(body.len())).await);
+    let copies = tiers.memory_bytes() - tiers.memory.weight();
+    assert!((200_000..300_000).contains(&copies), "{copies}");
+}
+
+#[tokio::test]
 async fn what_is_asked_for_again_survives_a_scan() {
     let settings = Settings { memory_bytes: 4 * 1024 * 1024, ..Settings::default() };
     let (tiers, _) = tiers(&settings, None);
