@@ -10,6 +10,7 @@ mod flights;
 mod flow_tests;
 pub mod generations;
 pub mod key;
+mod patience;
 pub mod policy;
 pub mod prefixes;
 pub mod remote;

@@ -3,11 +3,13 @@
 
 use std::time::Duration;
 
+use http::Extensions;
 use pingora::cache::CacheKey;
 use pingora::cache::key::CacheHashKey;
 use pingora::cache::lock::{CacheKeyLock, CacheLock, LockStatus, Locked, WritePermit};
 use pingora::cache::predictor::CacheablePredictor;
 
+use super::patience::Patience;
 use super::storage::Tiers;
 
 /// pingora's lock, and the storage that is filled under it.
@@ -28,6 +30,39 @@ impl Turns {
     }
 }
 
+/// Longer than any wait.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// A lock that ends when it is dropped.
+struct Lock(WritePermit, LockStatus);
+
+impl Lock {
+    fn end(mut self, status: LockStatus) {
+        self.1 = status;
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        self.0.unlock(self.1);
+    }
+}
+
+/// A request that has waited for another instance waits for one of this instance only as long as its patience lasts:
+/// pingora, which was told before how long that is, gets a lock that ends then.
+fn shortened(locked: Locked, key: &CacheKey) -> Locked {
+    let Some(end) = Patience::end(key) else { return locked };
+    let Locked::Read(read) = locked else { return locked };
+    let (permit, stub) = WritePermit::new(LONGEST, false, Extensions::new());
+    let lock = Lock(permit, LockStatus::GiveUp);
+    let own = stub.read_lock();
+    tokio::spawn(async move {
+        let heard = tokio::time::timeout_at(end, read.wait()).await;
+        lock.end(heard.map_or(LockStatus::GiveUp, |()| read.lock_status()));
+    });
+    Locked::Read(own)
+}
+
 impl CacheKeyLock for Turns {
     fn lock(&self, key: &CacheKey, stale_writer: bool) -> Locked {
         match self.local.lock(key, stale_writer) {
@@ -38,9 +73,9 @@ impl CacheKeyLock for Turns {
             {
                 let again = self.local.lock(key, stale_writer);
                 self.release(key, permit, LockStatus::Done);
-                again
+                shortened(again, key)
             }
-            locked => locked,
+            locked => shortened(locked, key),
         }
     }
 
@@ -56,5 +91,48 @@ impl CacheKeyLock for Turns {
         // First, so that whoever is woken up here does not wait for a fetch that is over.
         self.tiers.fetched(key, reason == LockStatus::GiveUp);
         self.local.release(key, permit, reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::Instant;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waited_for_another_instance_waits_here_for_what_is_left() {
+        let keys = [(); 2].map(|()| {
+            let mut key = CacheKey::new(b"a".to_vec(), "");
+            Patience::attach(&mut key);
+            key
+        });
+        let lock = CacheLock::new(LONGEST);
+        let Locked::Write(permit) = lock.lock(&keys[0], false) else { panic!("the first") };
+        let begun = Instant::now();
+        let waiting = |key: &CacheKey| match shortened(lock.lock(key, false), key) {
+            Locked::Read(read) => read,
+            Locked::Write(_) => panic!("not the first"),
+        };
+        let fresh = waiting(&keys[0]);
+        Patience::begin(&keys[1], begun, Duration::from_secs(3));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let tired = waiting(&keys[1]);
+        assert!(tired.locked() && !Patience::is_over(&keys[1]));
+        tokio::time::sleep_until(begun + Duration::from_secs(3)).await;
+        while tired.locked() {
+            tokio::task::yield_now().await;
+        }
+        assert!(tired.lock_status() == LockStatus::GiveUp && Patience::is_over(&keys[1]));
+        assert_eq!(begun.elapsed(), Duration::from_secs(3));
+        assert!(fresh.locked(), "nobody else is concerned");
+        // What ends sooner is heard as it is.
+        Patience::begin(&keys[0], Instant::now(), Duration::from_secs(3));
+        let heard = waiting(&keys[0]);
+        tokio::task::yield_now().await;
+        lock.release(&keys[0], permit, LockStatus::Done);
+        while heard.locked() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!((heard.lock_status(), fresh.lock_status()), (LockStatus::Done, LockStatus::Done));
     }
 }

@@ -206,7 +206,7 @@ pub static KEYS: &[Key] = &[
     is("cache.max_object", "size, up to 1 GiB", r#""1MiB""#, "Largest response that is stored."),
     is("cache.redis_max_object", "size, up to 512 MiB", r#""1MiB""#, "Largest response that is stored in Redis."),
     is("cache.max_lifetime", "duration, 1s to 1 year", r#""24h""#, "Longest time that a response is used, fresh and stale together."),
-    is("cache.coalesce_wait", "duration, up to 1m", r#""5s""#, "How long a request waits for another one that is fetching the same object, on this instance, and as long before that for another instance; then it fetches for itself."),
+    is("cache.coalesce_wait", "duration, up to 1m", r#""5s""#, "How long a request waits, at most, for others that are fetching the same object: half of it for another instance, all of it or what is left for another request of this one; then it fetches for itself."),
     is("cache.redis_lock", "duration, up to 1m", r#""5s""#, "How long, at most, an instance's claim to be fetching an object keeps the other instances waiting; `0s`: they do not wait for each other."),
     is("cache.expose_key", "boolean", "true", "Whether `X-Cache-Key`, a fingerprint, is sent."),
 

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::{Tier, Tiers};
 use crate::cache::entry::Entry;
 use crate::cache::flights::{Boarding, Fetch, Landed, Landing, Serial};
+use crate::cache::patience::Patience;
 use crate::cache::remote::{Lookup, Remote, Waited};
 
 /// The first pause before another instance's entry is looked for again, and the longest: each is twice the one before.
@@ -50,9 +51,16 @@ impl Tiers {
 
     async fn wait(&'static self, remote: &Remote, key: &CacheKey, serial: Serial, landing: Landing) -> Found {
         let hash = u128::from_be_bytes(key.combined_bin());
-        let landed = Passenger { tiers: self, hash, serial, heard: false }.wait(landing).await;
+        let (began, end) = (Instant::now(), Patience::end(key));
+        let landing = Passenger { tiers: self, hash, serial, heard: false }.wait(landing);
+        let landed = match end {
+            None => landing.await,
+            // It has waited before.
+            Some(end) => tokio::time::timeout_at(end, landing).await.unwrap_or_default(),
+        };
         if landed.waited {
             remote.waited(Waited::Request);
+            Patience::begin(key, began, self.patience);
         }
         // Another key with this hash may have been asked for.
         landed.found.filter(|(entry, _)| entry.is_named(key))
@@ -135,7 +143,8 @@ impl Flight {
     async fn find_or_claim(&self) -> (Landed, Option<Fetch>) {
         let mut waited = false;
         let mut pause = FIRST_PAUSE;
-        let give_up = Instant::now() + self.tiers.patience;
+        // The rest is for a fetch of this instance, so that not everybody fetches then.
+        let give_up = Instant::now() + self.tiers.patience / 2;
         loop {
             let claimed = match self.remote.get_or_claim(&self.key, self.tiers.clock.now()).await {
                 Lookup::Found(found) => {

@@ -21,6 +21,7 @@ use super::Cache;
 use super::directives::{RequestDirectives, ResponseDirectives};
 use super::entry::{system_time, unix};
 use super::generations::Write;
+use super::patience::Patience;
 use super::policy::{self, NotStored, Response, Scope};
 use super::settings::RouteCache;
 use super::status::{Forwarded, Outcome, Report};
@@ -373,9 +374,8 @@ impl Transaction {
         });
         let detail = match phase {
             _ if self.not_stored.is_some() => self.not_stored.map(NotStored::as_str),
-            CachePhase::Disabled(NoCacheReason::CacheLockGiveUp) => Some("not_shareable"),
-            CachePhase::Disabled(NoCacheReason::CacheLockTimeout | NoCacheReason::CacheLockRetryLimit) => {
-                Some("waited_too_long")
+            CachePhase::Disabled(NoCacheReason::CacheLockGiveUp) if !Patience::is_over(&self.key) => {
+                Some("not_shareable")
             }
             CachePhase::Disabled(
                 NoCacheReason::ResponseTooLarge | NoCacheReason::PredictedResponseTooLarge,
