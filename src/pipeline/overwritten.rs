@@ -21,8 +21,13 @@ const MOST: usize = 8;
 /// The tags of what reads of this target, by whomever, are stored under; `host` as routes know it.
 pub(super) fn stored_at(gateway: &Gateway, host: &str, target: Target<'_>) -> Vec<Box<str>> {
     let mut tags: Vec<Box<str>> = Vec::new();
+    let mut seen = None;
     for method in [Method::GET, Method::HEAD] {
         let Found::Route(found) = gateway.table.find(host, &method, target.path) else { continue };
+        // As a rule one route takes both.
+        if seen.replace(found.index) == Some(found.index) {
+            continue;
+        }
         let Some(settings) = &found.value.cache else { continue };
         let tag = key_tag(&Unstamped::new(settings, target).public_key());
         if !tags.contains(&tag) {
