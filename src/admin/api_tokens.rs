@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::api::{Span, failed, named, parse};
 use super::operations::OperationError;
 use super::reply::Reply;
-use crate::api_tokens::{Id, Issued, List, Listed, Order, OwnLimits};
+use crate::api_tokens::{Hold, Id, Issued, List, Listed, Order, OwnLimits};
 
 /// Longest text in a body, in bytes; what a token allows is checked where it is made.
 const MAX_TEXT: usize = 1_024;
@@ -66,6 +66,8 @@ pub enum ApiTokenDone {
     All(List),
     /// The token is gone.
     Deleted(Id),
+    /// Nobody could be told: the token is refused by this instance, and the others hear of it later.
+    Held(Id, Hold),
 }
 
 /// An operation that was done.
@@ -120,6 +122,15 @@ pub(super) fn reply(done: Result<ApiTokenAnswer, OperationError>) -> Reply {
         ApiTokenDone::Deleted(id) => {
             Reply::json(StatusCode::OK, &Gone { id: id.as_str(), deleted: true, shared })
         }
+        ApiTokenDone::Held(id, hold) => {
+            let note = "this instance refuses it from now on, if there is such a token; the shared store is not \
+                        reachable, and the others hear of it when it is";
+            let (disabled, deleted) = match hold {
+                Hold::Disabled => (Some(true), None),
+                Hold::Deleted => (None, Some(true)),
+            };
+            Reply::json(StatusCode::OK, &Kept { id: id.as_str(), disabled, deleted, shared, note })
+        }
     }
 }
 
@@ -148,6 +159,17 @@ struct Gone<'a> {
     id: &'a str,
     deleted: bool,
     shared: bool,
+}
+
+#[derive(Serialize)]
+struct Kept<'a> {
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disabled: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deleted: Option<bool>,
+    shared: bool,
+    note: &'static str,
 }
 
 #[derive(Deserialize)]

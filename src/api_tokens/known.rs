@@ -367,6 +367,35 @@ mod tests {
     }
 
     #[test]
+    fn of_very_many_tokens_few_are_held_and_each_is_judged_by_its_own_record() {
+        let scene = scene();
+        let tokens: Vec<Issued> = (0..110_000).map(|_| Issued::new(Id::random().unwrap()).unwrap()).collect();
+        let order = Order { name: "ci".into(), owner: "ada".into(), ..Order::default() };
+        let learn = |issued: &Issued| {
+            let record = Record::new(&order, issued.hash(), NOW).unwrap();
+            scene.known.learn(issued.id, Some(record.encode().into()), &scene.naming, NOW).unwrap()
+        };
+        for issued in &tokens {
+            learn(issued);
+        }
+        assert!(scene.known.entries.len() <= ENTRIES, "{}", scene.known.entries.len());
+        let judged = |issued: &Issued, other: &Issued| {
+            let own = Presented::parse(&issued.reveal()).unwrap();
+            let stolen = Presented { secret: Presented::parse(&other.reveal()).unwrap().secret, ..own };
+            let verdict = |presented: &Presented| match scene.known.judge(presented, NOW) {
+                Verdict::Accepted(used) => used.identity.api_token.as_deref() == Some(issued.id.as_str()),
+                // It was forgotten, and is read again.
+                Verdict::Unknown(_) => learn(issued).judge(&presented.secret, NOW).is_ok(),
+                Verdict::Refused(_) => false,
+            };
+            (verdict(&own), verdict(&stolen))
+        };
+        for pair in tokens.windows(2).step_by(1_009) {
+            assert_eq!(judged(&pair[0], &pair[1]), (true, false));
+        }
+    }
+
+    #[test]
     fn a_use_is_noted_once_a_minute_and_outlives_a_change_of_the_record() {
         let mut scene = scene();
         scene.learn(NOW);

@@ -12,6 +12,7 @@ use futures::stream::{self, StreamExt as _};
 use parking_lot::RwLock;
 use serde::Serialize;
 
+use super::held::{Held, Hold};
 use super::known::{Entry, Known, Used, Verdict, refuse_unknown};
 use super::record::{MAX_LIFE, Naming, Order, OwnLimits, Record, Unusable};
 use super::token::{Id, Issued, NoRandomness, Presented};
@@ -22,6 +23,8 @@ use crate::redis::{Lane, Publisher, Store, Unavailable};
 
 /// How an instance tells the others that a token changed; its id follows.
 const CHANGED: &[u8] = b"api_token ";
+/// How it tells them of one that the store could not be told of.
+pub(super) const HELD: &[u8] = b"api_token_held ";
 /// What an operator waits for each answer of Redis.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Tokens kept in memory.
@@ -36,7 +39,7 @@ const READ_AT_ONCE: usize = 64;
 /// the list.
 const TIDIED: usize = 10;
 /// How often a change is tried anew that another one got ahead of.
-const ATTEMPTS: usize = 8;
+pub(super) const ATTEMPTS: usize = 8;
 /// How long an expired token still tells that it has expired.
 const KEPT_EXPIRED: Duration = Duration::from_secs(30 * 86_400);
 /// How long it is remembered when a token was used last.
@@ -147,6 +150,7 @@ pub struct ApiTokens {
     home: Home,
     naming: Naming,
     known: Known,
+    pub(super) held: Held,
     turns: Turns,
 }
 
@@ -160,7 +164,7 @@ impl ApiTokens {
     /// The tokens in `store`, or in memory where there is none.
     pub fn new(store: Option<Arc<Store>>, naming: Naming) -> Self {
         let home = store.map_or_else(|| Home::Memory(RwLock::default()), Home::Store);
-        Self { home, naming, known: Known::new(), turns: Turns::new() }
+        Self { home, naming, known: Known::new(), held: Held::default(), turns: Turns::new() }
     }
 
     /// Whether all instances have the same tokens; otherwise they end with the process.
@@ -171,7 +175,12 @@ impl ApiTokens {
     /// What a request with this token, which came at `now`, is.
     pub fn judge(&self, presented: &Presented, now: UnixMillis) -> Verdict {
         let tokens = match &self.home {
-            Home::Store(_) => return self.known.judge(presented, now),
+            Home::Store(_) => {
+                return match (self.known.judge(presented, now), self.held.of(presented.id)) {
+                    (Verdict::Accepted(_), Some(hold)) => Verdict::Refused(hold.refused()),
+                    (verdict, _) => verdict,
+                };
+            }
             Home::Memory(tokens) => tokens.read(),
         };
         let Some(entry) = tokens.get(&presented.id) else {
@@ -236,6 +245,9 @@ impl ApiTokens {
         stored: Option<&Bytes>,
         now: UnixMillis,
     ) -> Result<Option<Used>, Refused> {
+        if let Some(hold) = self.held.of(used.entry.id) {
+            return Err(hold.refused());
+        }
         if stored.is_some_and(|stored| used.entry.is(stored)) {
             return Ok(None);
         }
@@ -270,6 +282,14 @@ impl ApiTokens {
 
     /// Follows the news that a token changed. Returns whether `payload` was such news.
     pub fn follow(&self, payload: &[u8]) -> bool {
+        if let Some(news) = payload.strip_prefix(HELD) {
+            let told = std::str::from_utf8(news).ok().and_then(Hold::from_message);
+            if let (Some((id, hold)), Some(store)) = (told, self.store()) {
+                self.held.hold(id, hold);
+                store.hand_over_soon();
+            }
+            return true;
+        }
         let Some(id) = payload.strip_prefix(CHANGED) else { return false };
         if let Some(id) = std::str::from_utf8(id).ok().and_then(Id::parse) {
             self.known.forget(id);
@@ -375,7 +395,9 @@ impl ApiTokens {
     /// # Errors
     /// See [`Problem`].
     pub async fn disable(&self, id: Id, disabled: bool, now: UnixMillis) -> Result<Listed, Problem> {
-        self.change(id, now, |record| record.disabled = disabled).await
+        let changed = self.change(id, now, |record| record.disabled = disabled).await?;
+        self.held.release(id);
+        Ok(changed)
     }
 
     /// Ends a token for good.
@@ -390,6 +412,7 @@ impl ApiTokens {
                 let mut command = cmd("DEL");
                 command.arg(&key);
                 let deleted = self.ask(store, &key, &command).await?;
+                self.held.release(id);
                 self.known.forget(id);
                 let mut unlisting = cmd("SREM");
                 unlisting.arg(self.index()).arg(id.as_str());
@@ -429,9 +452,7 @@ impl ApiTokens {
             let before = self.read(store, id).await?.ok_or(Problem::Unknown)?;
             let mut record = Record::decode(&before).ok_or(NO_RECORD)?;
             change(&mut record);
-            let mut replacing = cmd("EVAL");
-            replacing.arg(REPLACE).arg(1).arg(&key).arg(&*before).arg(record.encode());
-            if self.ask(store, &key, &replacing).await? == Value::Int(1) {
+            if self.ask(store, &key, &replacing(&key, &before, &record)).await? == Value::Int(1) {
                 self.tell(store, id).await;
                 return Ok(Listed::new(id, &record, self.read_use(store, id).await, now));
             }
@@ -503,8 +524,13 @@ impl ApiTokens {
     async fn read_listed(&self, store: &Store, id: Id, now: UnixMillis) -> Result<Found, Problem> {
         let (stored, used_at) = tokio::join!(self.read(store, id), self.read_use(store, id));
         let Some(stored) = stored? else { return Ok(Found::Nothing) };
-        Ok(Record::decode(&stored)
-            .map_or(Found::NoToken, |record| Found::Token(Box::new(Listed::new(id, &record, used_at, now)))))
+        let Some(record) = Record::decode(&stored) else { return Ok(Found::NoToken) };
+        let mut listed = Listed::new(id, &record, used_at, now);
+        match self.held.of(id) {
+            Some(Hold::Deleted) => return Ok(Found::NoToken),
+            held => listed.disabled |= held.is_some(),
+        }
+        Ok(Found::Token(Box::new(listed)))
     }
 
     async fn read_use(&self, store: &Store, id: Id) -> Option<u64> {
@@ -518,10 +544,8 @@ impl ApiTokens {
     /// Tells every instance, this one first.
     async fn tell(&self, store: &Arc<Store>, id: Id) {
         self.known.forget(id);
-        let mut news = CHANGED.to_vec();
-        news.extend_from_slice(id.as_str().as_bytes());
         // A lost message costs nothing while the store is there: each request reads the record.
-        let _ = Publisher::new(Arc::clone(store)).publish(&news).await;
+        let _ = Publisher::new(Arc::clone(store)).publish(&changed(id)).await;
     }
 
     async fn ask(&self, store: &Store, key: &str, command: &Cmd) -> Result<Value, Unavailable> {
@@ -532,13 +556,38 @@ impl ApiTokens {
         Arc::new(Entry::new(id, record.encode().into(), &self.naming, now))
     }
 
-    fn key(&self, family: &str, id: Id) -> String {
+    /// The store of all instances, where there is one.
+    pub(super) const fn store(&self) -> Option<&Arc<Store>> {
+        match &self.home {
+            Home::Store(store) => Some(store),
+            Home::Memory(_) => None,
+        }
+    }
+
+    /// Forgets what was read of a token.
+    pub(super) fn forget(&self, id: Id) {
+        self.known.forget(id);
+    }
+
+    pub(super) fn key(&self, family: &str, id: Id) -> String {
         subject_key(&self.naming.prefix, family, id.as_str(), self.naming.hash_tags)
     }
 
-    fn index(&self) -> String {
+    pub(super) fn index(&self) -> String {
         format!("{}api_tokens", self.naming.prefix)
     }
+}
+
+/// The command that puts `record` in the place of `before`.
+pub(super) fn replacing(key: &str, before: &[u8], record: &Record) -> Cmd {
+    let mut command = cmd("EVAL");
+    command.arg(REPLACE).arg(1).arg(key).arg(before).arg(record.encode());
+    command
+}
+
+/// The news that a token changed.
+pub(super) fn changed(id: Id) -> Vec<u8> {
+    [CHANGED, id.as_str().as_bytes()].concat()
 }
 
 /// What an id of the list stands for.
@@ -559,7 +608,7 @@ fn read_id(text: &[u8]) -> Option<Id> {
 const LAST: u64 = 1 << 52;
 
 /// The only value of an `MGET`, which knows no values but strings.
-fn only(answer: Value) -> Result<Option<Bytes>, Unavailable> {
+pub(super) fn only(answer: Value) -> Result<Option<Bytes>, Unavailable> {
     match answer {
         Value::Array(values) => match values.into_iter().next() {
             Some(Value::BulkString(text)) => Ok(Some(text.into())),

@@ -41,7 +41,7 @@ use crate::pipeline::sessions::sweep::sweep_sessions;
 use crate::pipeline::sessions::{COMPARE_AND_SET, Sessions};
 use crate::pipeline::{Exchange, GATE, REFUND, Recoverer, Shared};
 use crate::proxy::{self, Proxy, Warmer};
-use crate::redis::{self, Store};
+use crate::redis::{self, Recovery as _, Store};
 use crate::route::HealthDetail;
 use crate::sessions::Rules;
 use crate::sessions::local::DEFAULT_ACCOUNTS;
@@ -297,7 +297,9 @@ fn server_conf(spec: &Spec) -> ServerConf {
         upstream_keepalive_pool_size: 512,
         max_retries: 16,
         // `exit_when_drained` ends the process as soon as it may; this is the last resort.
-        grace_period_seconds: Some(spec.server.shutdown_timeout.as_secs().saturating_add(2)),
+        grace_period_seconds: Some(
+            spec.server.shutdown_timeout.as_secs().saturating_add(2 + shutdown::SETTLE.as_secs()),
+        ),
         graceful_shutdown_timeout_seconds: Some(1),
         ..ServerConf::default()
     }
@@ -363,11 +365,13 @@ fn background(
     let listen: Vec<SocketAddr> = spec.server.listen.iter().chain(&spec.server.listen_h2c).copied().collect();
     runtime.spawn(announce(listen, Arc::clone(lifecycle), banner));
     let in_flight = shared.metrics.families().requests_in_flight.clone();
-    let ending = Arc::clone(shared);
+    let ending = Recoverer(Arc::clone(shared));
+    let owed = async move { ending.settle().await };
+    let ending = Recoverer(Arc::clone(shared));
     let exit = move || {
-        if !ending.pending.is_empty() {
-            let count = ending.pending.len();
-            tracing::warn!(count, "revocations that Redis never got end with this process");
+        let revocations = ending.0.pending.len();
+        if ending.owes() {
+            tracing::warn!(revocations, "what Redis never got of this instance ends with it");
         }
         logging.flush();
         std::process::exit(0);
@@ -376,6 +380,7 @@ fn background(
         Arc::clone(lifecycle),
         in_flight,
         spec.server.shutdown_timeout,
+        owed,
         exit,
     ));
     Ok(runtime)

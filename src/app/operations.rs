@@ -15,7 +15,7 @@ use crate::admin::{
     Purged, Quota, QuotaCounter, QuotaSubject, Revoke, RevokeTarget, Revoked, SessionList, SessionStatus,
     SessionsEnded, Status, User,
 };
-use crate::api_tokens::{Id, Problem, is_api_token};
+use crate::api_tokens::{Hold, Id, Problem, is_api_token};
 use crate::cache::prefixes::Prefix;
 use crate::cache::tag::{epoch_tag, key_tag, route_tag, user_tag};
 use crate::client_addr::SubjectText;
@@ -365,6 +365,11 @@ const AN_API_TOKEN: OperationError =
 async fn api_token_call(gateway: &Gateway, call: ApiTokenCall) -> Result<ApiTokenAnswer, OperationError> {
     let (tokens, now) = (&gateway.shared.api_tokens, gateway.shared.clock.now());
     let one = |listed, token| ApiTokenDone::One(Box::new(listed), token);
+    // Whoever has to end a token does not wait for the store to come back.
+    let hold = |id, hold| {
+        let held = tokens.hold(id, hold).then_some(ApiTokenDone::Held(id, hold));
+        held.ok_or(OperationError::StoreUnavailable)
+    };
     let mut doubt = None;
     let (what, done) = match call {
         ApiTokenCall::List(owner) => {
@@ -388,23 +393,31 @@ async fn api_token_call(gateway: &Gateway, call: ApiTokenCall) -> Result<ApiToke
             ("rotated", one(made.listed, Some(made.token)))
         }
         ApiTokenCall::Disable(id) => {
-            ("disabled", one(tokens.disable(id, true, now).await.map_err(why)?, None))
+            let done = match tokens.disable(id, true, now).await {
+                Err(Problem::Unavailable(_)) => hold(id, Hold::Disabled)?,
+                done => one(done.map_err(why)?, None),
+            };
+            ("disabled", done)
         }
         ApiTokenCall::Enable(id) => {
             ("enabled", one(tokens.disable(id, false, now).await.map_err(why)?, None))
         }
         ApiTokenCall::Delete(id) => {
-            tokens.delete(id).await.map_err(why)?;
-            ("deleted", ApiTokenDone::Deleted(id))
+            let done = match tokens.delete(id).await {
+                Err(Problem::Unavailable(_)) => hold(id, Hold::Deleted)?,
+                done => done.map(|()| ApiTokenDone::Deleted(id)).map_err(why)?,
+            };
+            ("deleted", done)
         }
     };
     let id = match &done {
         ApiTokenDone::One(listed, _) => &*listed.id,
-        ApiTokenDone::Deleted(id) => id.as_str(),
+        ApiTokenDone::Deleted(id) | ApiTokenDone::Held(id, _) => id.as_str(),
         ApiTokenDone::All(_) => "",
     };
-    tracing::info!(what, id, "API token changed by an operator");
-    Ok(ApiTokenAnswer { done, shared: tokens.is_shared(), doubt })
+    let shared = tokens.is_shared() && !matches!(done, ApiTokenDone::Held(..));
+    tracing::info!(what, id, shared, "API token changed by an operator");
+    Ok(ApiTokenAnswer { done, shared, doubt })
 }
 
 fn why(problem: Problem) -> OperationError {

@@ -8,7 +8,7 @@ use ::redis::{RedisResult, cmd};
 use async_trait::async_trait;
 
 use crate::pipeline::Recoverer;
-use crate::redis::EventHandler;
+use crate::redis::{EventHandler, Link};
 
 /// News of other instances and, the first time, a look at the eviction policy.
 pub(super) struct Reached {
@@ -29,11 +29,19 @@ impl EventHandler for Reached {
         self.inner.event(payload);
     }
 
-    async fn catch_up(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+    async fn catch_up(&self, link: &mut Link<'_>) -> RedisResult<()> {
         if !self.looked.swap(true, Ordering::Relaxed) {
-            warn_of_eviction(connection).await;
+            warn_of_eviction(link.connection()).await;
         }
-        self.inner.catch_up(connection).await
+        self.inner.catch_up(link).await
+    }
+
+    fn has_kept(&self) -> bool {
+        self.inner.has_kept()
+    }
+
+    async fn look(&self, link: &mut Link<'_>) -> RedisResult<()> {
+        self.inner.look(link).await
     }
 }
 

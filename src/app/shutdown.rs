@@ -15,6 +15,9 @@ use super::operations::Lifecycle;
 const QUIET: Duration = Duration::from_millis(200);
 const POLL: Duration = Duration::from_millis(20);
 
+/// How long Redis may take to get what it is owed, once no request is in flight.
+pub(super) const SETTLE: Duration = Duration::from_secs(2);
+
 /// While requests are in flight, the listeners stay open for this long after SIGTERM: balancers see that the
 /// instance is not ready, clients are told to close their connections, and nobody is turned away meanwhile.
 pub(super) const LEAD: Duration = Duration::from_secs(1);
@@ -56,11 +59,13 @@ impl Signals {
     }
 }
 
-/// Calls `exit` once draining began and no request is in flight, or after `patience`. Runs in the background.
+/// Calls `exit` once draining began and no request is in flight, or after `patience`, and what is `owed` was paid, or
+/// [`SETTLE`] after that. Runs in the background.
 pub(super) async fn exit_when_drained(
     lifecycle: Arc<Lifecycle>,
     in_flight: IntGauge,
     patience: Duration,
+    owed: impl Future<Output = ()>,
     exit: impl FnOnce(),
 ) {
     while !lifecycle.draining.load(Ordering::Acquire) {
@@ -70,6 +75,10 @@ pub(super) async fn exit_when_drained(
     let left = in_flight.get();
     if left > 0 {
         tracing::warn!(requests = left, "ended before these requests did");
+    }
+    if !lifecycle.interrupted.load(Ordering::Acquire) {
+        // What was not paid by then is lost, and said to be.
+        let _ = tokio::time::timeout(SETTLE, owed).await;
     }
     exit();
 }

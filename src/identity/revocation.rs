@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -141,8 +142,8 @@ pub enum Learned {
 
 /// Revocations this instance holds, bounded; they go on while the store is away.
 ///
-/// Keys are kept as 128-bit hashes under random seeds: a false match is as unlikely as guessing one, and no
-/// key can be aimed at another's place.
+/// Keys are found by 128-bit hashes under random seeds: a false match is as unlikely as guessing one, and no
+/// key can be aimed at another's place. They are kept, too, so that a store that has lost them gets them back.
 pub struct Known {
     shards: Box<[RwLock<Shard>]>,
     seeds: (RandomState, RandomState),
@@ -177,9 +178,9 @@ impl Known {
         // A cut-off ends what a subject's logins gave out; an API token is not of them.
         let cutoff = Some(&identity.keys.cutoff).filter(|_| identity.api_token.is_none());
         [Some(&identity.keys.blacklist), cutoff].into_iter().flatten().any(|key| {
-            self.find(key).is_some_and(|entry| {
-                entry.until > now
-                    && match entry.effect {
+            self.find(key).is_some_and(|(until, effect)| {
+                until > now
+                    && match effect {
                         Effect::Token => true,
                         Effect::IssuedBefore(second) => issued_at < second,
                     }
@@ -190,7 +191,46 @@ impl Known {
     /// Whether the one token is revoked whose revocation has this key.
     #[must_use]
     pub fn holds(&self, blacklist_key: &str, now: UnixMillis) -> bool {
-        self.find(blacklist_key).is_some_and(|entry| entry.until > now)
+        self.find(blacklist_key).is_some_and(|(until, _)| until > now)
+    }
+
+    /// The next revocations from `cursor` on that end after `after`, at most `most`; none at the end. What is learned
+    /// or let go of meanwhile may be met or not. One shard is locked at a time.
+    pub fn walk(&self, cursor: &mut Cursor, most: usize, after: UnixMillis) -> Vec<Revocation> {
+        let mut found = Vec::new();
+        while let Some(shard) = self.shards.get(cursor.shard) {
+            let shard = shard.read();
+            let from = cursor.after.map_or(Bound::Unbounded, Bound::Excluded);
+            for end in shard.by_end.range((from, Bound::Unbounded)) {
+                if found.len() >= most {
+                    return found;
+                }
+                cursor.after = Some(*end);
+                let (until, hash) = *end;
+                if until > after
+                    && let Some(entry) = shard.entries.get(&hash)
+                {
+                    found.push(Revocation { key: Arc::clone(&entry.key), effect: entry.effect, until });
+                }
+            }
+            *cursor = Cursor { shard: cursor.shard + 1, after: None };
+        }
+        found
+    }
+
+    /// Some revocations that end after `after`, at most `most`, others each time.
+    pub fn sample(&self, most: usize, after: UnixMillis) -> Vec<Revocation> {
+        let shard = fastrand::usize(..self.shards.len().max(1));
+        let ends = self.shards.get(shard).and_then(|shard| {
+            let shard = shard.read();
+            Some((shard.by_end.first()?.0.0, shard.by_end.last()?.0.0))
+        });
+        let from = ends.map(|(first, last)| (UnixMillis(fastrand::u64(first..=last)), 0));
+        let mut found = self.walk(&mut Cursor { shard, after: from }, most, after);
+        if found.len() < most {
+            found.append(&mut self.walk(&mut Cursor::default(), most - found.len(), after));
+        }
+        found
     }
 
     /// Holds a revocation; of two for one key the later end and the stronger effect are kept.
@@ -247,9 +287,9 @@ impl Known {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    fn find(&self, key: &str) -> Option<Entry> {
+    fn find(&self, key: &str) -> Option<(UnixMillis, Effect)> {
         let hash = self.hash(key);
-        self.shard(hash)?.read().entries.get(&hash).copied()
+        self.shard(hash)?.read().entries.get(&hash).map(|entry| (entry.until, entry.effect))
     }
 
     fn hash(&self, key: &str) -> u128 {
@@ -277,8 +317,15 @@ impl Default for Known {
     }
 }
 
-#[derive(Clone, Copy)]
+/// Where a walk through all that is known goes on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cursor {
+    shard: usize,
+    after: Option<(UnixMillis, u128)>,
+}
+
 struct Entry {
+    key: Arc<str>,
     until: UnixMillis,
     effect: Effect,
 }
@@ -299,7 +346,7 @@ impl Shard {
             }
             self.by_end.remove(&(entry.until, hash));
             self.by_end.insert((until, hash));
-            *entry = Entry { until, effect };
+            (entry.until, entry.effect) = (until, effect);
             return Learned::Held;
         }
         let mut learned = Learned::Held;
@@ -315,7 +362,8 @@ impl Shard {
             }
             learned = Learned::AtTheCostOfAnother;
         }
-        self.entries.insert(hash, Entry { until: new.until, effect: new.effect });
+        let entry = Entry { key: Arc::clone(&new.key), until: new.until, effect: new.effect };
+        self.entries.insert(hash, entry);
         self.by_end.insert((new.until, hash));
         learned
     }
@@ -549,6 +597,40 @@ mod tests {
             assert!(known.is_revoked(&identity("s", &n.to_string(), None), UnixMillis(0)), "{n}");
         }
         assert!(!known.is_revoked(&identity("s", "20000", None), UnixMillis(0)));
+    }
+
+    #[test]
+    fn a_walk_meets_everything_once_and_a_sample_some_of_it() {
+        let known = Known::new(200_000);
+        let all: Vec<Revocation> = (0..5_000).map(|n| token(&n.to_string(), 10 + n % 7)).collect();
+        for revocation in &all {
+            known.learn(revocation, UnixMillis(0));
+        }
+        let walk = |most, after| {
+            let (mut cursor, mut met) = (Cursor::default(), Vec::new());
+            loop {
+                let batch = known.walk(&mut cursor, most, UnixMillis(after));
+                assert!(batch.len() <= most);
+                if batch.is_empty() {
+                    met.sort_by(|a: &Revocation, b| a.key.cmp(&b.key));
+                    return met;
+                }
+                met.extend(batch);
+            }
+        };
+        let mut expected = all.clone();
+        expected.sort_by(|a, b| a.key.cmp(&b.key));
+        for most in [1, 7, 1_000, 10_000] {
+            assert_eq!(walk(most, 0), expected, "{most}");
+        }
+        expected.retain(|revocation| revocation.until.0 > 13);
+        assert_eq!(walk(100, 13), expected);
+        let met: std::collections::HashSet<_> = (0..50)
+            .flat_map(|_| known.sample(40, UnixMillis(0)).into_iter().map(|revocation| revocation.key))
+            .collect();
+        assert!(met.len() > 200, "{} in fifty samples", met.len());
+        assert_eq!(known.sample(10, UnixMillis(16)), []);
+        assert_eq!(Known::new(5).sample(10, UnixMillis(0)), []);
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod reconcile;
 mod recovery;
 pub mod refusal;
 pub mod reply;
+mod restore;
 mod revoke;
 pub mod sessions;
 mod user_limits;

@@ -1,6 +1,7 @@
 //! What must reach the store before requests ask it again, and what other instances say meanwhile.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{RedisResult, cmd};
@@ -17,16 +18,37 @@ use crate::redis::{EventHandler, Link, Recovery};
 /// store that is full of something else.
 const MAX_LEARNED: usize = 500_000;
 const SCAN_COUNT: usize = 1_000;
+/// Revoked tokens and cut-offs, by the beginnings of their keys after the prefix.
+const TOKENS: &str = "blacklist:";
+const CUTOFFS: &str = "revoked_before:";
 /// The key, after the prefix, of a counter that tries whether the store can count at all.
 const PROBE: &str = "tollgate:probe";
+
+/// Between two looks whether the store has got everything.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Recovers the state that instances share.
 pub struct Recoverer(pub Arc<Shared>);
 
+impl Recoverer {
+    /// Returns once the store has got all that it is owed, the uses of sessions included that are being written down.
+    pub async fn settle(&self) {
+        let Some(store) = &self.0.store else { return };
+        while self.owes() || self.0.sessions.are_written() {
+            store.hand_over_soon();
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
 #[async_trait]
 impl Recovery for Recoverer {
     fn owes(&self) -> bool {
-        !self.0.pending.is_empty() || self.0.cache.generations().owes() || self.0.sessions.owe()
+        let shared = &self.0;
+        !shared.pending.is_empty()
+            || shared.cache.generations().owes()
+            || shared.sessions.owe()
+            || shared.api_tokens.owe()
     }
 
     async fn verify(&self, link: &mut Link<'_>) -> RedisResult<()> {
@@ -45,6 +67,9 @@ impl Recovery for Recoverer {
 
     async fn recover(&self, link: &mut Link<'_>) -> RedisResult<()> {
         self.0.hand_over_revocations(link).await?;
+        if self.0.api_tokens.hand_over(link).await? {
+            self.0.hand_over_later();
+        }
         self.0.hand_over_invalidations(link).await?;
         self.0.hand_over_sessions(link).await?;
         self.0.hand_over_counts(link).await;
@@ -59,23 +84,44 @@ impl EventHandler for Recoverer {
             return;
         }
         let revocation = std::str::from_utf8(payload).ok().and_then(Revocation::from_message);
-        if let Some(revocation) = revocation {
+        // What is learned is written again where it was lost: never under a key that means something else.
+        if let Some(revocation) = revocation.filter(|revocation| self.0.is_named_well(revocation)) {
             self.0.learn(&revocation, self.0.clock.now());
         }
     }
 
-    async fn catch_up(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
-        self.0.learn_revocations(connection).await
+    async fn catch_up(&self, link: &mut Link<'_>) -> RedisResult<()> {
+        self.0.learn_revocations(link.connection()).await?;
+        self.0.restore_revocations(link).await
+    }
+
+    fn has_kept(&self) -> bool {
+        !self.0.known.is_empty()
+    }
+
+    async fn look(&self, link: &mut Link<'_>) -> RedisResult<()> {
+        self.0.look_for_lost_revocations(link).await
     }
 }
 
 impl Shared {
+    /// Whether the key of a revocation is that of one.
+    fn is_named_well(&self, revocation: &Revocation) -> bool {
+        let Some(store) = &self.store else { return false };
+        let family = match revocation.effect {
+            Effect::Token => TOKENS,
+            Effect::IssuedBefore(_) => CUTOFFS,
+        };
+        let name = revocation.key.strip_prefix(&*store.settings().key_prefix);
+        name.is_some_and(|name| name.len() > family.len() && name.starts_with(family))
+    }
+
     /// Learns the revocations that the store holds, so that they hold here while it is away.
     async fn learn_revocations(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
         let Some(store) = &self.store else { return Ok(()) };
         let prefix = &store.settings().key_prefix;
         // Cut-offs first: they are few and each stands for many tokens.
-        for family in ["revoked_before:", "blacklist:"] {
+        for family in [CUTOFFS, TOKENS] {
             let mut learned = 0_usize;
             let pattern = format!("{}{family}*", escape_glob(prefix));
             let mut cursor = 0_u64;
@@ -84,7 +130,7 @@ impl Shared {
                 scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN_COUNT);
                 let (next, keys): (u64, Vec<String>) = scan.query_async(connection).await?;
                 learned = learned.saturating_add(keys.len());
-                self.learn_keys(connection, keys, family == "revoked_before:").await?;
+                self.learn_keys(connection, keys, family == CUTOFFS).await?;
                 cursor = next;
                 if cursor == 0 {
                     break;
@@ -125,7 +171,7 @@ impl Shared {
             let until = match ends {
                 ::redis::Value::Int(at) if *at > 0 => UnixMillis(at.unsigned_abs()),
                 // A key that never expires was set by hand: believed until it is asked for again.
-                _ => now.plus(std::time::Duration::from_secs(86_400)),
+                _ => now.plus(Duration::from_secs(86_400)),
             };
             let effect = if are_cutoffs {
                 let text: String = ::redis::from_redis_value(value.clone()).unwrap_or_default();

@@ -17,15 +17,20 @@ use crate::route::Route;
 /// Revocations handed over in one go on recovery.
 const BATCH: usize = 1_000;
 
-/// Raises a cut-off: the larger second and the longer life win, whoever comes first.
-/// KEYS[1] the cut-off; ARGV[1] its second, ARGV[2] its life in milliseconds.
-const RAISE: &str = "\
-local held = tonumber(redis.call('GET', KEYS[1]) or '') \
+/// Writes a revocation down: of two for one key the stronger effect and the longer life win, whoever comes first. What
+/// has no end keeps none, and a value that is no number stays: it revokes everything.
+/// KEYS[1] the key; ARGV[1] its value, ARGV[2] its life in milliseconds.
+const HOLD: &str = "\
+local held = redis.pcall('GET', KEYS[1]) \
+if type(held) ~= 'string' then \
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) \
+return 1 \
+end \
+local value, known = ARGV[1], tonumber(held) \
+if not known or known > tonumber(value) then value = held end \
+redis.call('SET', KEYS[1], value, 'KEEPTTL') \
 local left = redis.call('PTTL', KEYS[1]) \
-local second, life = tonumber(ARGV[1]), tonumber(ARGV[2]) \
-if held and held > second then second = held end \
-if left > life then life = left end \
-redis.call('SET', KEYS[1], string.format('%.0f', second), 'PX', life) \
+if left >= 0 and left < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end \
 return 1";
 
 impl Gateway {
@@ -154,18 +159,9 @@ impl Drop for Owed<'_> {
     }
 }
 
-fn command(revocation: &Revocation, ttl: Duration) -> Cmd {
-    let life = millis(ttl).max(1);
-    match revocation.effect {
-        Effect::Token => {
-            let mut command = cmd("SET");
-            command.arg(&*revocation.key).arg(&*revocation.value()).arg("PX").arg(life);
-            command
-        }
-        Effect::IssuedBefore(second) => {
-            let mut command = cmd("EVAL");
-            command.arg(RAISE).arg(1).arg(&*revocation.key).arg(second).arg(life);
-            command
-        }
-    }
+/// The command that writes a revocation down and weakens none that is there.
+pub(super) fn command(revocation: &Revocation, life: Duration) -> Cmd {
+    let mut command = cmd("EVAL");
+    command.arg(HOLD).arg(1).arg(&*revocation.key).arg(&*revocation.value()).arg(millis(life).max(1));
+    command
 }

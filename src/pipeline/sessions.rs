@@ -8,13 +8,13 @@ pub mod sweep;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
-use tokio::sync::Semaphore;
 
 pub(super) use self::judge::Judged;
+use self::judge::Rereads;
 pub use self::stored::COMPARE_AND_SET;
 use self::stored::NotChanged;
 use super::gateway::Shared;
@@ -35,7 +35,7 @@ pub struct Sessions {
     /// Tasks that write down the use of a session.
     touches: AtomicUsize,
     /// Requests that ask again for sessions that the store has not got.
-    rereads: Semaphore,
+    rereads: Rereads,
     /// Whether what could not be handed over is tried again in a moment anyway.
     hand_over_due: Arc<AtomicBool>,
     events: Counters<SessionEvent>,
@@ -57,7 +57,7 @@ impl Sessions {
             key_prefix: key_prefix.into(),
             longest_revocation,
             touches: AtomicUsize::new(0),
-            rereads: Semaphore::new(judge::MAX_REREADS),
+            rereads: Rereads::new(),
             hand_over_due: Arc::default(),
             events: metrics.sessions(),
         }
@@ -66,6 +66,11 @@ impl Sessions {
     /// Whether the store has not got all of what happened here.
     pub(super) fn owe(&self) -> bool {
         self.local.owes()
+    }
+
+    /// Whether a use is being written down.
+    pub(super) fn are_written(&self) -> bool {
+        self.touches.load(Ordering::Relaxed) > 0
     }
 
     /// What the keys of sessions and revocations begin with, whether there is a store or not.
@@ -141,10 +146,14 @@ impl Shared {
         }
         let (sessions, key, token) = (&self.sessions, &identity.keys.session, identity.keys.token());
         let session = self.new_session(identity, client, now);
+        let is_revoked = |token: &str| self.is_token_revoked(token, now);
+        // None of them takes the place of one that lives.
+        sessions.local.let_go(key, is_revoked);
         sessions.local.open(key, session.clone(), self.store.is_some());
         // Of an attempt whose answer was lost, too: it may have been made.
         let mut last = Vec::new();
         let changed = self.change_sessions(key, b"", |record| {
+            record.let_go(is_revoked);
             last = record.open(session.clone(), &sessions.rules, now);
         });
         let changed = changed.await;
@@ -199,7 +208,8 @@ impl Shared {
             Err(NotChanged::Memory) => (self.sessions.local.list(&key, now), true),
             Err(_) => (self.sessions.local.list(&key, now), false),
         };
-        sessions.retain(|session| session.times.is_live(now));
+        // The line of a token that was revoked by its id alone stays until the next login or sweep.
+        sessions.retain(|session| session.times.is_live(now) && !self.is_token_revoked(&session.token, now));
         sessions.sort_by_key(|session| session.times.opened);
         Listed { sessions, shared }
     }
@@ -260,6 +270,11 @@ impl Shared {
     fn new_session(&self, identity: &Identity, client: IpAddr, now: UnixMillis) -> Session {
         let times = Times::opened(&self.sessions.rules, identity.usable_until, now);
         Session { token: identity.keys.token().into(), times, client: Some(client) }
+    }
+
+    /// Whether the token of a session is known to be revoked.
+    fn is_token_revoked(&self, token: &str, now: UnixMillis) -> bool {
+        self.known.holds(&blacklist_key(&self.sessions.key_prefix, token), now)
     }
 
     fn session_key(&self, account: &str) -> Arc<str> {

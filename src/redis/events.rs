@@ -1,6 +1,7 @@
 //! News that instances tell each other through one pub/sub channel. Delivery is best effort: whatever must
 //! hold is also stored under a key, and the handler reads those each time news may have been missed.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,13 +12,15 @@ use async_trait::async_trait;
 use futures::StreamExt;
 
 use super::node::Node;
-use super::{Lane, Store, Topology, Unavailable};
+use super::{Lane, Link, Store, Topology, Unavailable};
 
 /// The channel's name after the key prefix.
 const CHANNEL: &str = "tollgate:events";
 const RESUBSCRIBE_PAUSE: Duration = Duration::from_millis(250);
 /// A subscription only listens, so nothing but a question shows that it is still heard.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between two looks whether a node has lost anything.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Receives what other instances (and this one) publish.
 #[async_trait]
@@ -27,7 +30,14 @@ pub trait EventHandler: Send + Sync + 'static {
 
     /// Reads what may have been told before the subscription was made, which it is when this is called. Called for
     /// each node that owns keys, with a connection to it.
-    async fn catch_up(&self, connection: &mut MultiplexedConnection) -> RedisResult<()>;
+    async fn catch_up(&self, link: &mut Link<'_>) -> RedisResult<()>;
+
+    /// Whether there is anything that a node could have lost.
+    fn has_kept(&self) -> bool;
+
+    /// Looks whether the node still has what was told, and gives back what it has lost: it may have been emptied
+    /// without any connection ending. Called again and again, with a connection of its own.
+    async fn look(&self, link: &mut Link<'_>) -> RedisResult<()>;
 }
 
 /// Publishes to all instances.
@@ -128,7 +138,10 @@ impl Store {
                     return Err(error);
                 }
             }
-            self.keep_asking(sink).await
+            tokio::select! {
+                ended = self.keep_asking(sink) => ended,
+                () = self.keep_looking(handler, warned) => Ok(()),
+            }
         };
         tokio::select! {
             () = receive => Ok(()),
@@ -142,16 +155,50 @@ impl Store {
         handler: &dyn EventHandler,
         warned: &AtomicBool,
     ) -> RedisResult<()> {
-        let mut connection = node.connect(&self.config).await?;
-        match handler.catch_up(&mut connection).await {
+        let mut link = Link::new(self, node, node.connect(&self.config).await?);
+        match handler.catch_up(&mut link).await {
             Err(error) if !error.is_unrecoverable_error() => {
                 // Told once: it will be the same each time, such as a command that is not permitted.
                 if !warned.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(%error, "could not read the revocations in Redis");
+                    tracing::warn!(%error, "could not bring the revocations here and in Redis up to each other");
                 }
                 Ok(())
             }
             other => other,
+        }
+    }
+
+    /// Looks at each node that is there, for ever.
+    async fn keep_looking(&self, handler: &dyn EventHandler, warned: &AtomicBool) {
+        let mut connections: HashMap<u64, MultiplexedConnection> = HashMap::new();
+        loop {
+            tokio::time::sleep(LOOK_PAUSE).await;
+            let nodes = self.nodes();
+            connections.retain(|id, _| nodes.iter().any(|node| node.id == *id));
+            for node in nodes.iter().filter(|node| node.breaker.closed().is_some() && handler.has_kept()) {
+                let kept = connections.remove(&node.id);
+                let look = async {
+                    let connection = match kept {
+                        Some(connection) => connection,
+                        None => node.connect(&self.config).await?,
+                    };
+                    handler.look(&mut Link::new(self, node, connection.clone())).await?;
+                    Ok::<_, RedisError>(connection)
+                };
+                let looked = tokio::select! {
+                    looked = look => looked,
+                    () = node.breaker.wait_until_open() => continue,
+                };
+                match looked {
+                    Ok(connection) => drop(connections.insert(node.id, connection)),
+                    // The next look is made with a new connection, and others see whether the node is there.
+                    Err(error) => {
+                        if !error.is_unrecoverable_error() && !warned.swap(true, Ordering::Relaxed) {
+                            tracing::warn!(%error, "could not give revocations back to Redis");
+                        }
+                    }
+                }
+            }
         }
     }
 

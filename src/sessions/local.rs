@@ -363,14 +363,22 @@ impl Local {
         owed
     }
 
-    /// Lets go of what has ended for good; returns how many sessions live.
-    pub fn sweep(&self, now: UnixMillis) -> usize {
+    /// Lets go of sessions of an account whose tokens are revoked.
+    pub fn let_go(&self, key: &str, is_revoked: impl Fn(&str) -> bool) {
+        let Some(account) = self.accounts.get(key) else { return };
+        let has_ended = |entry: &Entry| entry.owed != Owed::Ended && is_revoked(&entry.session.token);
+        account.0.lock().retain(|entry| !has_ended(entry));
+    }
+
+    /// Lets go of what has ended for good, or by its token; returns how many sessions live.
+    pub fn sweep(&self, now: UnixMillis, is_revoked: impl Fn(&str) -> bool) -> usize {
         let mut live = 0;
         let mut empty = Vec::new();
         for (key, account) in self.accounts.iter() {
             let mut entries = account.0.lock();
             // A session that only was idle too long is still known to have ended.
             entries.retain(|entry| entry.session.times.end > now);
+            entries.retain(|entry| entry.owed == Owed::Ended || !is_revoked(&entry.session.token));
             live += entries.iter().filter(|entry| entry.is_live(now)).count();
             if entries.is_empty() {
                 empty.push(key);
@@ -682,11 +690,11 @@ mod tests {
             let key: Arc<str> = format!("session:{number}").into();
             local.open(&key, session("a", 0), false);
         }
-        let kept = local.sweep(at(1));
+        let kept = local.sweep(at(1), |_| false);
         assert!((1..=100).contains(&kept), "{kept}");
-        assert_eq!(local.sweep(at(100)), 0, "they were idle");
+        assert_eq!(local.sweep(at(100), |_| false), 0, "they were idle");
         assert_eq!(local.accounts.len(), kept, "and are known to have ended");
-        local.sweep(at(600));
+        local.sweep(at(600), |_| false);
         assert_eq!(local.accounts.len(), 0);
         for number in 0..1_000 {
             local.open(&key(), session(&number.to_string(), 0), false);

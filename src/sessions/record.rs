@@ -231,6 +231,11 @@ impl Record {
     pub fn prune(&mut self, now: UnixMillis) {
         self.0.retain(|session| session.times.is_live(now));
     }
+
+    /// Lets go of sessions whose tokens are revoked.
+    pub fn let_go(&mut self, is_revoked: impl Fn(&str) -> bool) {
+        self.0.retain(|session| !is_revoked(&session.token));
+    }
 }
 
 /// The session of `token` in a stored value, as [`Record::find`] in all of it.

@@ -133,11 +133,11 @@ impl Settings {
     /// `real_ip` also sends `X-Real-IP` with the client address.
     ///
     /// # Errors
-    /// See [`SettingsError`]; spellings with `_` and `-` count as one header.
+    /// See [`SettingsError`]; spellings with `_`, `-` and other separators count as one header.
     pub fn new(names: Names, chain: Chain, real_ip: bool) -> Result<Self, SettingsError> {
         let mut seen = Vec::new();
         for carrier in names.carriers() {
-            let dashed = carrier.as_str().replace('_', "-");
+            let dashed = names::dashed(carrier.as_str());
             if names::is_reserved(&dashed) {
                 return Err(SettingsError::Reserved(carrier.clone()));
             }
@@ -227,8 +227,8 @@ pub fn is_withheld(name: &HeaderName) -> bool {
     names::is_withheld(name.as_str())
 }
 
-/// Removes what no client may say: hop-by-hop headers, forwarding and identity headers in every spelling (`_`
-/// counts as `-`), method overrides, `Proxy`, `Expect`, `_` spellings of headers that carry credentials or
+/// Removes what no client may say: hop-by-hop headers, forwarding and identity headers in every spelling (`_`, `.`
+/// and other separators count as `-`), method overrides, `Proxy`, `Expect`, such spellings of headers that carry credentials or
 /// framing, and what `Connection` nominates. Joins cookie crumbs (RFC 9113 section 8.2.3).
 ///
 /// Nominations are obeyed only for headers of the client's own making: end-to-end fields such as

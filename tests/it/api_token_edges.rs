@@ -243,6 +243,40 @@ fn a_record_on_a_lost_node_is_undecided_where_that_is_declared() {
 }
 
 #[test]
+fn a_token_whose_record_is_on_a_lost_node_is_ended_on_every_instance() {
+    let (cluster, origin) = (Cluster::start(), Origin::start());
+    let config = text(&origin, ROOMY);
+    let [first, second] = [(); 2].map(|()| gateway(&config, &cluster.url()));
+    for gateway in [&first, &second] {
+        let status = || gateway.admin().get("/health").send().json()["redis"]["status"] == "connected";
+        assert_eventually!(status(), "the gateway reaches the cluster");
+    }
+    let mut owners = (0..1_000).map(|number| format!("owner{number}"));
+    let owner = owners.find(|owner| cluster.owner_of(slot(owner.as_bytes())) != 0).unwrap();
+    let (id, token) = stranded(&first, &cluster, &owner);
+    for gateway in [&first, &second] {
+        assert_eq!(get(gateway, "/mine", &token).code(), 200);
+    }
+    cluster.kill(0);
+    for gateway in [&first, &second] {
+        assert_eventually!(
+            gateway.metric("tollgate_store_degraded", &[]) == Some(1.0),
+            "the loss is noticed"
+        );
+        assert_eq!(get(gateway, "/mine", &token).code(), 200);
+    }
+    // Whoever listened at the lost node listens elsewhere a moment later.
+    assert_eventually!(
+        {
+            assert_eq!(done(&first, "disable", &json!({ "id": id }))["shared"], json!(false));
+            assert_eq!(said(&get(&first, "/mine", &token)), refused("Token revoked"));
+            said(&get(&second, "/mine", &token)) == refused("Token revoked")
+        },
+        "the other instance is told"
+    );
+}
+
+#[test]
 fn without_redis_every_record_is_known() {
     let origin = Origin::start();
     let gateway = gateway(&format!("{}{REFUSING}", text(&origin, "")), "");

@@ -66,13 +66,13 @@ impl Shared {
             tracing::info!(count, "sessions of users were handed over that Redis had not got");
         }
         if !left.is_empty() {
-            self.hand_over_sessions_later();
+            self.hand_over_later();
         }
         Ok(())
     }
 
     /// One wait at a time, however many nodes and logins find something left: what comes after it goes to all nodes.
-    fn hand_over_sessions_later(&self) {
+    pub(in crate::pipeline) fn hand_over_later(&self) {
         let Some(store) = &self.store else { return };
         if self.sessions.hand_over_due.swap(true, Ordering::AcqRel) {
             return;
@@ -208,6 +208,7 @@ impl Shared {
         now: UnixMillis,
     ) -> Option<Vec<Session>> {
         let mut evicted = Vec::new();
+        record.let_go(|token| self.is_token_revoked(token, now));
         for change in changes {
             let token = change.lives().map(|session| &session.token);
             if token.is_some_and(|token| tokens.unknown.contains(token)) {

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::super::exchange::Seen;
 use super::super::gateway::Shared;
@@ -22,7 +23,7 @@ use crate::sessions::{Session, record};
 const REREADS: [Duration; 3] =
     [Duration::from_millis(20), Duration::from_millis(60), Duration::from_millis(110)];
 /// Requests that ask again at the same time; those beyond it are refused by what the store has said.
-pub(super) const MAX_REREADS: usize = 256;
+const MAX_REREADS: usize = 256;
 /// Uses that are written down at the same time; what comes then is written down with the next use.
 const MAX_TOUCHES: usize = 1_024;
 
@@ -113,8 +114,8 @@ impl Shared {
             Known::Nothing | Known::Idle | Known::Ended => None,
         };
         let shard = store.shard(key.as_bytes());
-        let place = self.sessions.rereads.try_acquire();
-        let pauses = pauses.filter(|_| place.is_ok()).unwrap_or_default();
+        let place = pauses.and_then(|pauses| self.sessions.rereads.enter(pauses));
+        let pauses = place.as_ref().map_or(&[][..], |(_, pauses)| pauses);
         let mut answered = true;
         for pause in pauses {
             tokio::time::sleep(*pause).await;
@@ -161,6 +162,20 @@ impl Shared {
     }
 }
 
+/// The places of requests that ask again.
+pub(super) struct Rereads(Semaphore);
+
+impl Rereads {
+    pub(super) fn new() -> Self {
+        Self(Semaphore::new(MAX_REREADS))
+    }
+
+    /// A place for a request that asks again after each of these pauses; `None`: too many do.
+    fn enter<'p>(&self, pauses: &'p [Duration]) -> Option<(SemaphorePermit<'_>, &'p [Duration])> {
+        self.0.try_acquire().ok().map(|place| (place, pauses))
+    }
+}
+
 /// One of the tasks under way; its place is free again when this is dropped.
 struct Place(Arc<Shared>);
 
@@ -174,5 +189,21 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.sessions.touches.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_than_so_many_ask_again_and_those_who_have_done_make_room() {
+        let rereads = Rereads::new();
+        let mut asking: Vec<_> = (0..256).map(|_| rereads.enter(&REREADS).unwrap()).collect();
+        assert!(rereads.enter(&REREADS).is_none() && rereads.enter(&[]).is_none());
+        asking.truncate(200);
+        let more: Vec<_> = (0..100).filter_map(|_| rereads.enter(&REREADS)).collect();
+        assert_eq!(more.len(), 56);
+        assert_eq!(more[0].1, REREADS);
     }
 }

@@ -1,4 +1,4 @@
-//! Now and then all sessions are looked through, by one instance at a time: those that have ended are taken out of the
+//! Now and then all sessions are looked through, by one instance at a time: those that have ended, or whose tokens are revoked, are taken out of the
 //! values they stand in, and those that live are counted.
 
 use std::sync::Arc;
@@ -41,7 +41,8 @@ pub async fn sweep_sessions(shared: Arc<Shared>, interval: Duration) {
 impl Shared {
     /// Returns how many sessions live, where that can be said.
     async fn sweep_once(&self, interval: Duration) -> Option<usize> {
-        let here = self.sessions.local.sweep(self.clock.now());
+        let now = self.clock.now();
+        let here = self.sessions.local.sweep(now, |token| self.is_token_revoked(token, now));
         let Some(store) = &self.store else { return Some(here) };
         let lock = format!("{}{LOCK}", store.settings().key_prefix);
         // The next sweep finds it gone, the other instances' sweeps until then do not.
@@ -82,16 +83,17 @@ impl Shared {
             read => read?,
         };
         let now = self.clock.now();
-        let count =
-            |record: &Record| record.sessions().iter().filter(|session| session.times.is_live(now)).count();
-        let record = Record::parse(&value);
-        if record.sessions().len() == count(&record) {
-            return Ok(record.sessions().len());
-        }
-        self.change_sessions(key, &value, |record| {
+        let let_go = |record: &mut Record| {
             record.prune(now);
+            // Whoever revoked the token may not have known whose it was.
+            record.let_go(|token| self.is_token_revoked(token, now));
             record.sessions().len()
-        })
-        .await
+        };
+        let mut record = Record::parse(&value);
+        let before = record.sessions().len();
+        if let_go(&mut record) == before {
+            return Ok(before);
+        }
+        self.change_sessions(key, &value, let_go).await
     }
 }

@@ -151,9 +151,28 @@ pub(super) fn is_reserved(name: &str) -> bool {
 
 /// Whether a client's header of this name is never sent on, whatever is configured.
 pub(super) fn is_withheld(name: &str) -> bool {
-    let dashed = &*name.replace('_', "-");
-    let fixed = || HOP_BY_HOP.iter().chain(&GATEWAY_ONLY).chain(&["expect"]);
-    dashed.starts_with(FORWARDED_FAMILY) || fixed().any(|known| *known == dashed)
+    let mut fixed = HOP_BY_HOP.iter().chain(&GATEWAY_ONLY).chain(&["expect"]);
+    begins_like(name, FORWARDED_FAMILY) || fixed.any(|known| reads_as(name, known))
+}
+
+/// A byte of a name as CGI-like servers see it: to them every separator is the same.
+const fn folded(byte: u8) -> u8 {
+    if byte.is_ascii_alphanumeric() { byte } else { b'-' }
+}
+
+/// The lower-case name with dashes for whatever separates its words.
+pub(super) fn dashed(name: &str) -> String {
+    name.bytes().map(|byte| char::from(folded(byte))).collect()
+}
+
+/// Whether a CGI-like server cannot tell `name` from `known`, which has no separators but dashes.
+fn reads_as(name: &str, known: &str) -> bool {
+    name.len() == known.len() && begins_like(name, known)
+}
+
+fn begins_like(name: &str, family: &str) -> bool {
+    name.len() >= family.len()
+        && name.bytes().map(folded).zip(family.bytes()).all(|(one, other)| one == other)
 }
 
 /// The names removed from every request, prepared for one lookup per header.
@@ -165,18 +184,20 @@ pub(super) struct Set {
 impl Set {
     /// The fixed names and the configured ones.
     pub(super) fn new<'a>(configured: impl Iterator<Item = &'a HeaderName>) -> Self {
-        let configured = configured.map(|name| name.as_str().replace('_', "-").into());
+        let configured = configured.map(|name| dashed(name.as_str()).into());
         let fixed = HOP_BY_HOP.iter().chain(&GATEWAY_ONLY).chain(&["expect"]).map(|name| (*name).into());
         Self { names: fixed.chain(configured).collect() }
     }
 
-    /// Whether a lower-case name is to go. A name with `_` is judged as if it had `-`, since CGI-like servers see
-    /// no difference; for the same reason `_` spellings of protected end-to-end fields go.
+    /// Whether a lower-case name is to go. A name with `_`, `.` or another separator is judged as if it had `-`, since
+    /// CGI-like servers see no difference; for the same reason such spellings of protected end-to-end fields go.
     pub(super) fn holds(&self, name: &str) -> bool {
-        if !name.contains('_') {
+        if name.bytes().all(|byte| folded(byte) == byte) {
             return self.names.contains(name) || name.starts_with(FORWARDED_FAMILY);
         }
-        let dashed = name.replace('_', "-");
-        self.names.contains(&*dashed) || dashed.starts_with(FORWARDED_FAMILY) || is_protected(&dashed)
+        begins_like(name, FORWARDED_FAMILY)
+            || PROTECTED_FAMILIES.iter().any(|family| begins_like(name, family))
+            || PROTECTED.iter().any(|known| reads_as(name, known))
+            || self.names.iter().any(|known| reads_as(name, known))
     }
 }

@@ -101,11 +101,32 @@ fn no_spelling_of_a_gateway_header_passes() {
         "Transfer_Encoding",
         "X_Api_Key",
         "Sec_Fetch",
+        "X.User.Id",
+        "x.user-id",
+        "X-User.Id",
+        "X~User~Id",
+        "X!User#Id",
+        "X$User%Plan",
+        "x&user'permissions",
+        "X*User+Id",
+        "X^User`Id",
+        "X|User_Id",
+        "X.Forwarded.For",
+        "X-Forwarded.Anything",
+        "X.Real.IP",
+        "Content.Length",
+        "Transfer.Encoding",
+        "X.Api.Key",
+        "Sec.Fetch",
     ] {
         assert!(stripped(&[(name, "x"), (name, "y")]).is_empty(), "{name}");
     }
     let twice = [("x-user-id", "a"), ("X-User-Id", "b"), ("x_user_id", "c"), ("accept", "*/*")];
     assert_eq!(stripped(&twice), ["accept: */*"]);
+    // Of a client's own making, and no imitation.
+    for name in ["x.custom", "x-user.ids", "x.user", "xuserid", "x--user-id", "user.agents"] {
+        assert_eq!(stripped(&[(name, "x")]), [format!("{name}: x")]);
+    }
 }
 
 #[test]
@@ -150,6 +171,8 @@ fn identity_cannot_be_carried_in_a_header_with_a_meaning() {
         assert_eq!(with(name), Some(SettingsError::Reserved(HeaderName::from_static(name))));
     }
     assert!(matches!(with("x_user_plan"), Some(SettingsError::Twice(_))));
+    assert!(matches!(with("x.user.plan"), Some(SettingsError::Twice(_))));
+    assert!(matches!(with("content.type"), Some(SettingsError::Reserved(_))));
     assert_eq!(with("x-account"), None);
 }
 
@@ -372,12 +395,12 @@ proptest! {
 
     #[test]
     fn no_client_header_imitates_identity(
-        name in "[xX][-_][uU][sS][eE][rR][-_]([iI][dD]|[pP]lan|PERMISSIONS)", value in "[!-~]{1,20}",
+        name in "[xX][-_.!#$%&'*+^`|~][uU][sS][eE][rR][-_.!#$%&'*+^`|~]([iI][dD]|[pP]lan|PERMISSIONS)", value in "[!-~]{1,20}",
         nomination in "[a-zA-Z_, -]{0,30}",
     ) {
         let given = [(name.as_str(), value.as_str()), ("connection", nomination.as_str())];
         let headers = sent(&Settings::default(), &given, false, Identity { user_id: Some("u"), ..Identity::default() });
-        let seen: Vec<_> = headers.iter().filter(|(name, _)| name.as_str().replace('_', "-").starts_with("x-user-")).collect();
+        let seen: Vec<_> = headers.iter().filter(|(name, _)| names::dashed(name.as_str()).starts_with("x-user-")).collect();
         prop_assert_eq!(seen.len(), 1);
         prop_assert_eq!(seen[0].1.as_bytes(), b"u");
     }

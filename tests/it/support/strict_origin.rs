@@ -38,7 +38,9 @@ impl Seen {
 
     /// Whether this name came, with `_` and `-` taken for one.
     pub fn has_any_spelling(&self, name: &str) -> bool {
-        self.fields.iter().any(|(known, _)| known.replace('_', "-").eq_ignore_ascii_case(name))
+        self.fields.iter().any(|(known, _)| {
+            known.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-").eq_ignore_ascii_case(name)
+        })
     }
 }
 
