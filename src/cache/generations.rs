@@ -15,6 +15,7 @@ use super::prefixes::{self, List, Loader, Loading, Loads, Place, Prefix, Snapsho
 use super::settings::Settings;
 use super::tag::{PREFIXES, PREFIXES_AT, Tags, epoch_tag};
 use crate::clock::UnixMillis;
+use crate::identifiers::push_hex;
 
 /// 128 bits over the generations of a request's tags; part of its cache key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -732,11 +733,9 @@ impl Unique {
 
 /// Lower-case hexadecimal digits of `bytes`.
 pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 15])
-        .filter_map(|nibble| char::from_digit(u32::from(nibble), 16))
-        .collect()
+    let mut digits = String::with_capacity(bytes.len() * 2);
+    push_hex(&mut digits, bytes.iter());
+    digits
 }
 
 #[cfg(test)]
