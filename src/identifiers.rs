@@ -55,10 +55,10 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 
 /// Appends `bytes` in lower-case hex digits.
 pub(crate) fn push_hex<'a>(text: &mut String, bytes: impl Iterator<Item = &'a u8>) {
+    let digit = |nibble: u8| char::from(if nibble < 10 { b'0' + nibble } else { b'a' + (nibble - 10) });
     for byte in bytes {
-        for nibble in [byte >> 4, byte & 0xf] {
-            text.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0'));
-        }
+        text.push(digit(byte >> 4));
+        text.push(digit(byte & 0xf));
     }
 }
 

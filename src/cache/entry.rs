@@ -4,10 +4,10 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, response};
 use pingora::cache::key::HashBinary;
 use pingora::cache::{CacheKey, CacheMeta, key::CacheHashKey};
-use pingora::http::{HeaderNameVariant, ResponseHeader};
+use pingora::http::ResponseHeader;
 use sha2::{Digest, Sha256};
 
 use super::ahead::Freshness;
@@ -20,12 +20,15 @@ const MAGIC: &[u8; 4] = b"TGE1";
 const MAC: usize = 16;
 /// Bytes of an encoded entry beside its key, fields and body, at most.
 const ENCODED_OVERHEAD: usize = 192;
-const CONTENT_LENGTH: &[u8] = b"Content-Length";
 /// How long a stale entry with a validator is kept to be revalidated.
 const REVALIDATION_GRACE: Duration = Duration::from_secs(3600);
 /// Bookkeeping per entry in bytes: the counts of two references, what `Bytes` allocates to share a buffer (twice),
 /// and the tables of `quick_cache`, which grow by doubling.
 const OVERHEAD: usize = size_of::<Entry>() + 16 + 2 * 32 + 192;
+/// What the head of a response may have of fields; no peer is listened to for as many.
+const MOST_FIELDS: usize = 4096;
+/// What `Bytes` allocates to share a name of its own.
+const SHARED_NAME: usize = 32;
 /// Clocks of two instances may differ by this much.
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
 
@@ -48,55 +51,30 @@ struct Meta {
 /// pingora hands over are slices of whole read buffers.
 #[derive(Clone, Debug)]
 struct Head {
-    /// The primary key, then the fields as [`Entry::encode`] writes them.
+    /// The primary key, then the values of the fields.
     bytes: Bytes,
     key_length: usize,
     variance: Option<HashBinary>,
     status: StatusCode,
-    fields: u32,
+    /// The fields, read once for all hits; their values are slices of `bytes`.
+    fields: Box<[(HeaderName, HeaderValue)]>,
+    /// Bytes of memory that the names take: those that the HTTP library knows take none.
+    names: usize,
 }
 
 impl Head {
     /// `None` for fields that could not be read back. A `length` replaces what is declared.
-    fn new(key: &CacheKey, header: &ResponseHeader, length: Option<&str>) -> Option<Self> {
-        let replaced = |name: &[u8]| {
-            length.is_some() && name.eq_ignore_ascii_case(header::CONTENT_LENGTH.as_str().as_bytes())
-        };
-        let size = |name: &[u8], value: &[u8]| 16 + name.len() + value.len();
-        let kept: usize = header.headers.iter().map(|(n, v)| size(n.as_str().as_bytes(), v.as_bytes())).sum();
-        let added = length.map_or(0, |length| size(CONTENT_LENGTH, length.as_bytes()));
-        let primary = key.primary_key();
-        let mut bytes = Vec::with_capacity(primary.len() + kept + added);
-        bytes.extend_from_slice(primary);
-        let mut fields = 0;
-        let written = header.map(|name, value| {
-            let name = match name {
-                HeaderNameVariant::Case(name) => name.as_slice(),
-                HeaderNameVariant::Titled(name) => name.as_bytes(),
-            };
-            if !replaced(name) {
-                put_slice(&mut bytes, name);
-                put_slice(&mut bytes, value.as_bytes());
-                fields += 1;
+    fn new(key: &CacheKey, header: &HeaderMap, status: StatusCode, length: Option<&str>) -> Option<Self> {
+        let mut lines = Lines::of(key);
+        for (name, value) in header {
+            if length.is_none() || name != header::CONTENT_LENGTH {
+                lines.push(name.clone(), value.as_bytes());
             }
-            Ok(())
-        });
-        written.ok()?;
-        if let Some(length) = length {
-            put_slice(&mut bytes, CONTENT_LENGTH);
-            put_slice(&mut bytes, length.as_bytes());
-            fields += 1;
         }
-        // What was replaced leaves room.
-        bytes.shrink_to_fit();
-        let head = Self {
-            bytes: bytes.into(),
-            key_length: primary.len(),
-            variance: key.variance_bin(),
-            status: header.status,
-            fields,
-        };
-        head.header().is_ok().then_some(head)
+        if let Some(length) = length {
+            lines.push(header::CONTENT_LENGTH, length.as_bytes());
+        }
+        lines.read(key, status)
     }
 
     fn is(&self, key: &CacheKey) -> bool {
@@ -107,16 +85,77 @@ impl Head {
         self.bytes.get(..self.key_length).unwrap_or_default()
     }
 
-    /// The fields as they are encoded.
-    fn encoded(&self) -> &[u8] {
-        self.bytes.get(self.key_length..).unwrap_or_default()
+    /// Bytes of the key, and of the fields as [`Entry::encode`] writes them.
+    fn encoded_length(&self) -> usize {
+        let names: usize = self.fields.iter().map(|(name, _)| 16 + name.as_str().len()).sum();
+        self.bytes.len() + names
     }
 
-    /// What pingora works with; copies no value.
-    fn header(&self) -> Result<ResponseHeader, Rejected> {
-        let mut cursor = Cursor { bytes: &self.bytes, at: self.key_length };
-        cursor.header(self.status, self.fields)
+    /// Bytes of memory it takes, once it has `more` bytes in another field.
+    const fn weight(&self, more: usize) -> usize {
+        let fields = self.fields.len() + if more > 0 { 1 } else { 0 };
+        allocated(self.bytes.len() + more)
+            + allocated(fields * size_of::<(HeaderName, HeaderValue)>())
+            + self.names
     }
+
+    /// The head as it is answered with, with room for `more` fields; copies no value.
+    fn parts(&self, more: usize) -> response::Parts {
+        let mut parts = http::Response::new(()).into_parts().0;
+        parts.status = self.status;
+        parts.headers = HeaderMap::with_capacity(self.fields.len() + more);
+        for (name, value) in &self.fields {
+            parts.headers.append(name, value.clone());
+        }
+        parts
+    }
+}
+
+/// The lines of a head that is being made.
+struct Lines {
+    bytes: Vec<u8>,
+    /// Each name, and how long its value is.
+    fields: Vec<(HeaderName, usize)>,
+}
+
+impl Lines {
+    fn of(key: &CacheKey) -> Self {
+        Self { bytes: key.primary_key().to_vec(), fields: Vec::new() }
+    }
+
+    fn push(&mut self, name: HeaderName, value: &[u8]) {
+        self.bytes.extend_from_slice(value);
+        self.fields.push((name, value.len()));
+    }
+
+    /// The head; `None` where a value is none.
+    fn read(mut self, key: &CacheKey, status: StatusCode) -> Option<Head> {
+        if self.fields.len() > MOST_FIELDS {
+            return None;
+        }
+        self.bytes.shrink_to_fit();
+        let bytes = Bytes::from(self.bytes);
+        let key_length = key.primary_key().len();
+        let mut fields = Vec::with_capacity(self.fields.len());
+        let (mut at, mut names) = (key_length, 0);
+        for (name, length) in self.fields {
+            // In memory of its own: a name that came may be a part of something larger.
+            let name = HeaderName::from_bytes(name.as_str().as_bytes()).ok()?;
+            let value = HeaderValue::from_maybe_shared(bytes.slice(at..at + length)).ok()?;
+            names += weight_of(&name);
+            fields.push((name, value));
+            at += length;
+        }
+        let (variance, fields) = (key.variance_bin(), fields.into_boxed_slice());
+        Some(Head { bytes, key_length, variance, status, fields, names })
+    }
+}
+
+/// Bytes of memory that a name takes beside itself. One that the HTTP library knows is the same text wherever it is read.
+fn weight_of(name: &HeaderName) -> usize {
+    let known = HeaderName::from_bytes(name.as_str().as_bytes())
+        .is_ok_and(|again| std::ptr::eq(again.as_str(), name.as_str()));
+    if known { 0 } else { allocated(name.as_str().len()) + SHARED_NAME }
 }
 
 /// A stored response.
@@ -179,7 +218,11 @@ impl Draft {
     pub(super) fn new(key: &CacheKey, meta: &CacheMeta) -> Option<Self> {
         let header = meta.response_header();
         let declared = Declared::of(header);
-        Some(Self { head: Head::new(key, header, None)?, meta: Meta::of(meta), declared })
+        Some(Self {
+            head: Head::new(key, &header.headers, header.status, None)?,
+            meta: Meta::of(meta),
+            declared,
+        })
     }
 
     /// The declared length of the body, if there is one.
@@ -193,7 +236,7 @@ impl Draft {
     /// Bytes that the entry counts for, without its body.
     pub(super) const fn weight(&self) -> usize {
         // A length that is not declared is added in the end.
-        OVERHEAD + allocated(self.head.bytes.len() + 64)
+        OVERHEAD + self.head.weight(64)
     }
 
     /// The entry with its complete body; `None` when that is not as long as declared.
@@ -204,7 +247,7 @@ impl Draft {
             Declared::Bytes(_) | Declared::Nonsense => return None,
             // A complete body has a known length, which ranges of it need.
             Declared::Nothing if head.status != StatusCode::NO_CONTENT => {
-                head = Head::new(key, &head.header().ok()?, Some(&body.len().to_string()))?;
+                head = Head::new(key, &head.parts(0).headers, head.status, Some(&body.len().to_string()))?;
             }
             Declared::Nothing => {}
         }
@@ -221,7 +264,7 @@ impl Entry {
         if length.is_none() {
             drop(header.remove_header(&header::CONTENT_LENGTH));
         }
-        let head = Head::new(key, &header, length.as_deref())?;
+        let head = Head::new(key, &header.headers, header.status, length.as_deref())?;
         Some(Self { head, meta: Meta::of(meta), body: self.body.clone(), charge: None })
     }
 
@@ -247,10 +290,7 @@ impl Entry {
             // Without any window pingora would never ask whether it may serve while it refreshes.
             meta.stale_while_revalidate.max(1),
             meta.stale_if_error,
-            // It was read once when the entry was made.
-            self.head
-                .header()
-                .unwrap_or_else(|_| ResponseHeader::from(http::Response::new(()).into_parts().0)),
+            self.head.parts(0).into(),
         );
         built.set_epoch_override(system_time(meta.epoch));
         if let Some(variance) = meta.variance {
@@ -259,9 +299,9 @@ impl Entry {
         built
     }
 
-    /// The header; `None`, which is never: it was read once when the entry was made.
-    pub(super) fn header(&self) -> Option<ResponseHeader> {
-        self.head.header().ok()
+    /// Status and header, with room for `more` fields.
+    pub(super) fn head(&self, more: usize) -> response::Parts {
+        self.head.parts(more)
     }
 
     pub(super) const fn body(&self) -> &Body {
@@ -307,12 +347,12 @@ impl Entry {
 
     /// Bytes this entry counts for in the memory tier: what the allocator takes for it, and its place in tables.
     pub(super) fn weight(&self) -> usize {
-        OVERHEAD + allocated(self.head.bytes.len()) + self.body.weight()
+        OVERHEAD + self.head.weight(0) + self.body.weight()
     }
 
     /// How many bytes [`Self::encode`] makes.
     pub(super) fn encoded_length(&self) -> usize {
-        ENCODED_OVERHEAD + self.head.bytes.len() + self.body.len()
+        ENCODED_OVERHEAD + self.head.encoded_length() + self.body.len()
     }
 
     /// The bytes for the shared tier.
@@ -332,8 +372,11 @@ impl Entry {
         out.put_u32(meta.stale_if_error);
         put_hash(&mut out, meta.variance);
         out.put_u16(self.head.status.as_u16());
-        out.put_u32(self.head.fields);
-        out.put_slice(self.head.encoded());
+        out.put_u32(u32::try_from(self.head.fields.len()).unwrap_or(u32::MAX));
+        for (name, value) in &self.head.fields {
+            put_slice(&mut out, name.as_str().as_bytes());
+            put_slice(&mut out, value.as_bytes());
+        }
         out.put_u64(self.body.len() as u64);
         for piece in self.body.pieces() {
             out.put_slice(piece);
@@ -373,18 +416,12 @@ impl Entry {
         }
         let status =
             StatusCode::from_u16(u16::from_be_bytes(cursor.array()?)).map_err(|_| Rejected::Malformed)?;
-        let fields = u32::from_be_bytes(cursor.array()?);
-        let start = cursor.at;
-        cursor.header(status, fields)?;
-        let encoded = bytes.get(start..cursor.at).ok_or(Rejected::Malformed)?;
-        let primary = key.primary_key();
-        let head = Head {
-            bytes: [primary, encoded].concat().into(),
-            key_length: primary.len(),
-            variance: key.variance_bin(),
-            status,
-            fields,
-        };
+        let mut lines = Lines::of(key);
+        for _ in 0..u32::from_be_bytes(cursor.array()?) {
+            let name = HeaderName::from_bytes(cursor.slice()?).map_err(|_| Rejected::Malformed)?;
+            lines.push(name, cursor.slice()?);
+        }
+        let head = lines.read(key, status).ok_or(Rejected::Malformed)?;
         let body = Body::copy_of(cursor.body()?);
         Ok(Self { head, meta, body, charge: None })
     }
@@ -512,26 +549,6 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// `count` fields; their values are slices of what is read.
-    fn header(&mut self, status: StatusCode, count: u32) -> Result<ResponseHeader, Rejected> {
-        // A count is believed only as far as there are bytes for it.
-        let most = self.bytes.len().saturating_sub(self.at) / 16;
-        let expected = usize::try_from(count).unwrap_or(usize::MAX).min(most);
-        let mut header = ResponseHeader::build(status, Some(expected)).map_err(|_| Rejected::Malformed)?;
-        for _ in 0..count {
-            let name = self.shared()?;
-            let value =
-                http::HeaderValue::from_maybe_shared(self.shared()?).map_err(|_| Rejected::Malformed)?;
-            header.append_header(name, value).map_err(|_| Rejected::Malformed)?;
-        }
-        Ok(header)
-    }
-
-    fn shared(&mut self) -> Result<Bytes, Rejected> {
-        let length = self.slice()?.len();
-        Ok(self.bytes.slice(self.at - length..self.at))
-    }
-
     /// The rest.
     fn body(&mut self) -> Result<&'a [u8], Rejected> {
         let body = self.slice()?;
@@ -575,6 +592,30 @@ mod tests {
 
     fn decode(bytes: &Bytes, name: &str, secret: &[u8], now: UnixMillis) -> Result<Entry, Rejected> {
         Entry::decode(bytes, &key(name), &Secret::new(Some(secret)), now, DAY)
+    }
+
+    #[test]
+    fn what_is_kept_of_the_head_is_paid_for() {
+        assert_eq!(weight_of(&header::CONTENT_TYPE), 0, "a name that is known takes nothing");
+        assert_eq!(weight_of(&HeaderName::from_static("x-a-name-of-its-own")), 32 + SHARED_NAME);
+        let key = key("k");
+        let head = |names: &[&'static str]| {
+            let named =
+                names.iter().map(|name| (HeaderName::from_static(name), HeaderValue::from_static("v")));
+            Head::new(&key, &named.collect(), StatusCode::OK, None).unwrap()
+        };
+        let field = size_of::<(HeaderName, HeaderValue)>();
+        let none = head(&[]);
+        assert_eq!((none.names, head(&["date"]).names), (0, 0));
+        assert_eq!(head(&["date"]).weight(0), allocated(2) + allocated(field));
+        let two = head(&["x-one", "x-three"]);
+        assert_eq!(two.weight(0), allocated(3) + allocated(2 * field) + 2 * (16 + SHARED_NAME));
+        assert!(
+            Head::new(&key, &two.parts(0).headers, two.status, Some("18446744073709551615"))
+                .unwrap()
+                .weight(0)
+                <= two.weight(64)
+        );
     }
 
     #[test]

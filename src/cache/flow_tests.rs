@@ -126,7 +126,9 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         if let Some(cached) = ctx {
-            cached.report(&session.cache, response, true, SystemClock.now());
+            let mut parts = http::response::Parts::from(response.clone());
+            cached.report(&session.cache, parts.status, &mut parts.headers, true, SystemClock.now());
+            *response = parts.into();
         }
         Ok(())
     }

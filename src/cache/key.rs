@@ -5,14 +5,17 @@ use std::ops::Range;
 
 use sha2::{Digest, Sha256};
 
-use super::generations::{Fingerprint, hex};
+use super::generations::Fingerprint;
 use super::prefixes::{Compare, Place};
 use super::request::Caller;
 use super::settings::{QueryPolicy, RouteCache};
 use super::tag::KEY_DIGITS;
+use crate::identifiers::push_hex;
 
 /// Changes whenever the layout of keys or entries does.
 const VERSION: u8 = 1;
+/// Digits of a published key.
+const PUBLIC_DIGITS: usize = 16;
 
 /// What identifies a request to the cache.
 #[derive(Clone, Copy, Debug)]
@@ -78,11 +81,12 @@ impl Unstamped {
         let (uri, caller) = self.bytes.split_at_checked(self.caller).unwrap_or((&self.bytes, &[]));
         let mut hasher = Sha256::new();
         hasher.update(uri);
-        let mut shown = hex(&hasher.clone().finalize());
+        let of_uri = hasher.clone().finalize();
         hasher.update(caller);
-        shown.truncate(KEY_DIGITS);
-        shown.push_str(&hex(&hasher.finalize()));
-        shown.truncate(16);
+        let of_all = hasher.finalize();
+        let mut shown = String::with_capacity(PUBLIC_DIGITS);
+        push_hex(&mut shown, of_uri.iter().take(KEY_DIGITS / 2));
+        push_hex(&mut shown, of_all.iter().take((PUBLIC_DIGITS - KEY_DIGITS) / 2));
         shown.into()
     }
 

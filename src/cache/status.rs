@@ -3,9 +3,8 @@
 
 use std::fmt::Write as _;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue, StatusCode};
 use pingora::cache::{CachePhase, NoCacheReason};
-use pingora::http::ResponseHeader;
 use sfv::{BareItem, List, ListEntry, Parser};
 
 use super::request::Bypass;
@@ -121,22 +120,21 @@ pub struct Report<'a> {
 }
 
 impl Report<'_> {
-    /// Writes the headers. What caches nearer to the origin say in `Cache-Status` stays in front; everything else
+    /// Writes the headers of an answer with the status `sent`. What caches nearer to the origin say in `Cache-Status` stays in front; everything else
     /// under these names is replaced.
-    pub fn write(&self, header: &mut ResponseHeader) {
-        let status = self.cache_status(header.status.as_u16());
-        // A static name and visible ASCII: inserting cannot fail.
-        drop(header.insert_header(&X_CACHE, self.outcome.x_cache()));
-        append(header, &status);
-        match self.key {
-            Some(key) => drop(header.insert_header(&X_CACHE_KEY, key)),
-            None => drop(header.remove_header(&X_CACHE_KEY)),
+    pub fn write(&self, sent: StatusCode, fields: &mut HeaderMap) {
+        fields.insert(&X_CACHE, HeaderValue::from_static(self.outcome.x_cache()));
+        append(fields, self.cache_status(sent.as_u16()));
+        match self.key.and_then(|key| HeaderValue::from_str(key).ok()) {
+            Some(key) => drop(fields.insert(&X_CACHE_KEY, key)),
+            None => drop(fields.remove(&X_CACHE_KEY)),
         }
     }
 
     /// This cache's member of `Cache-Status`, in an answer of this status.
     pub fn cache_status(&self, sent: u16) -> String {
-        let mut status = String::from("tollgate; ");
+        let mut status = String::with_capacity(64);
+        status.push_str("tollgate; ");
         // Writing to a String cannot fail.
         match self.forwarded {
             None => status.push_str("hit"),
@@ -168,28 +166,31 @@ impl Report<'_> {
 }
 
 /// Reports on a request that went past the cache of its route.
-pub fn write_bypass(header: &mut ResponseHeader, why: Bypass) {
-    drop(header.insert_header(&X_CACHE, Outcome::Bypass.x_cache()));
+pub fn write_bypass(fields: &mut HeaderMap, why: Bypass) {
+    fields.insert(&X_CACHE, HeaderValue::from_static(Outcome::Bypass.x_cache()));
     // Whoever says so upstream speaks of another cache.
-    header.remove_header(&X_CACHE_KEY);
+    fields.remove(&X_CACHE_KEY);
     if why == Bypass::Method {
-        append(header, "tollgate; fwd=method");
+        append(fields, String::from("tollgate; fwd=method"));
     } else {
-        append(header, &format!("tollgate; fwd=bypass; detail={}", why.as_str()));
+        append(fields, format!("tollgate; fwd=bypass; detail={}", why.as_str()));
     }
 }
 
 /// Adds `member` to the list that caches nearer to the origin began, if that is one (RFC 9211 section 2).
-fn append(header: &mut ResponseHeader, member: &str) {
-    let value = match upstream_members(&header.headers) {
+fn append(fields: &mut HeaderMap, member: String) {
+    let value = match upstream_members(fields) {
         Some(mut members) => {
             members.push_str(", ");
-            members.push_str(member);
+            members.push_str(&member);
             members
         }
-        None => member.to_owned(),
+        None => member,
     };
-    drop(header.insert_header(&CACHE_STATUS, value));
+    // Visible ASCII, all of it.
+    if let Ok(value) = HeaderValue::try_from(value) {
+        fields.insert(&CACHE_STATUS, value);
+    }
 }
 
 fn upstream_members(headers: &HeaderMap) -> Option<String> {
@@ -269,12 +270,12 @@ mod tests {
     #[test]
     fn other_caches_are_heard_if_they_can_be_understood() {
         let said = |lines: &[&'static str]| {
-            let mut header = ResponseHeader::build(200, None).unwrap();
+            let mut fields = HeaderMap::new();
             for line in lines {
-                header.append_header("Cache-Status", *line).unwrap();
+                fields.append(&CACHE_STATUS, HeaderValue::from_static(line));
             }
-            QUIET.write(&mut header);
-            let all: Vec<_> = header.headers.get_all("cache-status").iter().collect();
+            QUIET.write(StatusCode::OK, &mut fields);
+            let all: Vec<_> = fields.get_all("cache-status").iter().collect();
             assert_eq!(all.len(), 1);
             all.first().unwrap().to_str().unwrap().to_owned()
         };
@@ -287,14 +288,14 @@ mod tests {
 
     #[test]
     fn a_bypass_says_why() {
-        let mut header = ResponseHeader::build(200, None).unwrap();
-        write_bypass(&mut header, Bypass::Body);
-        assert_eq!(header.headers.get("cache-status").unwrap(), "tollgate; fwd=bypass; detail=body");
-        let mut header = ResponseHeader::build(200, None).unwrap();
-        header.insert_header("x-cache-key", "spoofed").unwrap();
-        write_bypass(&mut header, Bypass::Method);
-        assert!(header.headers.get("x-cache-key").is_none());
-        assert_eq!(header.headers.get("cache-status").unwrap(), "tollgate; fwd=method");
-        assert_eq!(header.headers.get("x-cache").unwrap(), "BYPASS");
+        let mut fields = HeaderMap::new();
+        write_bypass(&mut fields, Bypass::Body);
+        assert_eq!(fields.get("cache-status").unwrap(), "tollgate; fwd=bypass; detail=body");
+        let mut fields = HeaderMap::new();
+        fields.insert(&X_CACHE_KEY, HeaderValue::from_static("spoofed"));
+        write_bypass(&mut fields, Bypass::Method);
+        assert!(fields.get("x-cache-key").is_none());
+        assert_eq!(fields.get("cache-status").unwrap(), "tollgate; fwd=method");
+        assert_eq!(fields.get("x-cache").unwrap(), "BYPASS");
     }
 }

@@ -17,6 +17,8 @@ const EPOCH: &str = "-epoch";
 pub(super) const PREFIXES: &str = "{-prefixes}";
 /// Place of [`PREFIXES`] among the tags of a request.
 pub(super) const PREFIXES_AT: usize = 1;
+/// How many tags a request has, usually.
+const USUAL: usize = 6;
 /// Leading digits of a published key that its tag has.
 pub(super) const KEY_DIGITS: usize = 4;
 
@@ -163,7 +165,9 @@ pub struct Tags(Vec<Box<str>>);
 impl Tags {
     /// Those that everything stored has.
     pub fn epoch() -> Self {
-        Self(vec![EPOCH.into(), PREFIXES.into()])
+        let mut tags = Vec::with_capacity(USUAL);
+        tags.extend([EPOCH.into(), PREFIXES.into()]);
+        Self(tags)
     }
 
     /// Adds `tag` unless it is there.
@@ -205,16 +209,20 @@ pub fn epoch_tag() -> Box<str> {
 
 /// The tag of everything stored for route `name`.
 pub fn route_tag(name: &str) -> Box<str> {
-    let mut tag = String::from("route:");
-    push_value(&mut tag, name);
-    tag.into()
+    of("route:", name)
 }
 
 /// The tag of everything stored for the URI of a published key (`X-Cache-Key`), whoever asked for it, and of one URI in
 /// 65,536 beside it: each tag in use is a key in Redis, and an object shall not need one of its own.
 pub fn key_tag(public_key: &str) -> Box<str> {
-    let mut tag = String::from("key:");
-    push_value(&mut tag, public_key.get(..KEY_DIGITS).unwrap_or(public_key));
+    of("key:", public_key.get(..KEY_DIGITS).unwrap_or(public_key))
+}
+
+fn of(kind: &str, value: &str) -> Box<str> {
+    // As long as it becomes, usually: every request has some.
+    let mut tag = String::with_capacity(kind.len() + value.len());
+    tag.push_str(kind);
+    push_value(&mut tag, value);
     tag.into()
 }
 

@@ -3,10 +3,13 @@
 
 mod connections;
 mod downstream;
+mod exchange;
 mod failure;
+mod fetch;
 mod headers;
 mod login;
 mod peek;
+mod respond;
 mod service;
 mod stored;
 mod warm;
@@ -14,36 +17,31 @@ mod warm;
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{HOST, RANGE, TRANSFER_ENCODING};
-use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
+use http::header::{RANGE, TRANSFER_ENCODING};
+use http::{HeaderMap, Method, StatusCode, Uri, Version};
 use pingora::cache::key::HashBinary;
 use pingora::cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable};
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, RangeType, Session, range_header_filter};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 
 use crate::cache::conditions::{not_modified, range_counts};
-use crate::cache::request::{Bypass, is_safe, write_invalidates};
+use crate::cache::request::Bypass;
 use crate::cache::transaction::REFRESH;
-use crate::cache::{Transaction, status};
-use crate::header_names::{TOLLGATE_CACHE_CONTROL, X_CACHE, X_REQUEST_ID};
-use crate::metrics::{CacheOutcome, Held, UpstreamFailure};
+use crate::metrics::Held;
 use crate::pipeline::give_back::settle_counts;
-use crate::pipeline::overwritten::named_by;
-use crate::pipeline::{
-    self, Admission, Admitted, CacheUse, Context, Gateway, Origin, Refusal, Reply, find_param, outcome,
-};
+use crate::pipeline::{self, Admission, CacheUse, Context, Gateway, Origin, Refusal, Reply, outcome};
 use crate::route::Logout;
-use crate::sessions::login::{BodyCopy, NotOpened};
-use crate::upstream::{self, Upstream, forward};
+use crate::sessions::login::NotOpened;
 
+pub use self::exchange::Exchange;
 use self::peek::Incoming;
 pub use self::service::{h2c, http1};
 pub use self::warm::Warmer;
@@ -62,105 +60,10 @@ pub struct Proxy {
     draining: Arc<AtomicBool>,
 }
 
-/// A request with the configuration it is judged by.
-pub struct Exchange {
-    gateway: Arc<Gateway>,
-    context: Context,
-    /// The beginning of the body, where it was read and pingora does not repeat it.
-    carried: Option<Bytes>,
-    /// A copy of the body of the answer to a login, as far as it has come.
-    login_body: Option<Box<BodyCopy>>,
-    /// The request is one of the gateway's own, which keeps a response warm.
-    warming: Option<Box<Warming>>,
-}
-
 impl Proxy {
     /// A proxy that judges by `current`; while `draining` is set, connections close after their answer.
     pub fn new(current: Arc<ArcSwap<Gateway>>, draining: Arc<AtomicBool>) -> Self {
         Self { current, draining }
-    }
-}
-
-impl Exchange {
-    fn admitted(&self) -> Option<&Admitted> {
-        self.context.admitted()
-    }
-
-    fn transaction(&mut self) -> Option<&mut Transaction> {
-        match &mut self.context.admitted_mut()?.cache {
-            CacheUse::Used(transaction) => Some(transaction),
-            CacheUse::NotConfigured | CacheUse::Bypassed(_) => None,
-        }
-    }
-
-    fn transaction_read(&self) -> Option<&Transaction> {
-        match &self.admitted()?.cache {
-            CacheUse::Used(transaction) => Some(transaction),
-            CacheUse::NotConfigured | CacheUse::Bypassed(_) => None,
-        }
-    }
-
-    fn upstream(&self) -> Option<&Arc<Upstream>> {
-        self.admitted()?.route.upstream.as_ref()
-    }
-
-    /// Answers with a reply of the gateway's own.
-    async fn answer(&mut self, session: &mut Session, reply: &Reply) -> Result<()> {
-        let mut stamp = std::mem::take(&mut self.context.quota);
-        stamp.push((X_REQUEST_ID.clone(), self.context.request_id.clone()));
-        downstream::write(session, reply, &stamp).await
-    }
-
-    async fn refuse(&mut self, session: &mut Session, refusal: Refusal) -> Result<()> {
-        let reply = refusal.reply();
-        self.context.refusal = Some(refusal);
-        self.answer(session, &reply).await
-    }
-
-    /// The tags that a write on this route changes: what the route declares, and the very target.
-    fn changed_tags(&self) -> Vec<Box<str>> {
-        let Some(admitted) = self.admitted() else { return Vec::new() };
-        let user = admitted.identity.as_ref().map(|identity| &*identity.account);
-        let param = |name: &str| find_param(&admitted.params, name);
-        let declared = admitted.route.invalidates.iter().map(|template| template.render(user, param));
-        declared.chain(admitted.overwrites.iter().cloned()).collect()
-    }
-
-    /// What must have happened before the client may see an answer to its request. `status` is the upstream's, and
-    /// `judged` the one that counts of failures go by; `None` where nobody knows. `named` are tags of what the answer
-    /// says to have changed.
-    async fn settle(
-        &mut self,
-        method: &Method,
-        status: Option<StatusCode>,
-        judged: Option<StatusCode>,
-        named: Vec<Box<str>>,
-    ) {
-        let provisional = std::mem::take(&mut self.context.provisional);
-        let counted = settle_counts(&self.gateway, provisional, judged.map(|status| status.as_u16()));
-        let shared = &self.gateway.shared;
-        let mut tags = if write_invalidates(method, status) { self.changed_tags() } else { Vec::new() };
-        for tag in named {
-            if !tags.contains(&tag) {
-                tags.push(tag);
-            }
-        }
-        let invalidated = async {
-            if !tags.is_empty() {
-                shared.invalidate(tags).await;
-            }
-        };
-        let logged_out = async {
-            if let Some(admitted) = self.admitted()
-                && admitted.route.logout == Some(Logout::Forward)
-                && status.is_some_and(|status| status.is_success())
-                && let Some(identity) = &admitted.identity
-            {
-                self.gateway.log_out(&admitted.route, identity).await;
-            }
-        };
-        // Side by side: the client waits for the store once.
-        tokio::join!(invalidated, logged_out, counted);
     }
 }
 
@@ -174,6 +77,9 @@ impl ProxyHttp for Proxy {
         let context = Context::new(gateway.shared.clock.now(), in_flight);
         Exchange { gateway, context, carried: None, login_body: None, warming: None }
     }
+
+    /// None: pingora's own one compresses, which is off, but would be asked at every step of every request.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     fn on_connection_reuse(
         &self,
@@ -249,7 +155,7 @@ impl ProxyHttp for Proxy {
         if origin == Origin::Client
             && let Some(ready) = stored::find(session, exchange)
         {
-            stored::answer(self, session, ready, exchange).await.map_err(Error::into_down)?;
+            stored::answer(session, ready, exchange).await.map_err(Error::into_down)?;
             return Ok(true);
         }
         if !continued && downstream::awaits_continue(session) {
@@ -427,26 +333,14 @@ impl ProxyHttp for Proxy {
             && exchange.warming.is_none()
             && let Some(ready) = stored::find(session, exchange)
         {
-            stored::answer(self, session, ready, exchange).await.map_err(Error::into_down)?;
+            stored::answer(session, ready, exchange).await.map_err(Error::into_down)?;
             return Ok(false);
         }
         Ok(true)
     }
 
     async fn upstream_peer(&self, _session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
-        let now = exchange.gateway.shared.clock.now();
-        let picked = exchange
-            .upstream()
-            .and_then(|upstream| Some((Arc::clone(upstream), upstream.pick(&exchange.context.tried, now)?)));
-        let Some((upstream, address)) = picked else {
-            if let Some(upstream) = exchange.upstream() {
-                upstream.metrics().errors.count(UpstreamFailure::NoMember);
-            }
-            return Err(Error::explain(ErrorType::HTTPStatus(503), "no member is left to ask"));
-        };
-        exchange.context.tried.push(address);
-        exchange.context.asked_at = Some(Instant::now());
-        Ok(upstream::peer(upstream.settings(), address))
+        fetch::peer(exchange)
     }
 
     fn fail_to_connect(
@@ -454,19 +348,9 @@ impl ProxyHttp for Proxy {
         _session: &mut Session,
         _peer: &HttpPeer,
         exchange: &mut Exchange,
-        mut error: Box<Error>,
+        error: Box<Error>,
     ) -> Box<Error> {
-        let now = exchange.gateway.shared.clock.now();
-        if let (Some(upstream), Some(&address)) = (exchange.upstream(), exchange.context.tried.last()) {
-            upstream.metrics().errors.count(failure::upstream_failure(&error));
-            upstream.rest(address, now);
-            let tries = exchange.context.tried.len();
-            let allowed = usize::try_from(upstream.settings().connect_retries).unwrap_or(usize::MAX);
-            let others = upstream.has_other(&exchange.context.tried);
-            // Nothing was sent yet: another member may be asked, whatever the method.
-            error.set_retry(tries <= allowed && others);
-        }
-        error
+        fetch::not_connected(exchange, error)
     }
 
     fn error_while_proxy(
@@ -477,22 +361,7 @@ impl ProxyHttp for Proxy {
         exchange: &mut Exchange,
         client_reused: bool,
     ) -> Box<Error> {
-        if *error.esource() == pingora::ErrorSource::Upstream
-            && let Some(upstream) = exchange.upstream()
-        {
-            upstream.metrics().errors.count(failure::upstream_failure(&error));
-        }
-        let mut error = error.more_context(format!("Peer: {peer}"));
-        if !session.req_header().method.is_idempotent() || session.as_ref().retry_buffer_truncated() {
-            error.set_retry(false);
-        } else {
-            error.retry.decide_reuse(client_reused);
-        }
-        if error.retry() {
-            // The connection had been idle too long; the same member may be asked anew.
-            exchange.context.tried.pop();
-        }
-        error
+        fetch::broken(peer, session, error, exchange, client_reused)
     }
 
     async fn upstream_request_filter(
@@ -501,45 +370,7 @@ impl ProxyHttp for Proxy {
         request: &mut RequestHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        // Another attempt sends the body from its beginning.
-        exchange.context.body_bytes = 0;
-        let now = exchange.gateway.shared.clock.now();
-        if let Some(transaction) = exchange.transaction() {
-            transaction.sent_upstream(now);
-        }
-        let Exchange { gateway, context, .. } = exchange;
-        let (Some(client), Some(trace), Some(admitted)) =
-            (context.client, &context.trace, context.admitted())
-        else {
-            return Err(Error::explain(ErrorType::InternalError, "a request went on without admission"));
-        };
-        let is_h2 = session.as_downstream().is_http2();
-        let forwarded = forward::Forwarded {
-            client: client.ip,
-            peer: client.peer,
-            peer_trusted: client.peer_trusted,
-            scheme: context.scheme.as_str(),
-            host: &context.host,
-            request_id: &context.request_id,
-            trace,
-            identity: forward::Identity::default(),
-        };
-        let keep = forward::Keep { websocket: admitted.target.websocket, te_trailers: is_h2 };
-        headers::edit_request(request, |fields| {
-            forward::forward(&gateway.forward, fields, keep, &forwarded);
-            if let Some(identity) = &admitted.identity {
-                fields.extend(identity.headers.iter().cloned());
-            }
-            // What was routed and cached by is what the upstream gets, to the letter: capitals, a final dot and a port
-            // that goes without saying are not part of it.
-            let same = |host: &HeaderValue| host.as_bytes() == context.authority.as_bytes();
-            if !fields.get(HOST).is_some_and(same)
-                && let Ok(host) = HeaderValue::from_str(&context.authority)
-            {
-                fields.insert(HOST, host);
-            }
-        });
-        Ok(())
+        fetch::request(session, request, exchange)
     }
 
     async fn upstream_response_filter(
@@ -548,42 +379,7 @@ impl ProxyHttp for Proxy {
         response: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        let switching = response.status == StatusCode::SWITCHING_PROTOCOLS;
-        if response.status.is_informational() && !switching {
-            return Ok(());
-        }
-        if switching && !exchange.admitted().is_some_and(|admitted| admitted.target.websocket) {
-            // A tunnel that nobody asked for would carry whatever is said next past every check.
-            return Err(
-                Error::explain(ErrorType::InvalidHTTPHeader, "an upgrade that was not asked for").into_up()
-            );
-        }
-        if let Some(asked_at) = exchange.context.asked_at {
-            let elapsed = asked_at.elapsed();
-            exchange.context.upstream_micros = Some(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX));
-            if let Some(upstream) = exchange.upstream() {
-                upstream.metrics().duration_seconds.observe(elapsed.as_secs_f64());
-            }
-        }
-        headers::edit_response(response, |fields| forward::strip_response(fields, switching));
-        if let Some(transaction) = exchange.transaction() {
-            transaction.upstream_responded(response, session.cache.maybe_cache_meta());
-        }
-        let status = Some(response.status);
-        let method = session.req_header().method.clone();
-        let opening = login::head(exchange, &method, response);
-        let named = if is_safe(&method) || !(response.status.is_success() || response.status.is_redirection())
-        {
-            Vec::new()
-        } else {
-            let target = session.req_header().uri.path_and_query().map_or("/", PathAndQuery::as_str);
-            named_by(&exchange.gateway, &exchange.context, target, &response.headers)
-        };
-        exchange.settle(&method, status, status, named).await;
-        if let Some(opening) = opening {
-            opening.done().await;
-        }
-        Ok(())
+        fetch::response(session, response, exchange).await
     }
 
     fn upstream_response_body_filter(
@@ -630,40 +426,7 @@ impl ProxyHttp for Proxy {
         response: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
-            return Ok(());
-        }
-        if session.req_header().version == Version::HTTP_10
-            && response.headers.contains_key(TRANSFER_ENCODING)
-        {
-            // RFC 9112 section 6.1: such a client knows no chunks; the end of the connection ends the body.
-            response.remove_header(&TRANSFER_ENCODING);
-            session.set_keepalive(None);
-        }
-        let show_key = exchange.gateway.expose_cache_key;
-        let now = exchange.gateway.shared.clock.now();
-        for (name, value) in exchange.context.quota.drain(..) {
-            response.insert_header(name, value)?;
-        }
-        response.insert_header(X_REQUEST_ID.clone(), exchange.context.request_id.clone())?;
-        // Said to this gateway alone; what is stored keeps it.
-        response.remove_header(&TOLLGATE_CACHE_CONTROL);
-        match exchange.context.admitted_mut().map(|admitted| &mut admitted.cache) {
-            Some(CacheUse::Used(transaction)) => {
-                transaction.tell_age(&session.cache, response);
-                let reported = transaction.report(&session.cache, response, show_key, now);
-                let waited = session.cache.lock_duration().is_some();
-                exchange.context.cache_outcome = Some(cache_outcome(reported, waited));
-            }
-            Some(CacheUse::Bypassed(why)) => {
-                status::write_bypass(response, *why);
-                exchange.context.cache_outcome = Some(CacheOutcome::Bypass);
-            }
-            Some(CacheUse::NotConfigured) | None => {
-                // What another cache says stays its business; this name is the gateway's.
-                response.remove_header(&X_CACHE);
-            }
-        }
+        respond::finish(session, response, exchange);
         Ok(())
     }
 
@@ -764,16 +527,5 @@ impl ProxyHttp for Proxy {
     fn suppress_error_log(&self, _session: &Session, _exchange: &Exchange, _error: &Error) -> bool {
         // `fail_to_proxy` logs what an operator can act on, once.
         true
-    }
-}
-
-const fn cache_outcome(outcome: status::Outcome, waited: bool) -> CacheOutcome {
-    match outcome {
-        status::Outcome::Hit if waited => CacheOutcome::Coalesced,
-        status::Outcome::Hit => CacheOutcome::Hit,
-        status::Outcome::Stale => CacheOutcome::Stale,
-        status::Outcome::Revalidated => CacheOutcome::Revalidated,
-        status::Outcome::Miss => CacheOutcome::Miss,
-        status::Outcome::Bypass => CacheOutcome::Bypass,
     }
 }

@@ -2,9 +2,9 @@
 
 use pingora::Result;
 use pingora::cache::{CachePhase, NoCacheReason};
-use pingora::proxy::{ProxyHttp, Session};
+use pingora::proxy::Session;
 
-use super::{Exchange, Proxy};
+use super::{Exchange, respond};
 use crate::cache::transaction::Ready;
 
 /// The stored response that is fresh in memory and wanted as it is, if there is one.
@@ -28,20 +28,14 @@ pub(super) fn waited_too_long(session: &Session) -> bool {
 }
 
 /// Answers with it, as pingora does with its hits.
-pub(super) async fn answer(
-    proxy: &Proxy,
-    session: &mut Session,
-    mut ready: Ready,
-    exchange: &mut Exchange,
-) -> Result<()> {
-    let nothing = http::Response::new(()).into_parts().0;
-    let mut header = std::mem::replace(&mut ready.header, nothing.into());
-    proxy.response_filter(session, &mut header, exchange).await?;
-    session.write_response_header(Box::new(header), ready.length() == 0).await?;
+pub(super) async fn answer(session: &mut Session, ready: Ready, exchange: &mut Exchange) -> Result<()> {
+    let Ready { mut head, stored } = ready;
+    respond::stamp(session, head.status, &mut head.headers, exchange);
+    session.write_response_header(Box::new(head.into()), stored.length() == 0).await?;
     let mut at = 0;
-    while let Some(piece) = ready.read(at) {
+    while let Some(piece) = stored.read(at) {
         at += piece.len();
-        session.write_response_body(Some(piece), at == ready.length()).await?;
+        session.write_response_body(Some(piece), at == stored.length()).await?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use sha2::{Digest, Sha256};
 
 use super::mix::first_half;
+use crate::identifiers::push_hex;
 
 /// Makes values that no instance has made or will make.
 #[derive(Debug)]
@@ -40,9 +41,7 @@ impl Unique {
 
 /// Lower-case hexadecimal digits of `bytes`.
 pub(in crate::cache) fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 15])
-        .filter_map(|nibble| char::from_digit(u32::from(nibble), 16))
-        .collect()
+    let mut digits = String::with_capacity(bytes.len() * 2);
+    push_hex(&mut digits, bytes.iter());
+    digits
 }

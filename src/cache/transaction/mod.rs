@@ -9,7 +9,7 @@ mod ready;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use pingora::cache::key::{CacheHashKey, HashBinary};
 use pingora::cache::{
     CacheKey, CacheMeta, CachePhase, ForcedFreshness, HitHandler, HttpCache, NoCacheReason, RespCacheable,
@@ -340,15 +340,14 @@ impl Transaction {
 
     /// For `response_filter`: a response whose validation, or fetch, was answered by another cache is as old as that
     /// one said (RFC 9111 section 5.1). pingora tells the age of hits only.
-    pub fn tell_age(&self, http: &HttpCache, header: &mut ResponseHeader) {
+    pub fn tell_age(&self, http: &HttpCache, fields: &mut HeaderMap) {
         let is_new = matches!(http.phase(), CachePhase::Revalidated | CachePhase::Miss | CachePhase::Expired);
         if self.came_with_age
             && is_new
-            && !header.headers.contains_key(header::AGE)
+            && !fields.contains_key(header::AGE)
             && let Some(meta) = http.maybe_cache_meta()
         {
-            // A number is a valid value.
-            drop(header.insert_header(header::AGE, meta.age().as_secs()));
+            fields.insert(header::AGE, HeaderValue::from(meta.age().as_secs()));
         }
     }
 
@@ -356,7 +355,8 @@ impl Transaction {
     pub fn report(
         &self,
         http: &HttpCache,
-        header: &mut ResponseHeader,
+        sent: StatusCode,
+        fields: &mut HeaderMap,
         show_key: bool,
         now: UnixMillis,
     ) -> Outcome {
@@ -403,7 +403,7 @@ impl Transaction {
             detail,
             key: show_key.then_some(&*self.public_key),
         }
-        .write(header);
+        .write(sent, fields);
         outcome
     }
 

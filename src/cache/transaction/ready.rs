@@ -4,8 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header, response};
-use pingora::http::ResponseHeader;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, response};
 
 use super::Transaction;
 use crate::cache::directives::RequestDirectives;
@@ -22,21 +21,25 @@ const ROOM: usize = 17;
 /// A stored response that answers a request as it is.
 #[derive(Debug)]
 pub struct Ready {
-    /// Its header with `Age`, as it comes before `response_filter`.
-    pub header: ResponseHeader,
-    /// Held until its body is sent, as what is being read counts.
-    entry: Arc<Entry>,
+    /// Its head with `Age`, as it comes before `response_filter`.
+    pub head: response::Parts,
+    /// To be held until the body is sent, as what is being read counts.
+    pub stored: Stored,
 }
 
-impl Ready {
+/// What memory holds of it.
+#[derive(Debug)]
+pub struct Stored(Arc<Entry>);
+
+impl Stored {
     /// Bytes of the body.
     pub fn length(&self) -> usize {
-        self.entry.body().len()
+        self.0.body().len()
     }
 
     /// What follows from byte `at` of the body on, as far as it is in one piece; it is not copied.
     pub fn read(&self, at: usize) -> Option<Bytes> {
-        self.entry.body().read(at, self.length())
+        self.0.body().read(at, self.length())
     }
 }
 
@@ -55,30 +58,27 @@ impl Transaction {
         if entry.freshness().is_ending(self.window(entry.freshness()), now) {
             return None;
         }
-        let stored = entry.header()?;
+        let mut head = entry.head(ROOM);
         // A primary slot is of the variant it says; the others are found in pingora's second lookup.
-        let variance = self.variant(&stored.headers, request);
+        let variance = self.variant(&head.headers, request);
         let is_of_this_variant = variance.is_none() || variance == entry.variance();
-        let has_body = stored.status != StatusCode::NO_CONTENT
-            && stored.status != StatusCode::NOT_MODIFIED
-            && stored.headers.contains_key(header::CONTENT_LENGTH);
+        let has_body = head.status != StatusCode::NO_CONTENT
+            && head.status != StatusCode::NOT_MODIFIED
+            && head.headers.contains_key(header::CONTENT_LENGTH);
         if !is_of_this_variant || !has_body {
             return None;
         }
         self.tier = Some(Tier::Memory);
         self.fresh_at_once = Some(entry.fresh_until());
-        Some(Ready { header: with_age(stored, entry.epoch(), now), entry })
+        tell_age(&mut head, entry.epoch(), now);
+        Some(Ready { head, stored: Stored(entry) })
     }
 }
 
 /// As pingora does for its hits (RFC 9111 section 4).
-fn with_age(stored: ResponseHeader, epoch: UnixMillis, now: UnixMillis) -> ResponseHeader {
-    let mut parts = response::Parts::from(stored);
-    parts.version = Version::HTTP_11;
-    parts.headers.reserve(ROOM);
-    parts.headers.insert(header::AGE, HeaderValue::from(now.millis_since(epoch) / 1_000));
-    if parts.status == StatusCode::OK {
-        parts.headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+fn tell_age(head: &mut response::Parts, epoch: UnixMillis, now: UnixMillis) {
+    head.headers.insert(header::AGE, HeaderValue::from(now.millis_since(epoch) / 1_000));
+    if head.status == StatusCode::OK {
+        head.headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     }
-    ResponseHeader::from(parts)
 }

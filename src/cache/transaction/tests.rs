@@ -214,7 +214,7 @@ async fn only_a_plain_request_for_what_is_fresh_is_answered_at_once() {
         let (mut cached, request) = begin(fields);
         let now = NOW.plus(Duration::from_millis(at));
         cached.ready(&method, &request, now).map(|mut ready| {
-            cached.report(&HttpCache::new(), &mut ready.header, true, now);
+            cached.report(&HttpCache::new(), ready.head.status, &mut ready.head.headers, true, now);
             ready
         })
     };
@@ -234,9 +234,9 @@ async fn only_a_plain_request_for_what_is_fresh_is_answered_at_once() {
     fill.finish().await.unwrap();
 
     let hit = ask(Method::GET, plain, 7_999).unwrap();
-    let field = |name: &str| hit.header.headers.get(name).and_then(|value| value.to_str().ok());
-    assert_eq!((hit.header.status, hit.read(0).as_deref()), (StatusCode::OK, Some(&b"hello"[..])));
-    assert!(hit.length() == 5 && hit.read(5).is_none());
+    let field = |name: &str| hit.head.headers.get(name).and_then(|value| value.to_str().ok());
+    assert_eq!((hit.head.status, hit.stored.read(0).as_deref()), (StatusCode::OK, Some(&b"hello"[..])));
+    assert!(hit.stored.length() == 5 && hit.stored.read(5).is_none());
     assert_eq!(
         (field("age"), field("x-cache"), field("accept-ranges")),
         (Some("17"), Some("HIT"), Some("bytes"))
