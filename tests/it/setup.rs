@@ -50,6 +50,7 @@ url = "${{REDIS_URL:-}}"
 
 [upstreams.app]
 members = "{origin}"
+connect_timeout = "10s"
 
 {rest}
 "#
