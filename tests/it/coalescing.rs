@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::setup::{PATIENT, ROOMY, admitted, codes, config, counter, gateway, get_from, pair};
+use crate::setup::{PATIENT, admitted, codes, config, counter, gateway, get_from, pair};
 use crate::support::cluster::Cluster;
 use crate::support::concurrently;
 use crate::support::gateway::Gateway;
@@ -210,7 +210,7 @@ fn impatient(limit: u64, requests: usize, clients: &(impl Fn(&Gateway, usize) ->
         "[policies.hot]\nkey = \"route\"\nlimit = {limit}\nwindow = \"1h\"\n\
          [[routes]]\nname = \"hot\"\npath = \"/hot\"\nupstream = \"app\"\nlimits = [\"hot\"]\n"
     );
-    let gateway = gateway(&config(&origin, ROOMY, &rest), &relay.redis_url());
+    let gateway = gateway(&config(&origin, "deadline = \"200ms\"", &rest), &relay.redis_url());
     let first = clients(&gateway, 0);
     relay.delay(Duration::from_millis(150));
     let work = |number| (0..requests).map(|_| clients(&gateway, number)).collect::<Vec<_>>();

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::setup::{ROOMY, address, config, counter, degraded, gateway, get_as, get_from, revoke};
+use crate::setup::{
+    NO_REQUEST_TAKES, ROOMY, address, config, counter, degraded, gateway, get_as, get_from, revoke,
+};
 use crate::support::client::Response;
 use crate::support::cluster::{Cluster, slot};
 use crate::support::gateway::Gateway;
@@ -89,8 +91,6 @@ auth = "optional"
 const REFUSE: &str = "[identity]\nwhen_unknown = \"refuse\"\n";
 /// How long sharing may take to come back once Redis has.
 const BACK: Duration = Duration::from_secs(2);
-/// The promise is the deadline; this is what a loaded machine may add to any request by itself.
-const NO_REQUEST_TAKES: Duration = Duration::from_secs(1);
 
 fn code(gateway: &Gateway, path: &str, token: &Token) -> u16 {
     get_as(gateway.addr(), path, &token.sign()).code()

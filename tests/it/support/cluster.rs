@@ -15,7 +15,7 @@ use tempfile::TempDir;
 /// How long anything may take before a test gives up on it.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// What a dead peer is declared dead after; a failover takes about twice this and a second more.
-const NODE_TIMEOUT_MS: &str = "1000";
+const NODE_TIMEOUT_MS: &str = "2000";
 const MASTERS: usize = 3;
 const SLOTS: u16 = 16_384;
 /// Ports whose cluster bus (10,000 above) is still below those the kernel takes for outgoing connections. Neither are
