@@ -45,10 +45,10 @@ struct Crowd {
     calls: usize,
 }
 
-/// Everybody asks at once, several times in turn, of a Redis that is slow to answer.
+/// So many clients ask at once, several times in turn, of a Redis that is slow to answer.
 fn crowd(
     rest: &str,
-    requests: usize,
+    (clients, requests): (usize, usize),
     delay: Duration,
     request: impl Fn(&Gateway, usize) -> Vec<u16> + Sync,
 ) -> Crowd {
@@ -60,8 +60,8 @@ fn crowd(
     relay.delay(delay);
     let before = questions(&gateway);
     let mut monitor = redis.monitor();
-    let codes = concurrently(CLIENTS, |number| request(&gateway, number)).concat();
-    assert_eq!(codes.len(), CLIENTS * requests);
+    let codes = concurrently(clients, |number| request(&gateway, number)).concat();
+    assert_eq!(codes.len(), clients * requests);
     Crowd { codes, questions: questions(&gateway) - before, calls: asking(&mut monitor).len() }
 }
 
@@ -79,25 +79,26 @@ limits = ["other"]
 
 #[test]
 fn a_hot_key_needs_a_sixty_fourth_of_the_calls_and_is_decided_the_same() {
-    let hot = |coalesce: bool| {
+    const REQUESTS: usize = 16;
+    let hot = |coalesce: bool, clients: usize, limit: usize| {
         let rest = format!(
-            "[limits]\ncoalesce = {coalesce}\n[policies.hot]\nkey = \"ip\"\nlimit = 2500\nwindow = \"1h\"\n{OTHER}\
+            "[limits]\ncoalesce = {coalesce}\n[policies.hot]\nkey = \"ip\"\nlimit = {limit}\nwindow = \"1h\"\n{OTHER}\
              [[routes]]\nname = \"hot\"\npath = \"/hot\"\nupstream = \"app\"\nlimits = [\"hot\"]\n"
         );
-        crowd(&rest, 16, Duration::from_millis(50), |gateway, _| {
-            codes(&gateway.client(), "/hot", "10.0.0.1", 16)
-        })
+        let seen = crowd(&rest, (clients, REQUESTS), Duration::from_millis(50), |gateway, _| {
+            codes(&gateway.client(), "/hot", "10.0.0.1", REQUESTS)
+        });
+        assert_eq!(admitted(&seen.codes), limit);
+        seen
     };
-    let (apart, together) = (hot(false), hot(true));
-    assert_eq!((admitted(&apart.codes), admitted(&together.codes)), (2_500, 2_500));
-    assert!(apart.questions >= 2_500.0, "{}", apart.questions);
-    assert!(
-        together.questions * 64.0 <= apart.questions,
-        "{} questions together, {} apart",
-        together.questions,
-        apart.questions
-    );
-    assert!(together.calls * 64 <= apart.calls, "{} calls together, {} apart", together.calls, apart.calls);
+    // Of these each asks for itself; more could not be answered in time where there is little of it.
+    let apart = hot(false, 8, 100);
+    assert!(apart.questions >= 100.0 && apart.calls >= 100, "{} {}", apart.questions, apart.calls);
+    let together = hot(true, CLIENTS, 2_500);
+    let all = f64::from(u32::try_from(CLIENTS * REQUESTS).unwrap());
+    println!("{} questions and {} calls for {all}", together.questions, together.calls);
+    assert!(together.questions * 64.0 <= all, "{} questions for {all}", together.questions);
+    assert!(together.calls * 64 <= CLIENTS * REQUESTS, "{} calls for {all}", together.calls);
 }
 
 #[test]
@@ -107,7 +108,7 @@ fn different_users_on_one_counter_share_calls_and_are_granted_exactly_its_limit(
          [[routes]]\nname = \"hot\"\npath = \"/hot\"\nupstream = \"app\"\nauth = \"required\"\nlimits = [\"hot\"]\n"
     );
     let tokens: Vec<String> = (0..CLIENTS).map(|number| Token::of(&format!("u{number}")).sign()).collect();
-    let seen = crowd(&rest, 5, Duration::from_millis(5), |gateway, number| {
+    let seen = crowd(&rest, (CLIENTS, 5), Duration::from_millis(5), |gateway, number| {
         let client = gateway.client();
         (0..5).map(|_| client.get("/hot").bearer(&tokens[number]).send().code()).collect()
     });
