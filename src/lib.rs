@@ -24,3 +24,8 @@ pub mod redis;
 pub mod route;
 pub mod sessions;
 pub mod upstream;
+
+/// Redis servers for unit tests: what the integration tests start theirs with.
+#[cfg(test)]
+#[path = "../tests/it/support/cluster.rs"]
+mod test_redis;

@@ -227,10 +227,6 @@ fn command(owed: &Owed) -> Cmd {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
-    use std::process::{Child, Command, Stdio};
-    use std::time::Instant;
-
     use super::*;
     use crate::clock::{Clock, SystemClock, UnixMillis};
     use crate::limits::local::{Outage, Settings};
@@ -241,40 +237,16 @@ mod tests {
     const KEY: &str = "rate_limit:p:192.0.2.1";
 
     struct Server {
-        child: Child,
+        _process: crate::test_redis::Server,
         connection: ::redis::Connection,
     }
 
     impl Server {
-        #[allow(clippy::disallowed_methods, reason = "waits for a real process")]
         fn start() -> Self {
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let child = Command::new("redis-server")
-                .args([
-                    "--port",
-                    &port.to_string(),
-                    "--bind",
-                    "127.0.0.1",
-                    "--save",
-                    "",
-                    "--appendonly",
-                    "no",
-                ])
-                .stdout(Stdio::null())
-                .spawn()
-                .expect("redis-server must be installed");
-            let client = ::redis::Client::open(format!("redis://127.0.0.1:{port}/")).unwrap();
-            let deadline = Instant::now() + Duration::from_secs(10);
-            let connection = loop {
-                match client.get_connection() {
-                    Ok(connection) => break connection,
-                    Err(error) => assert!(Instant::now() < deadline, "{error}"),
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            };
-            let mut server = Self { child, connection };
-            let _: String = RECONCILE.load().query(&mut server.connection).unwrap();
-            server
+            let process = crate::test_redis::Server::start(&[]);
+            let mut connection = process.client();
+            let _: String = RECONCILE.load().query(&mut connection).unwrap();
+            Self { _process: process, connection }
         }
 
         fn run<T: ::redis::FromRedisValue>(&mut self, words: &[&str]) -> T {
@@ -286,13 +258,6 @@ mod tests {
             let (ends, held): (i64, i64) = (self.run(&["PEXPIRETIME", KEY]), self.run(&["EXISTS", KEY]));
             assert!(held == 0 || ends > 0 || same == 0, "{ends}");
             same == 1
-        }
-    }
-
-    impl Drop for Server {
-        fn drop(&mut self) {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
         }
     }
 

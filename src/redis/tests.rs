@@ -8,7 +8,7 @@ use std::time::Duration;
 use ::redis::{Value, cmd};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::{Lane, Settings, Store, Unavailable, Unburdened, Unobserved};
 
@@ -68,9 +68,15 @@ impl Server {
     }
 }
 
-fn store(addr: SocketAddr, breaker_failures: u32) -> Arc<Store> {
+/// Long enough for any answer that comes at all.
+const PATIENT: Duration = Duration::from_secs(10);
+/// For answers that do not come, and the few before them that do.
+const BRISK: Duration = Duration::from_millis(500);
+
+fn store(addr: SocketAddr, breaker_failures: u32, deadline: Duration) -> Arc<Store> {
     let mut settings = Settings::new(&format!("redis://{addr}/")).unwrap();
     settings.breaker_failures = breaker_failures;
+    settings.deadline = deadline;
     Store::new(settings, Box::new(Unobserved)).unwrap()
 }
 
@@ -81,7 +87,7 @@ async fn ask(store: &Store) -> Result<Value, Unavailable> {
 #[tokio::test]
 async fn a_connection_that_falls_silent_is_given_up_while_the_breaker_stays_closed() {
     let (server, addr) = Server::start().await;
-    let store = store(addr, 1_000);
+    let store = store(addr, 1_000, BRISK);
     assert!(ask(&store).await.is_ok() && ask(&store).await.is_ok());
     assert_eq!(server.accepted(), 1);
     server.silent_up_to.store(1, SeqCst);
@@ -96,7 +102,7 @@ async fn a_connection_that_falls_silent_is_given_up_while_the_breaker_stays_clos
 #[tokio::test]
 async fn everybody_waits_for_one_connection() {
     let (server, addr) = Server::start().await;
-    let store = store(addr, 5);
+    let store = store(addr, 5, PATIENT);
     let asked = futures::future::join_all((0..100).map(|_| ask(&store))).await;
     assert!(asked.iter().all(Result::is_ok));
     assert_eq!(server.accepted(), 1);
@@ -106,7 +112,7 @@ async fn everybody_waits_for_one_connection() {
 async fn a_connection_that_does_not_come_about_is_not_waited_for_again_and_again() {
     let (server, addr) = Server::start().await;
     server.silent_up_to.store(1, SeqCst);
-    let store = store(addr, 5);
+    let store = store(addr, 5, Duration::from_millis(20));
     let begin = std::time::Instant::now();
     for _ in 0..200 {
         assert_eq!(ask(&store).await, Err(Unavailable::NotConnected));
@@ -123,7 +129,7 @@ async fn a_connection_that_does_not_come_about_is_not_waited_for_again_and_again
 #[tokio::test]
 async fn an_error_reply_is_an_error_and_opens_the_breaker_where_it_is_about_the_store() {
     let (server, addr) = Server::start().await;
-    let store = store(addr, 5);
+    let store = store(addr, 5, PATIENT);
     assert!(ask(&store).await.is_ok());
     server.refuses.store(true, SeqCst);
     assert_eq!(ask(&store).await, Err(Unavailable::Refusing));
@@ -133,10 +139,10 @@ async fn an_error_reply_is_an_error_and_opens_the_breaker_where_it_is_about_the_
 
 #[tokio::test]
 async fn nobody_there_opens_the_breaker_at_once() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    drop(listener);
-    let store = store(addr, 5);
+    // Taken, so that nobody else listens there.
+    let nobody = TcpSocket::new_v4().unwrap();
+    nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let store = store(nobody.local_addr().unwrap(), 5, PATIENT);
     assert_eq!(ask(&store).await, Err(Unavailable::CannotConnect));
     assert!(!store.available_everywhere());
 }
@@ -144,7 +150,7 @@ async fn nobody_there_opens_the_breaker_at_once() {
 #[tokio::test]
 async fn the_news_of_an_old_connection_does_not_hit_the_new_one() {
     let (server, addr) = Server::start().await;
-    let store = store(addr, 1_000);
+    let store = store(addr, 1_000, BRISK);
     assert!(ask(&store).await.is_ok());
     server.silent_up_to.store(1, SeqCst);
     // Fifty are under way on the old connection: all of them fail, and one new connection is made.

@@ -291,7 +291,7 @@ fn the_grace_of_a_replaced_secret_ends_on_every_instance() {
     let (redis, origin) = (Redis::start(), Origin::start());
     let [one, two] = pair(&text(&origin, PATIENT), &redis);
     let (id, old) = create(&one, &json!({}));
-    let rotated = done(&one, "rotate", &json!({"id": id, "grace": 2}));
+    let rotated = done(&one, "rotate", &json!({"id": id, "grace": 6}));
     let new = rotated["token"].as_str().unwrap();
     assert!(rotated["previous_until"].is_u64(), "{rotated}");
     for instance in [&one, &two] {

@@ -278,7 +278,7 @@ fn commands_change_tokens_too_and_show_no_secret() {
 fn tokens_expire_lack_permissions_and_end_no_session() {
     let (redis, origin) = (Redis::start(), Origin::start());
     let gateway = gateway(&text(&origin, PATIENT), &redis.url());
-    let (id, brief) = create(&gateway, &json!({"expires_in": 2, "permissions": ["read"]}));
+    let (id, brief) = create(&gateway, &json!({"expires_in": 6, "permissions": ["read"]}));
     assert_eq!(said(&get(&gateway, "/write", &brief)), (403, "Not enough permissions".to_owned()));
     let logout = gateway.client().post("/logout").bearer(&brief).send();
     assert_eq!(logout.code(), 403);

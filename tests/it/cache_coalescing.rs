@@ -155,14 +155,10 @@ fn in_flight(gateway: &Gateway) -> usize {
 
 /// Whether an instance, which has to be the one that did not get it, is asking for the claim again and again.
 fn is_asking_for_the_claim(stage: &Stage) -> bool {
-    let asked = || -> u64 {
-        let text: String = redis::cmd("INFO").arg("commandstats").query(&mut stage.redis.client()).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")).unwrap_or("0,");
-        line.split(',').next().unwrap().parse().unwrap()
-    };
-    let before = asked();
+    let mut monitor = stage.redis.monitor();
     std::thread::sleep(Duration::from_millis(100));
-    asked() > before + 1
+    let is_of_a_claim = |word: &String| word.starts_with("cache_lock:");
+    monitor.requests().iter().any(|command| command.words.iter().any(is_of_a_claim))
 }
 
 fn waits(gateway: &Gateway) -> [usize; 2] {

@@ -368,7 +368,7 @@ fn a_storm_of_purges_keeps_everything_bounded_and_loses_none() {
         assert!(grown < 48 << 20, "{grown} bytes more");
         let asked = Instant::now();
         read(&stage.gateway, "/mine/other", "ada");
-        assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+        assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
         // A tag each, and one list for all prefixes.
         assert!(stage.redis.keys().len() <= keys + 1_100, "{} keys", stage.redis.keys().len());
     }

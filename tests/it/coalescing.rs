@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
-use crate::setup::{PATIENT, ROOMY, admitted, codes, config, counter, gateway, get_from, pair};
+use crate::setup::{PATIENT, admitted, codes, config, counter, gateway, get_from, pair};
 use crate::support::cluster::Cluster;
 use crate::support::concurrently;
 use crate::support::gateway::Gateway;
 use crate::support::origin::Origin;
-use crate::support::redis::Redis;
+use crate::support::redis::{Executed, Monitor, Redis};
 use crate::support::relay::Relay;
 use crate::support::token::Token;
 
-const CLIENTS: usize = 512;
+/// Enough to be a crowd, and few enough for each to be answered within the deadline on a machine that is busy.
+const CLIENTS: usize = 192;
+/// More than can be answered in time.
+const TOO_MANY: usize = 512;
 
 /// How often Redis was asked: the commands that count, read or run the script, as one where they came together.
 fn questions(gateway: &Gateway) -> f64 {
@@ -21,27 +24,31 @@ fn questions(gateway: &Gateway) -> f64 {
         .sum()
 }
 
-fn calls(redis: &Redis, command: &str) -> u64 {
-    let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut redis.client()).unwrap();
-    let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
-    line.and_then(|rest| rest.split(',').next()).map_or(0, |calls| calls.parse().unwrap())
+/// Commands that ask for counts: what instances say of themselves is none of them, and comes at any time.
+fn asking(monitor: &mut Monitor<'_>) -> Vec<Executed> {
+    let mut commands = monitor.requests();
+    commands.retain(|command| {
+        matches!(command.name(), "EVALSHA" | "INCR" | "INCRBY")
+            && command.words.iter().any(|word| word.starts_with("rate_limit:") && word != "rate_limit:gw")
+    });
+    commands
 }
 
-/// Commands that ask for counts.
-fn asked(redis: &Redis) -> u64 {
-    ["evalsha", "incr", "incrby"].map(|command| calls(redis, command)).iter().sum()
+/// Those of [`asking`] that run the script.
+fn scripts(monitor: &mut Monitor<'_>) -> usize {
+    asking(monitor).iter().filter(|command| command.name() == "EVALSHA").count()
 }
 
 struct Crowd {
     codes: Vec<u16>,
     questions: f64,
-    calls: u64,
+    calls: usize,
 }
 
-/// Everybody asks at once, several times in turn, of a Redis that is slow to answer.
+/// So many clients ask at once, several times in turn, of a Redis that is slow to answer.
 fn crowd(
     rest: &str,
-    requests: usize,
+    (clients, requests): (usize, usize),
     delay: Duration,
     request: impl Fn(&Gateway, usize) -> Vec<u16> + Sync,
 ) -> Crowd {
@@ -51,10 +58,11 @@ fn crowd(
     // What connecting and the first script cost is not what is measured.
     assert_eq!(gateway.client().get("/other").send().code(), 200);
     relay.delay(delay);
-    let before = (questions(&gateway), asked(&redis));
-    let codes = concurrently(CLIENTS, |number| request(&gateway, number)).concat();
-    assert_eq!(codes.len(), CLIENTS * requests);
-    Crowd { codes, questions: questions(&gateway) - before.0, calls: asked(&redis) - before.1 }
+    let before = questions(&gateway);
+    let mut monitor = redis.monitor();
+    let codes = concurrently(clients, |number| request(&gateway, number)).concat();
+    assert_eq!(codes.len(), clients * requests);
+    Crowd { codes, questions: questions(&gateway) - before, calls: asking(&mut monitor).len() }
 }
 
 const OTHER: &str = r#"
@@ -71,25 +79,26 @@ limits = ["other"]
 
 #[test]
 fn a_hot_key_needs_a_sixty_fourth_of_the_calls_and_is_decided_the_same() {
-    let hot = |coalesce: bool| {
+    const REQUESTS: usize = 16;
+    let hot = |coalesce: bool, clients: usize, limit: usize| {
         let rest = format!(
-            "[limits]\ncoalesce = {coalesce}\n[policies.hot]\nkey = \"ip\"\nlimit = 2500\nwindow = \"1h\"\n{OTHER}\
+            "[limits]\ncoalesce = {coalesce}\n[policies.hot]\nkey = \"ip\"\nlimit = {limit}\nwindow = \"1h\"\n{OTHER}\
              [[routes]]\nname = \"hot\"\npath = \"/hot\"\nupstream = \"app\"\nlimits = [\"hot\"]\n"
         );
-        crowd(&rest, 6, Duration::from_millis(50), |gateway, _| {
-            codes(&gateway.client(), "/hot", "10.0.0.1", 6)
-        })
+        let seen = crowd(&rest, (clients, REQUESTS), Duration::from_millis(50), |gateway, _| {
+            codes(&gateway.client(), "/hot", "10.0.0.1", REQUESTS)
+        });
+        assert_eq!(admitted(&seen.codes), limit);
+        seen
     };
-    let (apart, together) = (hot(false), hot(true));
-    assert_eq!((admitted(&apart.codes), admitted(&together.codes)), (2_500, 2_500));
-    assert!(apart.questions >= 2_500.0, "{}", apart.questions);
-    assert!(
-        together.questions * 64.0 <= apart.questions,
-        "{} questions together, {} apart",
-        together.questions,
-        apart.questions
-    );
-    assert!(together.calls * 64 <= apart.calls, "{} calls together, {} apart", together.calls, apart.calls);
+    // Of these each asks for itself; more could not be answered in time where there is little of it.
+    let apart = hot(false, 8, 100);
+    assert!(apart.questions >= 100.0 && apart.calls >= 100, "{} {}", apart.questions, apart.calls);
+    let together = hot(true, CLIENTS, 2_500);
+    let all = f64::from(u32::try_from(CLIENTS * REQUESTS).unwrap());
+    println!("{} questions and {} calls for {all}", together.questions, together.calls);
+    assert!(together.questions * 64.0 <= all, "{} questions for {all}", together.questions);
+    assert!(together.calls * 64 <= CLIENTS * REQUESTS, "{} calls for {all}", together.calls);
 }
 
 #[test]
@@ -99,12 +108,12 @@ fn different_users_on_one_counter_share_calls_and_are_granted_exactly_its_limit(
          [[routes]]\nname = \"hot\"\npath = \"/hot\"\nupstream = \"app\"\nauth = \"required\"\nlimits = [\"hot\"]\n"
     );
     let tokens: Vec<String> = (0..CLIENTS).map(|number| Token::of(&format!("u{number}")).sign()).collect();
-    let seen = crowd(&rest, 2, Duration::from_millis(5), |gateway, number| {
+    let seen = crowd(&rest, (CLIENTS, 5), Duration::from_millis(5), |gateway, number| {
         let client = gateway.client();
-        (0..2).map(|_| client.get("/hot").bearer(&tokens[number]).send().code()).collect()
+        (0..5).map(|_| client.get("/hot").bearer(&tokens[number]).send().code()).collect()
     });
     assert_eq!(admitted(&seen.codes), 700);
-    assert!(seen.questions * 4.0 <= 1_024.0, "{}", seen.questions);
+    assert!(seen.questions * 4.0 <= 960.0, "{}", seen.questions);
 }
 
 #[test]
@@ -147,11 +156,11 @@ fn far_from_its_limit_a_counter_needs_no_script_and_near_it_one_a_request() {
     let client = gateway.client();
     let ask = |requests| admitted(&codes(&client, "/x", "10.0.0.1", requests));
     assert_eq!(ask(2), 2);
-    let scripts = calls(&redis, "evalsha");
+    let mut monitor = redis.monitor();
     assert_eq!(ask(70), 70);
-    assert_eq!(calls(&redis, "evalsha"), scripts, "far from the limit");
+    assert_eq!(scripts(&mut monitor), 0, "far from the limit");
     assert_eq!(ask(40), 28);
-    assert!(calls(&redis, "evalsha") >= scripts + 20, "near the limit");
+    assert!(scripts(&mut monitor) >= 20, "near the limit");
     assert_eq!(counter(&redis, "rate_limit:ip:10.0.0.1"), Some(100));
 }
 
@@ -202,11 +211,11 @@ fn impatient(limit: u64, requests: usize, clients: &(impl Fn(&Gateway, usize) ->
         "[policies.hot]\nkey = \"route\"\nlimit = {limit}\nwindow = \"1h\"\n\
          [[routes]]\nname = \"hot\"\npath = \"/hot\"\nupstream = \"app\"\nlimits = [\"hot\"]\n"
     );
-    let gateway = gateway(&config(&origin, ROOMY, &rest), &relay.redis_url());
+    let gateway = gateway(&config(&origin, "deadline = \"200ms\"", &rest), &relay.redis_url());
     let first = clients(&gateway, 0);
     relay.delay(Duration::from_millis(150));
     let work = |number| (0..requests).map(|_| clients(&gateway, number)).collect::<Vec<_>>();
-    let codes = [vec![first], concurrently(CLIENTS, work).concat()].concat();
+    let codes = [vec![first], concurrently(TOO_MANY, work).concat()].concat();
     relay.delay(Duration::ZERO);
     let admitted = admitted(&codes);
     if admitted < usize::try_from(limit).unwrap() {
@@ -222,11 +231,11 @@ fn impatient(limit: u64, requests: usize, clients: &(impl Fn(&Gateway, usize) ->
 #[test]
 #[ignore = "needs an idle machine"]
 fn whoever_waits_in_vain_is_counted_all_the_same() {
-    let tokens: Vec<String> = (0..CLIENTS).map(|number| Token::of(&format!("u{number}")).sign()).collect();
+    let tokens: Vec<String> = (0..TOO_MANY).map(|number| Token::of(&format!("u{number}")).sign()).collect();
     let all = impatient(100_000, 2, &|gateway, number| {
         gateway.client().get("/hot").bearer(&tokens[number]).send().code()
     });
-    assert_eq!(all, 1 + 2 * CLIENTS);
+    assert_eq!(all, 1 + 2 * TOO_MANY);
 }
 
 #[test]

@@ -204,10 +204,13 @@ fn slots_that_move_under_load_keep_the_counts_of_every_algorithm() {
             (json!({"user": "ada"}), "user"),
             (json!({"route": "all"}), "route"),
         ] {
+            // Where an answer came after a whole second nobody knows: such a request may be counted twice.
+            let late = alone(&gateways, policy);
             assert_eventually!(
-                used(&gateways[0], &subject, policy) == Some(sent + 1),
+                used(&gateways[0], &subject, policy)
+                    .is_some_and(|used| (sent + 1..=sent + 1 + late).contains(&used)),
                 format!(
-                    "{algorithm}: {policy} counted {} of {}",
+                    "{algorithm}: {policy} counted {} of {}, {late} of them late",
                     used(&gateways[0], &subject, policy).unwrap_or(0),
                     sent + 1
                 )
@@ -215,6 +218,14 @@ fn slots_that_move_under_load_keep_the_counts_of_every_algorithm() {
         }
         assert!(!counters(&cluster).iter().any(|key| is_immortal(&cluster, key)), "{algorithm}");
     }
+}
+
+/// How many requests instances decided by themselves, which on a machine with any time to spare is none.
+fn alone(gateways: &[Gateway], policy: &str) -> u64 {
+    let labels = [("policy", policy), ("source", "memory")];
+    let of =
+        |gateway: &Gateway| gateway.metric("tollgate_limit_decisions_total", &labels).unwrap_or_default();
+    gateways.iter().map(of).sum::<f64>().to_string().parse().unwrap()
 }
 
 #[test]

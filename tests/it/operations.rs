@@ -60,6 +60,7 @@ fn each_request_gives_one_line_with_every_default_field() {
     assert_eq!((refused["status"].as_u64(), refused["refusal"].as_str()), (Some(429), Some("limited")));
     gateway.client().get("/b").bearer("nonsense").send();
     assert_eq!(access_line(&gateway, "/b")["refusal"], "malformed");
+    gateway.terminate();
     assert_eq!(gateway.count_logs("\"target\":\"access\""), 5);
 }
 

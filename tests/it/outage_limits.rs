@@ -236,7 +236,9 @@ fn a_window_that_ended_during_the_outage_is_not_touched() {
     let key = format!("rate_limit:short:{ip}");
     assert_eq!(scene.admit("/short", &ip, 1), [1, 1]);
     scene.lose(|scene| scene.relay.cut());
-    assert!(scene.admit("/short", &ip, 3).iter().sum::<usize>() <= 4);
+    let during: usize = scene.admit("/short", &ip, 3).iter().sum();
+    // Whoever was slow has got into the next window.
+    assert!(during <= 4 || counter(&scene.redis, &key).is_none(), "{during}");
     assert_eventually!(counter(&scene.redis, &key).is_none(), "the window ends", TOLD);
     // Another one begins, not made by the gateways.
     redis::cmd("SET").arg(&key).arg(1).arg("PX").arg(600_000).exec(&mut scene.redis.client()).unwrap();

@@ -3,7 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::setup::{ROOMY, address, admitted, codes, config, counter, gateway, get_from};
+use crate::setup::{NO_REQUEST_TAKES, ROOMY, address, admitted, codes, config, counter, gateway, get_from};
+use crate::support::client::Client;
 use crate::support::gateway::Gateway;
 use crate::support::load::{Load, Outcome};
 use crate::support::origin::Origin;
@@ -13,11 +14,9 @@ use crate::support::token::Token;
 
 /// Sharing is promised back this long after Redis is.
 const BACK: Duration = Duration::from_secs(2);
-/// The promise is the deadline; this is what a loaded machine may add to any request by itself.
-const NO_REQUEST_TAKES: Duration = Duration::from_secs(1);
 const PACE: Duration = Duration::from_millis(15);
 /// Above the deadline of [`ROOMY`].
-const SLOW: Duration = Duration::from_millis(250);
+const SLOW: Duration = Duration::from_millis(650);
 
 const LOST: &str = "Redis is unavailable";
 const FOUND: &str = "Redis is available again";
@@ -127,33 +126,27 @@ impl Scene {
 
     /// Waits until both count in Redis again; that long since `mended`.
     fn recover(&self, mended: Instant) -> Duration {
-        for gateway in &self.gateways {
-            let client = gateway.client();
-            assert_eventually!(
-                {
-                    let ip = self.fresh_address();
-                    get_from(&client, "/strict", &ip).send();
-                    counter(&self.redis, &format!("rate_limit:strict:{ip}")) == Some(1)
-                },
-                "requests are counted in Redis again",
-                BACK.saturating_sub(mended.elapsed())
-            );
-        }
-        for gateway in &self.gateways {
-            assert_eventually!(!is_degraded(gateway), "the recovery shows in the metrics");
-        }
+        let clients = self.gateways.each_ref().map(Gateway::client);
+        let counts_in_redis = |client: &Client| {
+            let ip = self.fresh_address();
+            get_from(client, "/strict", &ip).send();
+            counter(&self.redis, &format!("rate_limit:strict:{ip}")) == Some(1)
+        };
+        // Each of their workers.
+        let share = |[first, second]: &[Client; 2]| {
+            let ip = self.fresh_address();
+            admitted(&codes(first, "/strict", &ip, 3)) + admitted(&codes(second, "/strict", &ip, 4)) == 5
+                && admitted(&codes(first, "/strict", &ip, 2)) == 0
+        };
         assert_eventually!(
-            {
-                let ip = self.fresh_address();
-                let [first, second] = [self.gateways[0].client(), self.gateways[1].client()];
-                admitted(&codes(&first, "/strict", &ip, 3)) + admitted(&codes(&second, "/strict", &ip, 4))
-                    == 5
-                    && admitted(&codes(&first, "/strict", &ip, 2)) == 0
-            },
-            "every worker shares again",
+            clients.iter().all(counts_in_redis) && share(&clients),
+            "requests are counted in Redis again, by all together",
             BACK.saturating_sub(mended.elapsed())
         );
         let took = mended.elapsed();
+        for gateway in &self.gateways {
+            assert_eventually!(!is_degraded(gateway), "the recovery shows in the metrics");
+        }
         self.go_on(40);
         took
     }
@@ -181,11 +174,11 @@ impl Scene {
             outcomes.len(),
             &failed[..failed.len().min(5)]
         );
-        let slow_is = slow_is + self.usual * 2;
+        let (slow_is, too_long) = (slow_is + self.usual * 2, NO_REQUEST_TAKES + self.usual * 4);
         let longest = outcomes.iter().map(|outcome| outcome.took).max().unwrap_or_default();
         let slow = outcomes.iter().filter(|outcome| outcome.took > slow_is).count();
         println!("{} requests, longest {longest:?}, {slow} over {slow_is:?}", outcomes.len());
-        assert!(longest < NO_REQUEST_TAKES, "a request took {longest:?}");
+        assert!(longest < too_long, "a request took {longest:?} of {too_long:?}");
         // Five failures open the breaker, and whoever is under way meanwhile fails too; on two instances.
         assert!(outages == 0 || slow <= outages * 2 * (5 + 8), "{slow} requests were slow");
     }
@@ -287,8 +280,8 @@ fn silent_at_the_default_deadline_hardly_anybody_waits() {
 }
 
 #[test]
-fn slow_by_half_a_second() {
-    outage(|scene| scene.relay.delay(Duration::from_millis(500)), |scene| scene.relay.delay(Duration::ZERO));
+fn slow_by_a_second() {
+    outage(|scene| scene.relay.delay(Duration::from_secs(1)), |scene| scene.relay.delay(Duration::ZERO));
 }
 
 #[test]

@@ -390,7 +390,7 @@ fn what_redis_does_not_take_is_tried_again_once_a_second_however_many_log_in() {
     // Each is tried at once, and finds what the others have left.
     for _ in 0..8 {
         let before = attempts();
-        relay.delay_answers(Duration::from_millis(300));
+        relay.delay_answers(Duration::from_millis(900));
         log_in(&gateway, &Token::of("ada"));
         relay.delay_answers(Duration::ZERO);
         assert_eventually!(attempts() > before, "the login is handed over");
@@ -419,12 +419,14 @@ fn a_login_whose_answer_from_redis_is_lost_is_one_login_all_the_same() {
     let (redis, origin) = (Redis::start(), issuer());
     let relay = Relay::to(redis.addr());
     let redis_settings = format!("{ROOMY}\nbreaker_failures = 1000");
-    let config = with_sessions(&origin, &redis_settings, "[sessions]\nmax_per_user = 1\n");
+    // One thread, whose connection is there before answers take their time.
+    let config = with_sessions(&origin, &redis_settings, "[sessions]\nmax_per_user = 1\n")
+        .replace("threads = 2", "threads = 1");
     let (first, second) = (gateway(&config, &relay.redis_url()), gateway(&config, &redis.url()));
     let (warm_up, token, later) = (Token::of("bob"), Token::of("ada"), Token::of("ada"));
     log_in(&first, &warm_up);
     // Redis does as it is asked, and its answer comes too late.
-    relay.delay(Duration::from_millis(400));
+    relay.delay(Duration::from_millis(800));
     log_in(&first, &token);
     assert!(is_in(&first, &token), "at once, where the login was");
     assert_eventually!(stored(&redis, "ada").contains(token.jti()), "Redis has got it");

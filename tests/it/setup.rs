@@ -2,6 +2,7 @@
 //! configuration. It judges nothing.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::support::client::{Client, RequestBuilder, Response};
 use crate::support::gateway::{ADMIN_TOKEN, Gateway};
@@ -23,8 +24,12 @@ secret = "${JWT_SECRET}"
 issuer = "https://two"
 "#;
 
-/// For tests in which Redis goes away: ten times the default, so that only the faults made here are seen as faults.
-pub const ROOMY: &str = "deadline = \"200ms\"";
+/// For tests in which Redis goes away: thirty times the default, so that only the faults made here are seen as faults.
+pub const ROOMY: &str = "deadline = \"600ms\"";
+
+/// With [`ROOMY`] the promise is that deadline, and the rest is what a loaded machine may add to any request by itself:
+/// who waited for a connection would wait for two seconds.
+pub const NO_REQUEST_TAKES: Duration = Duration::from_millis(1_500);
 
 /// A configuration: `redis` are further lines of that table, `rest` the policies and routes. The tests speak for any
 /// client address, through `X-Forwarded-For`.
@@ -50,6 +55,7 @@ url = "${{REDIS_URL:-}}"
 
 [upstreams.app]
 members = "{origin}"
+connect_timeout = "10s"
 
 {rest}
 "#

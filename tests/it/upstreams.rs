@@ -10,17 +10,24 @@ use crate::support::ports::free_addr;
 use crate::support::raw_origin::{DeafOrigin, RawOrigin, Step};
 use crate::support::strict_origin::StrictOrigin;
 
-/// Timeouts of a second or less are set below; nothing may take much longer, however loaded the machine.
+/// Timeouts of a second are set where something hangs; nothing may take much longer, however loaded the machine.
 const BOUND: Duration = Duration::from_secs(6);
 
-fn start(members: &str, more: &str) -> Gateway {
+/// For upstreams that hang once they are connected.
+const BRIEF: &str = "connect_timeout = \"10s\"\nread_timeout = \"1s\"\nwrite_timeout = \"1s\"\n";
+/// For those that nobody gets through to.
+const DEAF: &str = "connect_timeout = \"500ms\"\n";
+
+/// In front of upstreams that answer or are not there: nobody is given up.
+fn start(members: &str) -> Gateway {
+    start_with(members, "connect_timeout = \"10s\"\n")
+}
+
+fn start_with(members: &str, more: &str) -> Gateway {
     let config = format!(
         r#"
         [upstreams.app]
         members = "{members}"
-        connect_timeout = "500ms"
-        read_timeout = "500ms"
-        write_timeout = "500ms"
         {more}
         [[routes]]
         name = "all"
@@ -52,7 +59,7 @@ fn assert_failed(gateway: &Gateway, got: &Response, status: u16) {
 #[test]
 fn members_take_turns() {
     let origins = [Origin::start(), Origin::start(), Origin::start()];
-    let gateway = start(&members([origins[0].addr(), origins[1].addr(), origins[2].addr()]), "");
+    let gateway = start(&members([origins[0].addr(), origins[1].addr(), origins[2].addr()]));
     for _ in 0..30 {
         assert_eq!(gateway.client().get("/").send().code(), 200);
     }
@@ -62,7 +69,7 @@ fn members_take_turns() {
 #[test]
 fn a_dead_member_costs_no_request_whatever_its_method_and_is_used_again_when_back() {
     let (good, bad) = (Origin::start(), Origin::start());
-    let gateway = start(&members([good.addr(), bad.addr()]), "");
+    let gateway = start(&members([good.addr(), bad.addr()]));
     bad.stop();
     for number in 0..20 {
         let client = gateway.client();
@@ -109,7 +116,7 @@ fn without_any_living_member_it_is_a_bad_gateway_and_other_upstreams_do_not_noti
 
 #[test]
 fn an_upstream_whose_name_is_unknown_is_unavailable() {
-    let gateway = start("no-such-name.invalid:80", "");
+    let gateway = start("no-such-name.invalid:80");
     let got = gateway.client().get("/").send();
     assert_failed(&gateway, &got, 503);
     assert_eq!(got.header("retry-after"), Some("1"));
@@ -119,14 +126,14 @@ fn an_upstream_whose_name_is_unknown_is_unavailable() {
 fn an_upstream_that_hangs_is_given_up_in_time() {
     // At connect: one attempt and one retry where there is another.
     let deaf = DeafOrigin::start();
-    let gateway = start(&deaf.addr().to_string(), "");
+    let gateway = start_with(&deaf.addr().to_string(), DEAF);
     assert_failed(&gateway, &gateway.client().get("/").send(), 504);
 
     let origin = Origin::start();
     origin.route("/head", |_| Reply::hang_before_head());
     origin.route("/body", |_| Reply::text(200, "0123456789").hang_in_body_after(4));
     origin.route("/chunked", |_| Reply::text(200, "0123456789").chunked().hang_in_body_after(4));
-    let gateway = start(&origin.addr().to_string(), "");
+    let gateway = start_with(&origin.addr().to_string(), BRIEF);
     assert_failed(&gateway, &gateway.client().get("/head").send(), 504);
     assert_failed(&gateway, &gateway.client().post("/head").body("x").send(), 504);
     // With the head gone, breaking off is the only way to say it.
@@ -143,7 +150,7 @@ fn an_upstream_that_hangs_is_given_up_in_time() {
 #[test]
 fn a_deaf_member_is_passed_over_for_one_that_hears() {
     let (deaf, good) = (DeafOrigin::start(), Origin::start());
-    let gateway = start(&members([deaf.addr(), good.addr()]), "");
+    let gateway = start_with(&members([deaf.addr(), good.addr()]), DEAF);
     for _ in 0..6 {
         let got = gateway.client().post("/").body("x").send();
         assert_eq!(got.code(), 200);
@@ -207,7 +214,7 @@ fn an_upstream_that_breaks_the_protocol_is_a_bad_gateway() {
     ];
     for (what, script) in scripts {
         let origin = RawOrigin::playing(script);
-        let gateway = start(&origin.addr().to_string(), "");
+        let gateway = start(&origin.addr().to_string());
         let got = raw(
             gateway.addr(),
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
@@ -226,7 +233,7 @@ fn a_truncated_response_is_never_passed_off_as_a_whole_one() {
             Step::send(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n4\r\nabc\n")),
             Step::Close,
         ]);
-        let gateway = start(&origin.addr().to_string(), "");
+        let gateway = start(&origin.addr().to_string());
         let got = gateway.client().get("/").try_send();
         assert!(matches!(got, Err(SendError::Body(..))) || got.is_ok_and(|got| got.code() == 502), "{head}");
     }
@@ -237,7 +244,7 @@ fn what_an_upstream_answers_badly_but_clearly_is_passed_on() {
     let origin = Origin::start();
     for status in [400, 404, 500, 503] {
         origin.answer(move |_| Reply::text(status, "mine"));
-        let gateway = start(&origin.addr().to_string(), "");
+        let gateway = start(&origin.addr().to_string());
         let got = gateway.client().get("/").send();
         assert_eq!((got.code(), got.text().as_str()), (status, "mine"));
     }
@@ -253,7 +260,7 @@ fn a_stale_connection_is_retried_for_idempotent_requests_and_for_no_others_twice
         Step::read_head(),
         Step::Close,
     ]);
-    let gateway = start(&origin.addr().to_string(), "");
+    let gateway = start(&origin.addr().to_string());
     for _ in 0..6 {
         assert_eq!(gateway.client().get("/").send().code(), 200);
     }
@@ -299,7 +306,7 @@ fn a_body_that_is_sent_again_counts_once_towards_its_limit() {
 #[test]
 fn connections_to_the_upstream_are_reused() {
     let origin = StrictOrigin::start();
-    let gateway = start(&origin.addr().to_string(), "");
+    let gateway = start(&origin.addr().to_string());
     let client = gateway.client();
     for _ in 0..20 {
         assert_eq!(client.get("/").send().code(), 200);
@@ -310,21 +317,21 @@ fn connections_to_the_upstream_are_reused() {
 
 #[test]
 fn an_h2c_upstream_that_is_dead_hangs_or_resets_is_told_like_any_other() {
-    let h2c = "protocol = \"h2c\"";
-    let gateway = start(&free_addr().to_string(), h2c);
+    let h2c = &format!("protocol = \"h2c\"\n{BRIEF}");
+    let gateway = start_with(&free_addr().to_string(), h2c);
     assert_failed(&gateway, &gateway.client().get("/").send(), 502);
     let origin = Origin::start();
     origin.route("/head", |_| Reply::hang_before_head());
     origin.route("/close", |_| Reply::close());
     origin.route("/body", |_| Reply::text(200, "0123456789").hang_in_body_after(4));
-    let gateway = start(&origin.addr().to_string(), h2c);
+    let gateway = start_with(&origin.addr().to_string(), h2c);
     assert_failed(&gateway, &gateway.client().get("/head").send(), 504);
     assert_failed(&gateway, &gateway.client().post("/close").body("x").send(), 502);
     assert!(matches!(gateway.client().get("/body").try_send(), Err(SendError::Body(..))));
     assert_eq!(gateway.client().get("/").send().code(), 200);
     // Speaks HTTP/1.1 to those who want HTTP/2.
     let wrong = RawOrigin::ok();
-    let gateway = start(&wrong.addr().to_string(), h2c);
+    let gateway = start_with(&wrong.addr().to_string(), h2c);
     let got = gateway.client().get("/").send();
     assert!(matches!(got.code(), 502 | 504), "{got:?}");
     assert!(got.took < BOUND);

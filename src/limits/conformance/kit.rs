@@ -1,11 +1,9 @@
 //! The stores the statements are made about: this instance's memory, the scripts on one Redis, and the scripts
-//! on a Redis Cluster of three masters. Servers are started on free loopback ports and killed by process id.
+//! on a Redis Cluster of three masters.
 
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -14,6 +12,7 @@ use super::super::batch::{Batch, BatchReply, Counter, Item, ItemReply, Refund};
 use super::super::local::Settings;
 use super::super::{Algorithm, Checks, CoolDown, Decision, Local, gate};
 use crate::clock::{Clock, ManualClock, UnixMillis};
+use crate::test_redis::{Cluster, Server};
 
 /// A cool-down that outlasts every test once tripped.
 pub(super) const COOL: Algorithm =
@@ -23,116 +22,33 @@ pub(super) const COOL: Algorithm =
 pub(super) const ALL: [Algorithm; 5] =
     [Algorithm::FixedWindow, Algorithm::SlidingWindow, Algorithm::TokenBucket, Algorithm::SlidingLog, COOL];
 
-/// One Redis process.
-pub(super) struct TestRedis {
-    child: Child,
-    client: redis::Client,
-    port: u16,
-    bus: u16,
-    _directory: Option<tempfile::TempDir>,
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-impl TestRedis {
-    pub(super) fn start() -> Self {
-        Self::launch(false)
-    }
-
-    #[allow(clippy::disallowed_methods, reason = "waits for a real process")]
-    fn launch(cluster: bool) -> Self {
-        let (port, bus) = (free_port(), free_port());
-        let mut command = Command::new("redis-server");
-        command.args([
-            "--port",
-            &port.to_string(),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-        ]);
-        let directory = cluster.then(|| tempfile::tempdir().unwrap());
-        if let Some(directory) = &directory {
-            command.args(["--cluster-enabled", "yes", "--cluster-port", &bus.to_string(), "--dir"]);
-            command.arg(directory.path());
-        }
-        let child = command.stdout(Stdio::null()).spawn().expect("redis-server must be installed");
-        let client = redis::Client::open(format!("redis://127.0.0.1:{port}/")).unwrap();
-        let server = Self { child, client, port, bus, _directory: directory };
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while server.client.get_connection().is_err() {
-            assert!(Instant::now() < deadline, "redis-server does not answer");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        server
-    }
-
-    pub(super) fn connection(&self) -> redis::Connection {
-        self.client.get_connection().unwrap()
-    }
-}
-
-impl Drop for TestRedis {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Three masters that own all slots.
-struct Cluster(Vec<Arc<TestRedis>>);
-
 static CLUSTER: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
 
-impl Cluster {
-    /// The one that other tests use now, or a new one: it ends with the last test that uses it.
-    fn shared() -> Arc<Self> {
-        let mut shared = CLUSTER.lock();
-        if let Some(cluster) = shared.upgrade() {
-            return cluster;
-        }
-        let cluster = Arc::new(Self::start());
-        *shared = Arc::downgrade(&cluster);
-        cluster
+/// The one that other tests use now, or a new one: it ends with the last test that uses it.
+fn shared_cluster() -> Arc<Cluster> {
+    let mut shared = CLUSTER.lock();
+    if let Some(cluster) = shared.upgrade() {
+        return cluster;
     }
+    let cluster = Arc::new(Cluster::start());
+    *shared = Arc::downgrade(&cluster);
+    cluster
+}
 
-    #[allow(clippy::disallowed_methods, reason = "waits for real processes")]
-    fn start() -> Self {
-        let nodes: Vec<_> = (0..3).map(|_| Arc::new(TestRedis::launch(true))).collect();
-        let ranges = [(0, 5_460), (5_461, 10_922), (10_923, 16_383)];
-        for (node, (from, to)) in nodes.iter().zip(ranges) {
-            let mut connection = node.connection();
-            redis::cmd("CLUSTER").arg("ADDSLOTSRANGE").arg(from).arg(to).exec(&mut connection).unwrap();
-            for other in &nodes {
-                let mut meet = redis::cmd("CLUSTER");
-                meet.arg("MEET").arg("127.0.0.1").arg(other.port).arg(other.bus);
-                meet.exec(&mut connection).unwrap();
-            }
-        }
-        let deadline = Instant::now() + Duration::from_secs(20);
-        for node in &nodes {
-            let mut connection = node.connection();
-            loop {
-                let info: String = redis::cmd("CLUSTER").arg("INFO").query(&mut connection).unwrap();
-                if info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3") {
-                    break;
-                }
-                assert!(Instant::now() < deadline, "the cluster does not form: {info}");
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        }
-        Self(nodes)
-    }
+/// Where the keys of a test are.
+#[derive(Clone)]
+enum Home {
+    Alone(Arc<Server>),
+    /// On the master with this index.
+    InCluster(Arc<Cluster>, usize),
+}
 
-    /// The master of the slot of `key`.
-    fn owner(&self, key: &str) -> Arc<TestRedis> {
-        let mut connection = self.0[0].connection();
-        let slot: usize = redis::cmd("CLUSTER").arg("KEYSLOT").arg(key).query(&mut connection).unwrap();
-        self.0[(slot / 5_461).min(2)].clone()
+impl Home {
+    fn server(&self) -> &Server {
+        match self {
+            Self::Alone(server) => server,
+            Self::InCluster(cluster, index) => cluster.node(*index),
+        }
     }
 }
 
@@ -232,8 +148,7 @@ pub(super) fn conclude(reply: BatchReply, batch: &Batch<'_>, checks: &mut Checks
 /// The scripts on a real server. In a Cluster every key is given a hash tag of its own, so that all of one test
 /// lie in one slot, and another test's in another.
 pub(super) struct Gate {
-    server: Arc<TestRedis>,
-    cluster: Option<Arc<Cluster>>,
+    home: Home,
     connection: redis::Connection,
     prefix: String,
     sha: String,
@@ -242,31 +157,32 @@ pub(super) struct Gate {
 
 impl Gate {
     pub(super) fn start() -> Self {
-        Self::on(Arc::new(TestRedis::start()))
+        Self::on(Arc::new(Server::start(&[])))
     }
 
-    pub(super) fn on(server: Arc<TestRedis>) -> Self {
-        Self::with(server, None, String::new())
+    pub(super) fn on(server: Arc<Server>) -> Self {
+        Self::with(Home::Alone(server), String::new())
     }
 
     pub(super) fn in_cluster() -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let prefix = format!("{{t{}}}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let cluster = Cluster::shared();
-        Self::with(cluster.owner(&prefix), Some(cluster), prefix)
+        let cluster = shared_cluster();
+        let owner = cluster.owner(&prefix);
+        Self::with(Home::InCluster(cluster, owner), prefix)
     }
 
-    fn with(server: Arc<TestRedis>, cluster: Option<Arc<Cluster>>, prefix: String) -> Self {
-        let mut connection = server.connection();
+    fn with(home: Home, prefix: String) -> Self {
+        let mut connection = home.server().client();
         let mut load =
             |text| redis::cmd("SCRIPT").arg("LOAD").arg(text).query::<String>(&mut connection).unwrap();
         let (sha, refund) = (load(gate::GATE), load(gate::REFUND));
-        Self { server, cluster, connection, prefix, sha, refund }
+        Self { home, connection, prefix, sha, refund }
     }
 
     /// Another connection to the same counters.
     pub(super) fn sibling(&self) -> Self {
-        Self::with(self.server.clone(), self.cluster.clone(), self.prefix.clone())
+        Self::with(self.home.clone(), self.prefix.clone())
     }
 
     pub(super) fn key(&self, name: &str) -> String {

@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use self::kit::{ALL, COOL, Gate, Question, Store, TestRedis, batch_of, conclude, everywhere};
+use self::kit::{ALL, COOL, Gate, Question, Store, batch_of, conclude, everywhere};
 use super::gate::{self, MalformedReply};
 use super::local::Settings;
 use super::*;
 use crate::clock::{Clock, SystemClock, UnixMillis};
+use crate::test_redis::Server;
 
 fn window(limit: u64, period: Duration) -> Window {
     Window::new(limit, period).unwrap()
@@ -439,7 +440,7 @@ fn replies_that_are_not_the_scripts_are_refused() {
 
 #[test]
 fn a_key_over_its_limit_is_refused_without_redis_until_it_would_succeed() {
-    let server = Arc::new(TestRedis::start());
+    let server = Arc::new(Server::start(&[]));
     std::thread::scope(|scope| {
         for (algorithm, skew) in ALL.iter().flat_map(|a| [0, 3_600_000, -3_600_000].map(|skew| (*a, skew))) {
             let mut gate = Gate::on(server.clone());

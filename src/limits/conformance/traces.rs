@@ -9,7 +9,6 @@ use proptest::test_runner::Config;
 use super::super::algorithm::Rule;
 use super::super::batch::{Batch, BatchReply, Counter, Item, ItemReply, Refund};
 use super::super::local::Settings;
-use super::kit::TestRedis;
 use super::model::{Asked, Model};
 use super::*;
 
@@ -64,7 +63,7 @@ end)(redis)
 
 /// A Redis whose scripts live in the test's time.
 struct Manual {
-    _server: TestRedis,
+    _server: Server,
     connection: redis::Connection,
     gate: String,
     refund: String,
@@ -72,8 +71,8 @@ struct Manual {
 
 impl Manual {
     fn start() -> Self {
-        let server = TestRedis::start();
-        let mut connection = server.connection();
+        let server = Server::start(&[]);
+        let mut connection = server.client();
         let mut load = |text: &str| {
             let text = format!("{MANUAL_TIME}{text}");
             redis::cmd("SCRIPT").arg("LOAD").arg(text).query::<String>(&mut connection).unwrap()

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -29,6 +30,8 @@ pub struct Gateway {
     directory: TempDir,
     process: Process,
     logs: Logs,
+    /// Those who read what it writes.
+    readers: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// How to start a gateway.
@@ -134,11 +137,12 @@ impl Builder {
             .stderr(Stdio::piped());
         let mut child = command.spawn().expect("the gateway's binary runs");
         let logs = Logs::default();
-        let readers = [
+        let readers = vec![
             logs.follow(child.stdout.take().expect("piped above")),
             logs.follow(child.stderr.take().expect("piped above")),
         ];
-        let gateway = Gateway { addr, admin, directory, process: Process::new("tollgate", child), logs };
+        let process = Process::new("tollgate", child);
+        let gateway = Gateway { addr, admin, directory, process, logs, readers: Mutex::new(readers) };
 
         let client = Client::new(admin);
         let is_ready = |path| {
@@ -158,9 +162,6 @@ impl Builder {
             ended.is_some() || self.wait_until.is_none_or(is_ready)
         });
         if let Some(status) = ended {
-            for reader in readers {
-                reader.join().expect("the log reader does not panic");
-            }
             return Err(Ended { status, logs: gateway.logs() });
         }
         assert!(ready, "the gateway is not ready within {PATIENCE:?}; it said:\n{}", gateway.logs());
@@ -189,6 +190,7 @@ fn names_a_taken_port(logs: &str) -> bool {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
+        self.kill();
         let logs = self.logs();
         let panicked = logs.lines().find(|line| line.contains("panicked at"));
         // One failure at a time: a test that fails already says more.
@@ -252,8 +254,14 @@ impl Gateway {
         self.directory.path().join("tollgate.toml")
     }
 
-    /// All that the gateway has written so far to standard output and standard error, line by line as it came.
+    /// All that the gateway has written so far to standard output and standard error, line by line as it came; once it
+    /// has ended, all that it ever wrote.
     pub fn logs(&self) -> String {
+        if self.process.ended().is_some() {
+            for reader in self.readers.lock().unwrap().drain(..) {
+                reader.join().expect("the log reader does not panic");
+            }
+        }
         self.logs.text()
     }
 
@@ -315,7 +323,7 @@ impl Logs {
         String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
     }
 
-    fn follow(&self, stream: impl Read + Send + 'static) -> std::thread::JoinHandle<()> {
+    fn follow(&self, stream: impl Read + Send + 'static) -> JoinHandle<()> {
         let logs = Arc::clone(&self.0);
         std::thread::spawn(move || {
             let mut stream = BufReader::new(stream);

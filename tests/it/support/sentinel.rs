@@ -27,7 +27,7 @@ impl Sentinel {
         let path = directory.path().join("sentinel.conf");
         let text = format!(
             "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor {SERVICE} 127.0.0.1 {master} 2\n\
-             sentinel down-after-milliseconds {SERVICE} 500\nsentinel failover-timeout {SERVICE} 3000\n",
+             sentinel down-after-milliseconds {SERVICE} 1500\nsentinel failover-timeout {SERVICE} 3000\n",
             directory.path().display()
         );
         std::fs::write(&path, text).unwrap();
