@@ -67,7 +67,6 @@ mod limits_in_cluster;
 mod login_capture;
 mod login_limits;
 mod lost_revocations;
-mod many_api_tokens;
 mod one_exchange;
 mod operations;
 mod outage_limits;
