@@ -14,7 +14,7 @@ mod warm;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -256,6 +256,7 @@ fn shared(
         sessions,
         keepers: Keepers::default(),
         cache,
+        invalidations_refused: AtomicBool::new(false),
     }))
 }
 

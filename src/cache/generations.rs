@@ -445,6 +445,23 @@ impl Generations {
                 state.pending.insert(tag.clone(), invalidation.clone());
             }
             writes.push(self.write(tag, self.unique.next(), invalidation));
+    /// Redis refuses to list these: everything is dropped instead, here at once. The writes are to be made, and given to
+    /// [`Self::settle`], as those of [`Self::invalidate`].
+    pub fn widen_prefixes(&self, purges: &[PrefixWrite]) -> Vec<Write> {
+        let mut state = self.state.write();
+        // First: what a purge has dropped must not be looked for without it.
+        let writes = self.invalidate_within(&mut state, [epoch_tag()]);
+        for write in purges {
+            // A later purge of the same prefix is written by itself.
+            if state.own.get(&write.field).is_some_and(|own| own.invalidation == write.invalidation) {
+                state.own.remove(&write.field);
+            }
+        }
+        self.count(&state);
+        self.republish(&state);
+        writes
+    }
+
         }
         writes
     }

@@ -2,7 +2,7 @@
 //! both and decides nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::exchange::Exchange;
@@ -134,6 +134,8 @@ pub struct Shared {
     pub keepers: Keepers,
     /// The response cache.
     pub cache: &'static Cache,
+    /// Redis refused the last invalidation that it was handed.
+    pub invalidations_refused: AtomicBool,
     /// What a route that tells the gateway's health needs to know.
     pub vitals: Vitals,
 }

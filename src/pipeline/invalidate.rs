@@ -1,7 +1,8 @@
 //! Invalidating cached responses: new generations here at once, then in the store before the writer's response
 //! is released, or later when the store is away.
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use ::redis::{Cmd, RedisResult, Value, cmd, from_redis_value};
@@ -13,61 +14,22 @@ use crate::cache::generations::{Generations, PrefixPurge, PrefixWrite, PrefixWri
 use crate::cache::prefixes::{self, Prefix};
 use crate::cache::room::Room;
 use crate::clock::{UnixMillis, millis};
-use crate::redis::{Lane, Link, Store};
+use crate::redis::{Lane, Link, Script, Sent, Store, Unavailable};
 
 /// Generations handed over in one go on recovery.
 const BATCH: usize = 1_000;
 /// A write nobody waits for may take this long.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Puts a purge by prefix on the list.
-/// KEYS[1] the version of the list, KEYS[2] the list: a field for each prefix, with its generation and the end of its
-/// use in milliseconds, and the field "" with the version.
-/// ARGV: the field, its generation, the list's new version, a new lineage, most fields, the life in milliseconds.
-/// Returns the version before and now, whether everything is dropped because the list was lost or full, and whether
-/// entries were taken off it.
-const PURGE_PREFIX: &str = "\
-local call, pcall = redis.call, redis.pcall \
-local time = call('TIME') \
-local now = time[1] * 1000 + math.floor(time[2] / 1000) \
-local before = pcall('GET', KEYS[1]) \
-if type(before) ~= 'string' then before = '' end \
-local lineage, list, ends = string.match(before, '^(%x+)%.(%x+)%.(%d+)$') \
-local widened, pruned, fields = 0, 0, 0 \
-if list and tonumber(ends) >= now then \
-  if pcall('HGET', KEYS[2], '') == list then \
-    local all = call('HGETALL', KEYS[2]) \
-    for i = 1, #all, 2 do \
-      local over = tonumber(string.match(all[i + 1], ' (%d+)$') or '') \
-      if all[i] ~= '' and (not over or over < now) then \
-        call('HDEL', KEYS[2], all[i]) pruned = 1 \
-      elseif all[i] ~= '' and all[i] ~= ARGV[1] then fields = fields + 1 end \
-    end \
-    if fields >= tonumber(ARGV[5]) then widened = 1 end \
-  else widened = 1 end \
-else \
-  if list then pruned = 1 else lineage = string.match(before, '^%x+$') end \
-  if not lineage then widened = 1 end \
-  call('DEL', KEYS[2]) \
-end \
-if widened == 1 then \
-  call('DEL', KEYS[2]) call('SET', KEYS[1], ARGV[4]) \
-  return {before, ARGV[4], 1, pruned} \
-end \
-local ends = string.format('%.0f', now + ARGV[6]) \
-call('HSET', KEYS[2], '', ARGV[3], ARGV[1], ARGV[2] .. ' ' .. ends) \
-call('PEXPIRE', KEYS[2], ARGV[6] * 2) \
-local after = lineage .. '.' .. ARGV[3] .. '.' .. ends \
-call('SET', KEYS[1], after) \
-return {before, after, 0, pruned}";
+/// How long after Redis refused an invalidation it is offered again.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
-/// Reads the list of purges by prefix: its version and fields with values, none where they are more than ARGV[1].
-/// Keys as above.
-const READ_PREFIXES: &str = "\
-local version, fields = redis.pcall('GET', KEYS[1]), redis.pcall('HLEN', KEYS[2]) \
-if type(version) ~= 'string' then version = '' end \
-if type(fields) ~= 'number' or fields > tonumber(ARGV[1]) then return {version, {}} end \
-return {version, redis.call('HGETALL', KEYS[2])}";
+/// Puts a purge by prefix on the list.
+static PURGE_PREFIX: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../redis/scripts/purge_prefix.lua")));
+/// Reads that list.
+static READ_PREFIXES: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../redis/scripts/read_prefixes.lua")));
 
 /// What became of a purge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,14 +97,31 @@ impl Shared {
         };
         let Some(store) = &self.store else { return PrefixPurged { shared: true, widened: false } };
         let (shard, deadline) = (store.shard(write.version_key.as_bytes()), store.deadline(Some(patience)));
-        let answer = store.call_within(deadline, Lane::Decisions, shard, &prefix_command(&write)).await;
-        let Ok(answer) = answer else {
-            store.hand_over_soon();
-            return PrefixPurged { shared: false, widened: false };
+        let command = prefix_command(&write);
+        // Aside: a store that refuses this may still decide.
+        let answer = store.eval_aside(deadline, Lane::Decisions, shard, &PURGE_PREFIX, &command).await;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(cause) if cause.is_refusal() => {
+                let widened = self.widen(&[*write], cause);
+                let shared = self.write_generations(widened, Some(patience)).await;
+                return PrefixPurged { shared, widened: true };
+            }
+            Err(_) => {
+                store.hand_over_soon();
+                return PrefixPurged { shared: false, widened: false };
+            }
         };
         let written = written(answer).ok();
         generations.settle_prefix(&write, written.as_ref());
         PrefixPurged { shared: true, widened: written.is_none_or(|written| written.widened) }
+    }
+
+    /// Drops everything in the place of purges that the store refuses to list. Returns what tells it so.
+    fn widen(&self, purges: &[PrefixWrite], cause: Unavailable) -> Vec<Write> {
+        let prefix = purges.first().map(|write| &*write.field);
+        tracing::warn!(%cause, prefix, purges = purges.len(), "Redis refuses a purge by prefix: everything is dropped instead");
+        self.cache.generations().widen_prefixes(purges)
     }
 
     /// Reads the list of purges by prefix where `values` (generations that the store has just told) are of a version that
@@ -202,37 +181,82 @@ impl Shared {
     }
 
     /// Hands invalidations made during an outage, as far as they live on this node, to it. What cannot be written
-    /// stays pending.
+    /// stays pending; what is refused is offered again later, and holds up nothing else.
     pub(super) async fn hand_over_invalidations(&self, link: &mut Link<'_>) -> RedisResult<()> {
-        let mut writes = self.cache.generations().pending();
-        writes.retain(|write| link.holds(write.key.as_bytes()));
-        for batch in writes.chunks(BATCH) {
-            let commands: Vec<Cmd> = batch.iter().map(|write| command(write, false)).collect();
-            let executed = link.send(&commands).await?;
-            let written = batch.iter().zip(executed).filter(|(_, executed)| *executed);
-            let settled: Vec<Write> = written.map(|(write, _)| write.clone()).collect();
-            self.cache.generations().settle(&settled);
-        }
-        let mut purges = self.cache.generations().pending_prefixes();
+        let generations = self.cache.generations();
+        let mut purges = generations.pending_prefixes();
         purges.retain(|write| link.holds(write.version_key.as_bytes()));
+        if !purges.is_empty() {
+            PURGE_PREFIX.load().exec_async(link.connection()).await?;
+        }
         for batch in purges.chunks(BATCH) {
             let commands: Vec<Cmd> = batch.iter().map(prefix_command).collect();
-            let executed = link.send(&commands).await?;
-            for (write, _) in batch.iter().zip(executed).filter(|(_, executed)| *executed) {
-                self.cache.generations().settle_prefix(write, None);
+            let mut refused: Option<(Vec<PrefixWrite>, Unavailable)> = None;
+            for (write, sent) in batch.iter().zip(link.send_each(&commands).await?) {
+                match sent {
+                    Sent::Executed => generations.settle_prefix(write, None),
+                    Sent::Moved => {}
+                    Sent::Refused(cause) => {
+                        refused.get_or_insert_with(|| (Vec::new(), cause)).0.push(write.clone());
+                    }
+                }
+            }
+            if let Some((writes, cause)) = refused {
+                // To be handed over with what follows, or to another node.
+                self.widen(&writes, cause);
+                self.store.iter().for_each(|store| store.hand_over_soon());
             }
         }
+        let mut writes = generations.pending();
+        writes.retain(|write| link.holds(write.key.as_bytes()));
+        let mut refused = None;
+        for batch in writes.chunks(BATCH) {
+            let commands: Vec<Cmd> = batch.iter().map(|write| command(write, false)).collect();
+            let mut settled = Vec::with_capacity(batch.len());
+            for (write, sent) in batch.iter().zip(link.send_each(&commands).await?) {
+                match sent {
+                    Sent::Executed => settled.push(write.clone()),
+                    Sent::Moved => {}
+                    Sent::Refused(cause) => refused = Some(cause),
+                }
+            }
+            generations.settle(&settled);
+        }
+        self.note_refused(refused);
         Ok(())
+    }
+
+    /// Tells operators, once per transition, whether Redis takes invalidations; those that it refused are offered again.
+    fn note_refused(&self, refused: Option<Unavailable>) {
+        match refused {
+            // In a cluster another node may refuse what is left.
+            None if !self.cache.generations().owes() => {
+                if self.invalidations_refused.swap(false, Ordering::Relaxed) {
+                    tracing::warn!("Redis takes invalidations again");
+                }
+            }
+            Some(cause) => {
+                if !self.invalidations_refused.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%cause, "Redis refuses invalidations: other instances may serve what is dropped here");
+                }
+                let Some(store) = self.store.as_ref().map(Arc::clone) else { return };
+                tokio::spawn(async move {
+                    tokio::time::sleep(REFUSED_PAUSE).await;
+                    store.hand_over_soon();
+                });
+            }
+            None => {}
+        }
     }
 }
 
 /// Reads the list into `generations` and says of which version it is; `None` when the store gave no answer.
 async fn read_prefixes(generations: &Generations, store: &Store) -> Option<Box<[u8]>> {
     let [version, list] = generations.prefix_keys();
-    let mut command = cmd("EVAL");
-    command.arg(READ_PREFIXES).arg(2).arg(&*version).arg(&*list).arg(prefixes::MOST + 1);
+    let mut command = READ_PREFIXES.command();
+    command.arg(2).arg(&*version).arg(&*list).arg(prefixes::MOST + 1);
     let shard = store.shard(version.as_bytes());
-    let answer = store.call_within(PATIENCE, Lane::Decisions, shard, &command).await.ok()?;
+    let answer = store.eval_aside(PATIENCE, Lane::Decisions, shard, &READ_PREFIXES, &command).await.ok()?;
     let (version, entries): (Vec<u8>, Value) = from_redis_value(answer).ok()?;
     // What is not text is nothing that an instance has written.
     let entries: Vec<(String, String)> = from_redis_value(entries).unwrap_or_default();
@@ -241,8 +265,8 @@ async fn read_prefixes(generations: &Generations, store: &Store) -> Option<Box<[
 }
 
 fn prefix_command(write: &PrefixWrite) -> Cmd {
-    let mut command = cmd("EVAL");
-    command.arg(PURGE_PREFIX).arg(2).arg(&*write.version_key).arg(&*write.list_key);
+    let mut command = PURGE_PREFIX.command();
+    command.arg(2).arg(&*write.version_key).arg(&*write.list_key);
     command.arg(&*write.field).arg(&*write.generation).arg(&*write.version).arg(&*write.lineage);
     command.arg(prefixes::MOST).arg(millis(write.ttl).max(1));
     command

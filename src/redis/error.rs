@@ -78,6 +78,11 @@ impl Unavailable {
         }
     }
 
+    /// Whether Redis has answered that it does not do this.
+    pub const fn is_refusal(self) -> bool {
+        matches!(self, Self::Refusing | Self::Rejected)
+    }
+
     /// Whether the failure says something about the store and not only about one command.
     pub(super) const fn counts_against_store(self) -> bool {
         !matches!(

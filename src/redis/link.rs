@@ -19,6 +19,17 @@ pub struct Link<'a> {
     map: Option<Arc<Map>>,
 }
 
+/// What became of one command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// It was executed.
+    Executed,
+    /// Its key has just moved to another node.
+    Moved,
+    /// The node refused it.
+    Refused(Unavailable),
+}
+
 impl<'a> Link<'a> {
     pub(super) fn new(store: &'a Store, node: &'a Node, connection: MultiplexedConnection) -> Self {
         let map = match &store.topology {
@@ -55,28 +66,40 @@ impl<'a> Link<'a> {
     /// # Errors
     /// When the connection breaks or the node refuses any of them; then any may have been executed.
     pub async fn send(&mut self, commands: &[Cmd]) -> RedisResult<Vec<bool>> {
+        self.values(commands).await?.into_iter().map(|value| self.is_executed(value)).collect()
+    }
+
+    /// As [`Self::send`], and says of each what became of it.
+    ///
+    /// # Errors
+    /// When the connection breaks; then any may have been executed.
+    pub async fn send_each(&mut self, commands: &[Cmd]) -> RedisResult<Vec<Sent>> {
+        let values = self.values(commands).await?;
+        let sent = values.into_iter().map(|value| match self.is_executed(value) {
+            Ok(true) => Sent::Executed,
+            Ok(false) => Sent::Moved,
+            Err(error) => Sent::Refused(error.into()),
+        });
+        Ok(sent.collect())
+    }
+
+    async fn values(&mut self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
         let mut pipeline = Pipeline::with_capacity(commands.len());
         for command in commands {
             pipeline.add_command(command.clone());
         }
-        let values = self.connection.send_packed_commands(&pipeline, 0, commands.len()).await?;
-        let mut executed = Vec::with_capacity(values.len());
-        for value in values {
-            let moved = match value {
-                Value::ServerError(error) => {
-                    let error = RedisError::from(error);
-                    let failure = Unavailable::from(error.clone());
-                    if failure != Unavailable::Redirected {
-                        return Err(error);
-                    }
-                    self.store.doubt_map();
-                    true
-                }
-                _ => false,
-            };
-            executed.push(!moved);
+        self.connection.send_packed_commands(&pipeline, 0, commands.len()).await
+    }
+
+    /// Whether the command was executed that `value` answers; otherwise its key has moved.
+    fn is_executed(&self, value: Value) -> RedisResult<bool> {
+        let Value::ServerError(error) = value else { return Ok(true) };
+        let error = RedisError::from(error);
+        if Unavailable::from(error.clone()) != Unavailable::Redirected {
+            return Err(error);
         }
-        Ok(executed)
+        self.store.doubt_map();
+        Ok(false)
     }
 
     fn owns(&self, map: &Map, shard: Shard) -> bool {

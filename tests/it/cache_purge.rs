@@ -262,6 +262,49 @@ fn a_purge_by_prefix_while_redis_is_away_holds_here_and_everywhere_once_it_is_ba
     }
 }
 
+/// What a Redis of somebody else's may forbid: the commands that a list needs, or its key.
+#[test]
+fn a_redis_that_refuses_the_list_has_everything_dropped_instead_and_nothing_else_held_up() {
+    for refusal in [&["-hset"][..], &["resetkeys", "~[^c]*", "~cache[_:][^p]*"]] {
+        let stage = Stage::start();
+        let relay = Relay::to(stage.redis.addr());
+        let text = crate::cache::config(&stage.origin.addr().to_string(), "");
+        let remote = Gateway::builder().config(&text).env("REDIS_URL", &relay.redis_url()).start();
+        uses_redis(&remote);
+        count(&stage.origin);
+        let gateways = [&stage.gateway, &remote];
+        let before = stored(&gateways, "/mine/a/1", "ada");
+        let mut command = redis::cmd("ACL");
+        command.arg("SETUSER").arg("default").arg("-eval").arg(refusal);
+        command.exec(&mut stage.redis.client()).unwrap();
+
+        // The first one drops everything anyway, and begins a list.
+        for _ in 0..2 {
+            assert_eq!(purge(&stage.gateway, &json!({"prefix": "/mine/a/"})), (true, true), "{refusal:?}");
+            assert_ne!(read(&stage.gateway, "/mine/a/1", "ada").text(), before, "{refusal:?}");
+            // A worker without a connection of its own yet goes by what its instance has seen.
+            assert_eventually!(
+                read(&remote, "/mine/a/1", "ada").text() != before,
+                format!("the other one is told: {refusal:?}")
+            );
+        }
+        let before = stored(&gateways, "/mine/a/1", "ada");
+        relay.cut();
+        assert_eq!(purge(&remote, &json!({"prefix": "/mine/a/"})), (false, false), "{refusal:?}");
+        assert_ne!(read(&remote, "/mine/a/1", "ada").text(), before, "{refusal:?}");
+        relay.restore();
+        assert_eventually!(
+            read(&stage.gateway, "/mine/a/1", "ada").text() != before,
+            format!("the other one is told: {refusal:?}")
+        );
+        assert_eventually!(
+            remote.metric("tollgate_store_degraded", &[]) == Some(0.0),
+            format!("it shares again: {refusal:?}")
+        );
+        assert_ne!(read(&remote, "/mine/a/1", "ada").text(), before, "{refusal:?}");
+    }
+}
+
 #[test]
 fn an_instance_without_redis_purges_by_prefix_too() {
     let origin = Origin::start();
