@@ -35,6 +35,24 @@ pub struct Write {
     invalidation: Box<str>,
 }
 
+impl Write {
+    /// The value for a short while: other instances are to look for the same, but nothing may be stored under it ever.
+    pub fn announced(&self) -> String {
+        format!("{}{ANNOUNCED}", self.value)
+    }
+}
+
+/// Ends a value that stands for the one before it, for a short while.
+const ANNOUNCED: char = '~';
+
+/// The generation that Redis told, and whether it has it for a short while only.
+fn told(value: &[u8]) -> (&[u8], bool) {
+    match value.split_last() {
+        Some((last, generation)) if char::from(*last) == ANNOUNCED => (generation, true),
+        _ => (value, false),
+    }
+}
+
 /// A purge by prefix to be written to Redis. No two writes have the same values, as with [`Write`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PrefixWrite {
@@ -157,7 +175,7 @@ enum Proposed {
 
 /// How long a generation is proposed. Long enough for the requests that wait for one fetch; short, because
 /// within it an invalidation by another instance goes unnoticed if Redis evicts it at once.
-const PROPOSED_FOR: Duration = Duration::from_secs(10);
+pub const PROPOSED_FOR: Duration = Duration::from_secs(10);
 /// Most proposals at a time; without one a request that is not the first fetches once more.
 const MAX_PROPOSED: usize = 10_000;
 /// Most of them that are made while Redis does not answer. There they stay until something else takes their place.
@@ -204,7 +222,8 @@ impl Generations {
         let mut hasher = Sha256::new();
         let (mut absent, mut taken) = (Vec::new(), Vec::new());
         // In the usual case nothing is pending, every tag has a generation, and no lock is needed.
-        if self.pending.load(Ordering::Acquire) == 0 && values.iter().all(Option::is_some) {
+        let lasts = |value: &Option<V>| value.as_ref().is_some_and(|value| !told(value.as_ref()).1);
+        if self.pending.load(Ordering::Acquire) == 0 && values.iter().all(lasts) {
             let known = self.prefixes.load();
             for (tag, value) in tags.iter().zip(values) {
                 mix_tag(&mut hasher, tag, value.as_ref().map(AsRef::as_ref), &known, place, now);
@@ -214,7 +233,14 @@ impl Generations {
             let mut state = self.state.write();
             let known = self.prefixes.load();
             for (tag, value) in tags.iter().zip(values) {
-                let value = value.as_ref().map(AsRef::as_ref);
+                let (value, announced) = match value.as_ref().map(|value| told(value.as_ref())) {
+                    Some((value, announced)) => (Some(value), announced),
+                    None => (None, false),
+                };
+                if announced {
+                    let value = String::from_utf8_lossy(value.unwrap_or_default()).into();
+                    absent.push(self.write(tag.into(), value, Box::default()));
+                }
                 if let Some(pending) = state.pending.get(tag) {
                     // Neither alone: Redis may get a later invalidation before it gets this one.
                     mix(&mut hasher, tag, value);
@@ -238,6 +264,37 @@ impl Generations {
         }
         self.observe(tags, values, &taken, now);
         Resolution::Ready { fingerprint: finish(hasher), absent }
+    }
+
+    /// Generations for those of `tags` that Redis has none of (`values`), with their places. They are to be written for a
+    /// short while, see [`Write::announced`], unless there is one meanwhile; what Redis has then is to be given to
+    /// [`Self::agreed`], and to the request as the value that was told.
+    pub fn to_agree<V>(&self, tags: &Tags, values: &[Option<V>], now: UnixMillis) -> Vec<(usize, Write)> {
+        if values.len() != tags.len() || values.iter().all(Option::is_some) {
+            return Vec::new();
+        }
+        let mut state = self.state.write();
+        let lacking = tags.iter().zip(values).enumerate().filter(|(_, (_, value))| value.is_none());
+        let mut writes = Vec::new();
+        for (place, (tag, _)) in lacking {
+            // What is pending reaches Redis before long, and what is proposed may have, for another request.
+            if !state.pending.contains_key(tag)
+                && let Proposed::Unwritten(value) = state.propose(tag, now, &self.unique)
+            {
+                writes.push((place, self.write(tag.into(), value, Box::default())));
+            }
+        }
+        writes
+    }
+
+    /// At `now` Redis has this value for the tag of `write`: whoever was told before that there is none goes by it too.
+    pub fn agreed(&self, write: &Write, value: &[u8], now: UnixMillis) {
+        let value: Box<str> = String::from_utf8_lossy(told(value).0).into();
+        let mut state = self.state.write();
+        // Unless the tag was invalidated meanwhile, or another request was told.
+        if let Some(proposal) = state.proposed.get_mut(&write.tag).filter(|it| it.value == write.value) {
+            *proposal = Proposal { value, until: now.plus(PROPOSED_FOR), written: Some(now) };
+        }
     }
 
     /// The fingerprint from memory, while Redis is away or where there is none.
@@ -388,6 +445,23 @@ impl Generations {
         self.count(&state);
     }
 
+    /// Redis refuses to list these: everything is dropped instead, here at once. The writes are to be made, and given to
+    /// [`Self::settle`], as those of [`Self::invalidate`].
+    pub fn widen_prefixes(&self, purges: &[PrefixWrite]) -> Vec<Write> {
+        let mut state = self.state.write();
+        // First: what a purge has dropped must not be looked for without it.
+        let writes = self.invalidate_within(&mut state, [epoch_tag()]);
+        for write in purges {
+            // A later purge of the same prefix is written by itself.
+            if state.own.get(&write.field).is_some_and(|own| own.invalidation == write.invalidation) {
+                state.own.remove(&write.field);
+            }
+        }
+        self.count(&state);
+        self.republish(&state);
+        writes
+    }
+
     fn prefix_write(&self, field: &str, invalidation: Box<str>) -> PrefixWrite {
         let [version_key, list_key] = self.prefix_keys();
         PrefixWrite {
@@ -445,23 +519,6 @@ impl Generations {
                 state.pending.insert(tag.clone(), invalidation.clone());
             }
             writes.push(self.write(tag, self.unique.next(), invalidation));
-    /// Redis refuses to list these: everything is dropped instead, here at once. The writes are to be made, and given to
-    /// [`Self::settle`], as those of [`Self::invalidate`].
-    pub fn widen_prefixes(&self, purges: &[PrefixWrite]) -> Vec<Write> {
-        let mut state = self.state.write();
-        // First: what a purge has dropped must not be looked for without it.
-        let writes = self.invalidate_within(&mut state, [epoch_tag()]);
-        for write in purges {
-            // A later purge of the same prefix is written by itself.
-            if state.own.get(&write.field).is_some_and(|own| own.invalidation == write.invalidation) {
-                state.own.remove(&write.field);
-            }
-        }
-        self.count(&state);
-        self.republish(&state);
-        writes
-    }
-
         }
         writes
     }
@@ -511,7 +568,7 @@ impl Generations {
     ) {
         let value = |tag: &str, read: &Option<V>| -> Option<Box<str>> {
             match read {
-                Some(read) => Some(String::from_utf8_lossy(read.as_ref()).into()),
+                Some(read) => Some(String::from_utf8_lossy(told(read.as_ref()).0).into()),
                 None => taken.iter().find(|(of, _)| *of == tag).map(|(_, value)| value.clone()),
             }
         };
@@ -519,7 +576,7 @@ impl Generations {
             let state = self.state.read();
             taken.is_empty()
                 && tags.iter().zip(values).all(|(tag, value)| {
-                    let value = value.as_ref().map(AsRef::as_ref);
+                    let value = value.as_ref().map(|value| told(value.as_ref()).0);
                     state.agrees(tag, value)
                         && state.proposed.get(tag).is_none_or(|proposal| !proposal.is_news(value, now))
                 })
@@ -532,7 +589,7 @@ impl Generations {
             if let Some(read) = read
                 && let Some(proposal) = state.proposed.get_mut(tag)
             {
-                if proposal.is_of(read.as_ref()) && now <= proposal.until {
+                if proposal.is_of(told(read.as_ref()).0) && now <= proposal.until {
                     proposal.written = proposal.written.max(Some(now));
                 } else {
                     state.proposed.remove(tag);
@@ -836,6 +893,49 @@ mod tests {
         let again = generations.resolve(&tags, PLACE, &redis.read(&generations, &tags), NOW);
         assert_eq!(again, Resolution::Ready { fingerprint, absent: Vec::new() });
         assert_eq!(generations.resolve::<&[u8]>(&tags, PLACE, &[None], NOW), Resolution::Malformed);
+    }
+
+    #[test]
+    fn instances_agree_on_a_generation_before_anything_is_stored_under_it() {
+        let (one, two) =
+            (Generations::new(&settings(10, 10), true), Generations::new(&settings(10, 10), true));
+        let tags = tags(&["a", "b"]);
+        // As `SET NX GET` does for each tag that lacks one.
+        let look = |redis: &mut Redis, generations: &Generations, at: UnixMillis| {
+            let mut values = redis.read(generations, &tags);
+            for (place, write) in generations.to_agree(&tags, &values, at) {
+                let value = redis.0.entry(write.key.clone()).or_insert_with(|| write.announced().into());
+                generations.agreed(&write, value.as_bytes(), at);
+                values[place] = Some(value.as_bytes().to_vec());
+            }
+            generations.resolve(&tags, PLACE, &values, at)
+        };
+        let (mut redis, mut seen, mut at) = (Redis::default(), Vec::new(), NOW);
+        for round in 0..4 {
+            let told_of_none = redis.read(&one, &tags);
+            let agreed = look(&mut redis, &one, at);
+            assert_eq!(ready(look(&mut redis, &two, at)), ready(agreed.clone()));
+            if round == 0 {
+                let late = one.resolve(&tags, PLACE, &told_of_none, UnixMillis(at.0 - 1));
+                assert_eq!(ready(late), ready(agreed.clone()), "the answer is older than the agreement");
+            }
+            assert!(!seen.contains(&ready(agreed.clone())), "{round}");
+            seen.push(ready(agreed.clone()));
+            redis.write(&absent(agreed.clone()));
+            let kept = look(&mut redis, &two, at);
+            assert_eq!(ready(kept.clone()), ready(agreed), "what is stored is found when it is kept");
+            assert_eq!(absent(kept), [], "once is enough");
+            at = at.plus(Duration::from_secs(1));
+            match round {
+                0 => redis.0.clear(),
+                1 => {
+                    let writes = two.invalidate([Box::from("a")]);
+                    redis.write(&writes);
+                    two.settle(&writes);
+                }
+                _ => drop(redis.0.remove("cache_tag:a")),
+            }
+        }
     }
 
     #[test]

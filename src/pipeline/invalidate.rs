@@ -10,9 +10,10 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
 use super::gateway::Shared;
-use crate::cache::generations::{Generations, PrefixPurge, PrefixWrite, PrefixWritten, Write};
+use crate::cache::generations::{Generations, PROPOSED_FOR, PrefixPurge, PrefixWrite, PrefixWritten, Write};
 use crate::cache::prefixes::{self, Prefix};
 use crate::cache::room::Room;
+use crate::cache::tag::Tags;
 use crate::clock::{UnixMillis, millis};
 use crate::redis::{Lane, Link, Script, Sent, Store, Unavailable};
 
@@ -30,6 +31,10 @@ static PURGE_PREFIX: LazyLock<Script> =
 /// Reads that list.
 static READ_PREFIXES: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../redis/scripts/read_prefixes.lua")));
+
+/// Keeps a generation that a response is being stored under.
+static KEEP_GENERATION: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../redis/scripts/keep_generation.lua")));
 
 /// What became of a purge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +63,7 @@ impl Shared {
         if writes.is_empty() {
             return true;
         }
-        let commands: Vec<Cmd> = writes.iter().map(|write| command(write, false)).collect();
+        let commands: Vec<Cmd> = writes.iter().map(command).collect();
         // A call to a node that is away ends at once.
         let deadline = store.deadline(patience);
         let calls = writes.iter().zip(&commands).map(|(write, command)| {
@@ -103,9 +108,9 @@ impl Shared {
         let answer = match answer {
             Ok(answer) => answer,
             Err(cause) if cause.is_refusal() => {
-                let widened = self.widen(&[*write], cause);
-                let shared = self.write_generations(widened, Some(patience)).await;
-                return PrefixPurged { shared, widened: true };
+                let instead = self.widen(&[*write], cause);
+                let told = self.write_generations(instead, Some(patience)).await;
+                return PrefixPurged { shared: told, widened: true };
             }
             Err(_) => {
                 store.hand_over_soon();
@@ -163,18 +168,55 @@ impl Shared {
         }
     }
 
-    /// Gives tags that the store knows nothing of a generation, in the background.
+    /// Asks the store to have generations for those of `tags` that it has told to have none of (`values`), for a short
+    /// while, so that all instances look for the object under the same key from the first request on. It waits for that
+    /// until `until`, and goes on in any case.
+    pub(super) async fn agree_on_generations(
+        &self,
+        tags: &Tags,
+        values: &mut [Option<Bytes>],
+        now: UnixMillis,
+        until: Instant,
+    ) {
+        let generations = self.cache.generations();
+        let Some(store) = self.store.as_ref().filter(|_| self.cache.tiers().claims(now)) else { return };
+        let proposals = generations.to_agree(tags, values, now);
+        if proposals.is_empty() {
+            return;
+        }
+        let deadline = until.saturating_duration_since(Instant::now());
+        let commands: Vec<Cmd> = proposals.iter().map(|(_, write)| proposal(write)).collect();
+        let calls = proposals.iter().zip(&commands).map(|((_, write), command)| {
+            store.call_aside(deadline, Lane::Decisions, store.shard(write.key.as_bytes()), command)
+        });
+        let answers = futures::future::join_all(calls).await;
+        let told = self.clock.now();
+        for ((place, write), answer) in proposals.iter().zip(answers) {
+            let agreed = match answer {
+                Ok(Value::Nil) => Bytes::from(write.announced()),
+                Ok(Value::BulkString(value)) => Bytes::from(value),
+                // It goes by its own.
+                _ => continue,
+            };
+            generations.agreed(write, &agreed, told);
+            if let Some(value) = values.get_mut(*place) {
+                *value = Some(agreed);
+            }
+        }
+    }
+
+    /// Has generations kept that the store knows nothing of, or for a short while only, in the background.
     pub fn create_generations(&self, writes: Vec<Write>) {
         let Some(store) = self.store.as_ref().filter(|_| !writes.is_empty()).map(Arc::clone) else { return };
         if self.cache.tiers().room().is_some_and(Room::is_crowded) {
             return;
         }
         tokio::spawn(async move {
-            let commands: Vec<Cmd> = writes.iter().map(|write| command(write, true)).collect();
+            let commands: Vec<Cmd> = writes.iter().map(keep).collect();
             // Another instance may be first, or the store may fail: then somebody fetches once more.
             let calls = writes.iter().zip(&commands).map(|(write, command)| {
                 let shard = store.shard(write.key.as_bytes());
-                store.call_aside(PATIENCE, Lane::Decisions, shard, command)
+                store.eval_aside(PATIENCE, Lane::Decisions, shard, &KEEP_GENERATION, command)
             });
             futures::future::join_all(calls).await;
         });
@@ -211,7 +253,7 @@ impl Shared {
         writes.retain(|write| link.holds(write.key.as_bytes()));
         let mut refused = None;
         for batch in writes.chunks(BATCH) {
-            let commands: Vec<Cmd> = batch.iter().map(|write| command(write, false)).collect();
+            let commands: Vec<Cmd> = batch.iter().map(command).collect();
             let mut settled = Vec::with_capacity(batch.len());
             for (write, sent) in batch.iter().zip(link.send_each(&commands).await?) {
                 match sent {
@@ -230,10 +272,10 @@ impl Shared {
     fn note_refused(&self, refused: Option<Unavailable>) {
         match refused {
             // In a cluster another node may refuse what is left.
-            None if !self.cache.generations().owes() => {
-                if self.invalidations_refused.swap(false, Ordering::Relaxed) {
-                    tracing::warn!("Redis takes invalidations again");
-                }
+            None if !self.cache.generations().owes()
+                && self.invalidations_refused.swap(false, Ordering::Relaxed) =>
+            {
+                tracing::warn!("Redis takes invalidations again");
             }
             Some(cause) => {
                 if !self.invalidations_refused.swap(true, Ordering::Relaxed) {
@@ -277,14 +319,26 @@ fn written(answer: Value) -> Result<PrefixWritten, ::redis::ParsingError> {
     Ok(PrefixWritten { before: before.into(), now: now.into(), widened: widened > 0, pruned: pruned > 0 })
 }
 
-fn command(write: &Write, only_if_absent: bool) -> Cmd {
+fn command(write: &Write) -> Cmd {
     let mut command = cmd("SET");
     command.arg(&*write.key).arg(&*write.value);
-    if only_if_absent {
-        command.arg("NX");
-    }
     if let Some(ttl) = write.ttl {
         command.arg("PX").arg(millis(ttl).max(1));
     }
+    command
+}
+
+/// Answers what the key has had already.
+fn proposal(write: &Write) -> Cmd {
+    let mut command = cmd("SET");
+    command.arg(&*write.key).arg(write.announced()).arg("NX").arg("GET");
+    command.arg("PX").arg(millis(PROPOSED_FOR));
+    command
+}
+
+fn keep(write: &Write) -> Cmd {
+    let mut command = KEEP_GENERATION.command();
+    command.arg(1).arg(&*write.key).arg(&*write.value).arg(write.announced());
+    command.arg(write.ttl.map_or(0, |ttl| millis(ttl).max(1)));
     command
 }

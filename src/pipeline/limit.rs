@@ -81,8 +81,9 @@ impl Limiting<'_> {
     ) -> Result<CacheUse, Refusal> {
         let Gathered { mut checks, permits, adjusted, now } = self.gather(request, context).await?;
         let plan = adjusted.as_ref().unwrap_or_else(|| self.plan());
+        let asked = tokio::time::Instant::now();
         let verdict = self.ask(&mut checks, pending.as_ref(), now).await?;
-        let Verdict { decision, source, blind, watched, generations, late } = verdict;
+        let Verdict { decision, source, blind, watched, generations, mut late } = verdict;
         if let Err(refusal) = self.judge_watched(watched).await {
             self.undo(&checks, &decision, source, blind, &refusal);
             return Err(refusal);
@@ -93,13 +94,22 @@ impl Limiting<'_> {
         self.admitted(&checks, &decision, source, blind, permits, context);
         let cache = self.gateway.shared.cache;
         let mut generations = generations;
-        if let (Some(Ok(_)), Some(values)) = (&pending, &mut generations)
-            && cache.generations().lacks_prefixes(values, now)
+        if let (Some(Ok(pending)), Some(values)) = (&pending, &mut generations)
             && let Some(store) = &self.gateway.shared.store
         {
+            let half = store.settings().deadline / 2;
             // Rare: the list of purges by prefix has changed.
-            let until = tokio::time::Instant::now() + store.settings().deadline / 2;
-            Box::pin(self.gateway.shared.hear_of_prefixes(values, now, until)).await;
+            if cache.generations().lacks_prefixes(values, now) {
+                let until = tokio::time::Instant::now() + half;
+                Box::pin(self.gateway.shared.hear_of_prefixes(values, now, until)).await;
+            }
+            // Rare too: nothing was stored with such a tag for long.
+            if !late && values.iter().any(Option::is_none) {
+                let until = asked + half;
+                let agreeing = self.gateway.shared.agree_on_generations(pending.tags(), values, now, until);
+                Box::pin(agreeing).await;
+                late = asked.elapsed() >= half;
+            }
         }
         Ok(match (pending, generations) {
             (None, _) => CacheUse::NotConfigured,

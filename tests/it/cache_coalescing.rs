@@ -263,6 +263,38 @@ fn two_instances_fetch_a_cold_object_once_for_all_their_clients() {
 }
 
 #[test]
+fn what_nobody_has_ever_stored_is_fetched_once_by_all_instances_too() {
+    let stage = Stage::start(ENDLESS, "");
+    let tags = || stage.redis.keys().into_iter().filter(|key| key.starts_with("cache_tag:")).count();
+    let mut rounds = 0;
+    for number in 0..20 {
+        let path = format!("/new/{number}");
+        stage.origin.clear();
+        let gate = Gate::closed();
+        let reply = cacheable("new").behind(&gate);
+        stage.origin.route(&path, move |_| reply.clone());
+        let before = tags();
+        let one = Crowd::begin(&stage.gateways[0], &path, 1);
+        // Another key in 65,536 has the same tag: then there is nothing to be seen.
+        holds_within(Duration::from_secs(2), || tags() > before);
+        let other = Crowd::begin(&stage.gateways[1], &path, 5);
+        // On a machine too busy for Redis to answer in time, each instance fetches: then once more.
+        let fetches = holds_within(Duration::from_secs(2), || stage.origin.hits() > 1);
+        gate.open();
+        one.all_get("new");
+        other.all_get("new");
+        if !fetches {
+            assert_eq!(stage.origin.hits(), 1, "{path}");
+            rounds += 1;
+        }
+        if rounds == 3 {
+            break;
+        }
+    }
+    assert!(rounds > 0, "each instance fetched every time");
+}
+
+#[test]
 fn two_instances_on_a_cluster_fetch_a_cold_object_once() {
     let (cluster, origin) = (crate::support::cluster::Cluster::start(), origin());
     let config = config(&origin, ENDLESS, "");

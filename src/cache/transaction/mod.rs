@@ -50,7 +50,7 @@ pub struct Transaction {
     authorised: bool,
     /// Whether there is time left for the shared tier.
     may_ask_remote: bool,
-    /// Generations that Redis lacks.
+    /// Generations that Redis lacks, or has for a short while only.
     absent: Vec<Write>,
     /// When the request came.
     started: UnixMillis,
@@ -306,8 +306,8 @@ impl Transaction {
         found
     }
 
-    /// After [`Self::judge`]: the generations to be written with `SET NX`, in the background, because a response
-    /// is being stored under them. Nothing depends on whether that works but the number of fetches.
+    /// After [`Self::judge`]: the generations to be kept in Redis, in the background, because a response is being
+    /// stored under them. Nothing depends on whether that works but the number of fetches.
     pub fn generations_to_create(&mut self) -> Vec<Write> {
         if self.storable { std::mem::take(&mut self.absent) } else { Vec::new() }
     }
@@ -377,6 +377,11 @@ impl Transaction {
             CachePhase::Disabled(NoCacheReason::CacheLockGiveUp) if !Patience::is_over(&self.key) => {
                 Some("not_shareable")
             }
+            CachePhase::Disabled(
+                NoCacheReason::CacheLockGiveUp
+                | NoCacheReason::CacheLockTimeout
+                | NoCacheReason::CacheLockRetryLimit,
+            ) => Some("waited_too_long"),
             CachePhase::Disabled(
                 NoCacheReason::ResponseTooLarge | NoCacheReason::PredictedResponseTooLarge,
             ) => Some("too_large"),
