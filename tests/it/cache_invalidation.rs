@@ -101,6 +101,7 @@ fn several_writers_at_once_leave_nothing_old_behind() {
     let other = stage.another();
     let data = versioned(&stage.origin, |number| Duration::from_millis(number % 4));
     let ada = Token::of("ada").sign();
+    assert_eventually!(gateway_uses_redis(&other, &ada), "the other instance has its connection");
     let gateways = [&stage.gateway, &other];
     for round in 0..15 {
         let path = format!("/items/{}", round % 3);
