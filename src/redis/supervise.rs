@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ::redis::{RedisError, RedisResult, cmd};
 use async_trait::async_trait;
+use tokio::time::timeout;
 
 use super::cluster::Cluster;
 use super::node::Node;
@@ -16,7 +17,8 @@ use super::{Link, Script, Store, Topology, Unavailable};
 
 /// Pause between two probes while the store is away; recovery is noticed within this and one connect.
 const PROBE_PAUSE: Duration = Duration::from_millis(250);
-/// A probe that takes longer has failed, however long connecting may otherwise take.
+/// A probe of which one step takes longer has failed, however long connecting may otherwise take; where requests wait
+/// longer than that, so does each step.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pause before looking into failed calls, and so between two looks.
 const SUSPICION_PAUSE: Duration = Duration::from_millis(50);
@@ -155,7 +157,7 @@ impl Store {
                 cluster.stale.notified().await;
                 tokio::time::sleep(STALE_PAUSE).await;
             };
-            let _ = tokio::time::timeout(pause, stale).await;
+            let _ = timeout(pause, stale).await;
         }
     }
 
@@ -234,21 +236,22 @@ impl Store {
 
     /// One attempt to connect, load the scripts and hand over what is pending.
     async fn probe(&self, node: &Node, duties: &Duties, answers: u32) -> Result<(), ProbeFailure> {
-        let ready = async {
-            let mut connection = node.connect(&self.config).await?;
-            for _ in 0..answers {
-                let ping = cmd("PING");
-                tokio::time::timeout(self.settings.deadline, ping.exec_async(&mut connection)).await??;
-            }
-            for script in &*duties.scripts {
-                script.load().query_async::<()>(&mut connection).await?;
-            }
-            let mut link = Link::new(self, node, connection);
-            duties.recovery.verify(&mut link).await?;
-            Ok::<_, ProbeFailure>(link)
-        };
-        let mut link = tokio::time::timeout(PROBE_TIMEOUT, ready).await??;
-        Ok(tokio::time::timeout(HAND_OVER_TIMEOUT, duties.recovery.recover(&mut link)).await??)
+        let step = self.step();
+        let mut connection = timeout(step, node.connect(&self.config)).await??;
+        for _ in 0..answers {
+            timeout(self.settings.deadline, cmd("PING").exec_async(&mut connection)).await??;
+        }
+        for script in &*duties.scripts {
+            timeout(step, script.load().query_async::<()>(&mut connection)).await??;
+        }
+        let mut link = Link::new(self, node, connection);
+        timeout(step, duties.recovery.verify(&mut link)).await??;
+        Ok(timeout(HAND_OVER_TIMEOUT, duties.recovery.recover(&mut link)).await??)
+    }
+
+    /// How long one step of a probe may take.
+    fn step(&self) -> Duration {
+        PROBE_TIMEOUT.max(self.settings.deadline)
     }
 
     /// Returns when the breaker opened, here or by requests.
@@ -295,17 +298,14 @@ impl Store {
         if !duties.recovery.owes() {
             return Ok(());
         }
-        let connection = tokio::time::timeout(PROBE_TIMEOUT, node.connect(&self.config)).await??;
+        let connection = timeout(self.step(), node.connect(&self.config)).await??;
         let mut link = Link::new(self, node, connection);
-        Ok(tokio::time::timeout(HAND_OVER_TIMEOUT, duties.recovery.recover(&mut link)).await??)
+        Ok(timeout(HAND_OVER_TIMEOUT, duties.recovery.recover(&mut link)).await??)
     }
 
     async fn check(&self, node: &Node) -> Result<(), ProbeFailure> {
-        let ping = async {
-            let mut connection = node.connect(&self.config).await?;
-            cmd("PING").exec_async(&mut connection).await
-        };
-        Ok(tokio::time::timeout(PROBE_TIMEOUT, ping).await??)
+        let mut connection = timeout(self.step(), node.connect(&self.config)).await??;
+        Ok(timeout(self.step(), cmd("PING").exec_async(&mut connection)).await??)
     }
 
     fn note_probe_failure(&self, node: &Node, failure: &ProbeFailure) {

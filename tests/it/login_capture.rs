@@ -12,7 +12,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::jwks::{Publisher, jwk, token_of};
-use crate::setup::{PATIENT, config, gateway, pair, revoke};
+use crate::setup::{PATIENT, config, gateway, pair, revoke_everywhere};
 use crate::support::client::{Client, RawConnection, Response, SendError, raw};
 use crate::support::gateway::Gateway;
 use crate::support::origin::{Origin, Reply};
@@ -356,7 +356,7 @@ fn answers_pass_unchanged_and_open_what_they_should() {
         .collect();
     let looking = gateway(&config(&origin, PATIENT, &routes(&cases, true)), &redis.url());
     let blind = gateway(&config(&origin, PATIENT, &routes(&cases, false)), "");
-    assert!(revoke(&looking, &json!({"jti": "revoked-1"})));
+    revoke_everywhere(&looking, &json!({"jti": "revoked-1"}));
 
     for (case, _) in &cases {
         let (got, expected) = (answer(looking.addr(), case), answer(blind.addr(), case));

@@ -103,7 +103,9 @@ fn a_redis_that_evicts_is_warned_of_once_and_a_proper_one_is_not() {
     let proper = Redis::start();
     let forbidding = Redis::start_with(&["--rename-command", "CONFIG", ""]);
     for redis in [&proper, &forbidding] {
-        let gateway = builder(&origin, "").env("REDIS_URL", &redis.url()).start();
+        // Nor of a Redis that is late, as it may be here.
+        let patient = "[redis]\ndeadline = \"1s\"\n";
+        let gateway = builder(&origin, patient).env("REDIS_URL", &redis.url()).start();
         assert_eventually!(
             gateway.admin().get("/health").send().json()["redis"]["status"] == "connected",
             "the store is reached"

@@ -255,7 +255,7 @@ fn a_window_that_ended_during_the_outage_is_not_touched() {
 
 #[test]
 fn a_redis_that_comes_back_with_its_data_is_told() {
-    let scene = Scene::with(Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"]));
+    let scene = Scene::with(Redis::start_with(&["--appendonly", "yes", "--appendfsync", "no"]));
     let ip = address(6);
     assert_eq!(scene.admit("/fixed", &ip, 2), [2, 2]);
     scene.lose(|scene| scene.redis.kill());

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::setup::{PATIENT, ROOMY, TWO_ISSUERS, config, degraded, gateway, get_as, pair, revoke, ttl};
+use crate::setup::{
+    PATIENT, ROOMY, TWO_ISSUERS, config, degraded, gateway, get_as, pair, revoke, revoke_everywhere, ttl,
+};
 use crate::support::gateway::{ADMIN_TOKEN, Gateway};
 use crate::support::holds_within;
 use crate::support::origin::{Origin, Reply};
@@ -125,14 +127,14 @@ fn a_logout_and_an_operators_revocations_hold_on_every_instance_at_once() {
     }
     let reply = first.client().post("/logout").bearer(&out.sign()).send();
     assert!(reply.status.is_success(), "{}", reply.text());
-    assert!(revoke(&second, &json!({"jti": by_jti.jti()})));
-    assert!(revoke(&second, &json!({"token": by_token.sign()})));
+    revoke_everywhere(&second, &json!({"jti": by_jti.jti()}));
+    revoke_everywhere(&second, &json!({"token": by_token.sign()}));
     for gateway in [&first, &second] {
         assert!([&out, &by_jti, &by_token].iter().all(|token| is_revoked(gateway, token)));
         assert!(!is_revoked(gateway, &bystander));
     }
     // Everything issued so far, but nothing issued later.
-    assert!(revoke(&first, &json!({"subject": "dan"})));
+    revoke_everywhere(&first, &json!({"subject": "dan"}));
     assert!(is_revoked(&first, &bystander) && is_revoked(&second, &bystander));
     let later = Token::of("dan").claim("iat", unix_seconds() + 5);
     assert!(!is_revoked(&first, &later) && !is_revoked(&second, &later));
@@ -153,8 +155,8 @@ fn what_was_revoked_before_an_outage_holds_during_it_also_where_it_was_only_hear
         },
         "the instances hear of each other"
     );
-    assert!(revoke(&first, &json!({"jti": token.jti()})));
-    assert!(revoke(&first, &json!({"subject": "bob"})));
+    revoke_everywhere(&first, &json!({"jti": token.jti()}));
+    revoke_everywhere(&first, &json!({"subject": "bob"}));
     know(&second, 3);
     let third = gateway(&config, &redis.url());
     know(&third, 3);
@@ -370,9 +372,9 @@ fn every_kind_of_revocation_reaches_every_instance_within_a_second_and_needs_red
     let makers: [(&dyn Fn(), u16); 5] = [
         (&|| log_out(&first, "/logout", out), 1),
         (&|| log_out(&first, "/logout-everywhere", everywhere), 2),
-        (&|| assert!(revoke(&first, &json!({"jti": by_jti.jti()}))), 1),
-        (&|| assert!(revoke(&first, &json!({"token": by_token.sign()}))), 1),
-        (&|| assert!(revoke(&first, &json!({"subject": "by-subject"}))), 1),
+        (&|| revoke_everywhere(&first, &json!({"jti": by_jti.jti()})), 1),
+        (&|| revoke_everywhere(&first, &json!({"token": by_token.sign()})), 1),
+        (&|| revoke_everywhere(&first, &json!({"subject": "by-subject"})), 1),
     ];
     let known = |gateway: &Gateway| gateway.metric("tollgate_revocations_known", &[]);
     // What was said before one of them listened comes with its catch-up.
@@ -488,11 +490,11 @@ fn an_operator_names_the_issuer_where_there_are_several() {
     assert_eq!(status(&json!({"token": of("one", "a").sign(), "issuer": "one"})), 400);
     assert!(!is_revoked(&second, &of("one", "a")) && !is_revoked(&second, &of("two", "a")));
 
-    assert!(revoke(&first, &json!({"jti": "a", "issuer": "one"})));
+    revoke_everywhere(&first, &json!({"jti": "a", "issuer": "one"}));
     assert!(is_revoked(&second, &of("one", "a")) && !is_revoked(&second, &of("two", "a")));
-    assert!(revoke(&first, &json!({"jti": "two~b"})));
+    revoke_everywhere(&first, &json!({"jti": "two~b"}));
     assert!(!is_revoked(&second, &of("one", "b")) && is_revoked(&second, &of("two", "b")));
-    assert!(revoke(&first, &json!({"subject": "ada", "issuer": "two"})));
+    revoke_everywhere(&first, &json!({"subject": "ada", "issuer": "two"}));
     assert!(!is_revoked(&second, &of("one", "c")) && is_revoked(&second, &of("two", "c")));
     // A logout everywhere is one at the issuer of the token.
     log_out(&first, "/logout-everywhere", &of("one", "c"));

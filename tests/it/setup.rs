@@ -112,6 +112,11 @@ pub fn revoke(gateway: &Gateway, body: &serde_json::Value) -> bool {
     reply.json()["shared"].as_bool().unwrap_or_else(|| panic!("no `shared`: {}", reply.text()))
 }
 
+/// Revokes until the store knows, which a busy one may be too late to say: from then on every instance does.
+pub fn revoke_everywhere(gateway: &Gateway, body: &serde_json::Value) {
+    assert_eventually!(revoke(gateway, body), "the store knows of it");
+}
+
 /// A request with a token.
 pub fn get_as(addr: SocketAddr, path: &str, token: &str) -> Response {
     Client::new(addr).get(path).bearer(token).send()
