@@ -58,8 +58,6 @@ struct Head {
     status: StatusCode,
     /// The fields, read once for all hits; their values are slices of `bytes`.
     fields: Box<[(HeaderName, HeaderValue)]>,
-    /// Bytes of memory that the names take: those that the HTTP library knows take none.
-    names: usize,
 }
 
 impl Head {
@@ -92,11 +90,12 @@ impl Head {
     }
 
     /// Bytes of memory it takes, once it has `more` bytes in another field.
-    const fn weight(&self, more: usize) -> usize {
-        let fields = self.fields.len() + if more > 0 { 1 } else { 0 };
+    fn weight(&self, more: usize) -> usize {
+        let fields = self.fields.len() + usize::from(more > 0);
+        let names: usize = self.fields.iter().map(|(name, _)| weight_of(name)).sum();
         allocated(self.bytes.len() + more)
             + allocated(fields * size_of::<(HeaderName, HeaderValue)>())
-            + self.names
+            + names
     }
 
     /// The head as it is answered with, with room for `more` fields; copies no value.
@@ -137,17 +136,16 @@ impl Lines {
         let bytes = Bytes::from(self.bytes);
         let key_length = key.primary_key().len();
         let mut fields = Vec::with_capacity(self.fields.len());
-        let (mut at, mut names) = (key_length, 0);
+        let mut at = key_length;
         for (name, length) in self.fields {
             // In memory of its own: a name that came may be a part of something larger.
             let name = HeaderName::from_bytes(name.as_str().as_bytes()).ok()?;
             let value = HeaderValue::from_maybe_shared(bytes.slice(at..at + length)).ok()?;
-            names += weight_of(&name);
             fields.push((name, value));
             at += length;
         }
         let (variance, fields) = (key.variance_bin(), fields.into_boxed_slice());
-        Some(Head { bytes, key_length, variance, status, fields, names })
+        Some(Head { bytes, key_length, variance, status, fields })
     }
 }
 
@@ -234,7 +232,7 @@ impl Draft {
     }
 
     /// Bytes that the entry counts for, without its body.
-    pub(super) const fn weight(&self) -> usize {
+    pub(super) fn weight(&self) -> usize {
         // A length that is not declared is added in the end.
         OVERHEAD + self.head.weight(64)
     }
@@ -605,8 +603,7 @@ mod tests {
             Head::new(&key, &named.collect(), StatusCode::OK, None).unwrap()
         };
         let field = size_of::<(HeaderName, HeaderValue)>();
-        let none = head(&[]);
-        assert_eq!((none.names, head(&["date"]).names), (0, 0));
+        assert_eq!(head(&[]).weight(0), allocated(1));
         assert_eq!(head(&["date"]).weight(0), allocated(2) + allocated(field));
         let two = head(&["x-one", "x-three"]);
         assert_eq!(two.weight(0), allocated(3) + allocated(2 * field) + 2 * (16 + SHARED_NAME));

@@ -36,10 +36,10 @@ pub(super) fn peer(exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
 }
 
 /// For `fail_to_connect`.
-pub(super) fn not_connected(exchange: &mut Exchange, mut error: Box<Error>) -> Box<Error> {
+pub(super) fn not_connected(exchange: &Exchange, error: &mut Error) {
     let now = exchange.gateway.shared.clock.now();
     if let (Some(upstream), Some(&address)) = (exchange.upstream(), exchange.context.tried.last()) {
-        upstream.metrics().errors.count(failure::upstream_failure(&error));
+        upstream.metrics().errors.count(failure::upstream_failure(error));
         upstream.rest(address, now);
         let tries = exchange.context.tried.len();
         let allowed = usize::try_from(upstream.settings().connect_retries).unwrap_or(usize::MAX);
@@ -47,23 +47,15 @@ pub(super) fn not_connected(exchange: &mut Exchange, mut error: Box<Error>) -> B
         // Nothing was sent yet: another member may be asked, whatever the method.
         error.set_retry(tries <= allowed && others);
     }
-    error
 }
 
 /// For `error_while_proxy`.
-pub(super) fn broken(
-    peer: &HttpPeer,
-    session: &mut Session,
-    error: Box<Error>,
-    exchange: &mut Exchange,
-    client_reused: bool,
-) -> Box<Error> {
+pub(super) fn broken(session: &Session, error: &mut Error, exchange: &mut Exchange, client_reused: bool) {
     if *error.esource() == pingora::ErrorSource::Upstream
         && let Some(upstream) = exchange.upstream()
     {
-        upstream.metrics().errors.count(failure::upstream_failure(&error));
+        upstream.metrics().errors.count(failure::upstream_failure(error));
     }
-    let mut error = error.more_context(format!("Peer: {peer}"));
     if !session.req_header().method.is_idempotent() || session.as_ref().retry_buffer_truncated() {
         error.set_retry(false);
     } else {
@@ -73,7 +65,6 @@ pub(super) fn broken(
         // The connection had been idle too long; the same member may be asked anew.
         exchange.context.tried.pop();
     }
-    error
 }
 
 /// For `upstream_request_filter`.

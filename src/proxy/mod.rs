@@ -348,9 +348,10 @@ impl ProxyHttp for Proxy {
         _session: &mut Session,
         _peer: &HttpPeer,
         exchange: &mut Exchange,
-        error: Box<Error>,
+        mut error: Box<Error>,
     ) -> Box<Error> {
-        fetch::not_connected(exchange, error)
+        fetch::not_connected(exchange, &mut error);
+        error
     }
 
     fn error_while_proxy(
@@ -361,7 +362,9 @@ impl ProxyHttp for Proxy {
         exchange: &mut Exchange,
         client_reused: bool,
     ) -> Box<Error> {
-        fetch::broken(peer, session, error, exchange, client_reused)
+        let mut error = error.more_context(format!("Peer: {peer}"));
+        fetch::broken(session, &mut error, exchange, client_reused);
+        error
     }
 
     async fn upstream_request_filter(
