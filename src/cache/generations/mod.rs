@@ -25,7 +25,6 @@ pub use self::purges::{PrefixPurge, PrefixWrite, PrefixWritten};
 pub use self::state::PROPOSED_FOR;
 use self::state::{Proposal, Proposed, State};
 use self::unique::Unique;
-pub(super) use self::unique::hex;
 
 /// 128 bits over the generations of a request's tags; part of its cache key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -40,7 +40,7 @@ impl Unique {
 }
 
 /// Lower-case hexadecimal digits of `bytes`.
-pub(in crate::cache) fn hex(bytes: &[u8]) -> String {
+fn hex(bytes: &[u8]) -> String {
     let mut digits = String::with_capacity(bytes.len() * 2);
     push_hex(&mut digits, bytes.iter());
     digits
