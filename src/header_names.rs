@@ -53,6 +53,4 @@ header_names! {
     X_USER_PLAN = "x-user-plan";
     /// Permissions of the caller, comma-separated.
     X_USER_PERMISSIONS = "x-user-permissions";
-    /// Opaque credential (API tokens).
-    X_API_KEY = "x-api-key";
 }

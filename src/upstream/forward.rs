@@ -228,8 +228,8 @@ pub fn is_withheld(name: &HeaderName) -> bool {
 }
 
 /// Removes what no client may say: hop-by-hop headers, forwarding and identity headers in every spelling (`_`, `.`
-/// and other separators count as `-`), method overrides, `Proxy`, `Expect`, such spellings of headers that carry credentials or
-/// framing, and what `Connection` nominates. Joins cookie crumbs (RFC 9113 section 8.2.3).
+/// and other separators count as `-`), method overrides, `Proxy`, `Expect`, such spellings of headers that carry
+/// credentials or framing, and what `Connection` nominates. Joins cookie crumbs (RFC 9113 section 8.2.3).
 ///
 /// Nominations are obeyed only for headers of the client's own making: end-to-end fields such as
 /// `Authorization`, `Cookie`, `Host`, `Content-*`, `Cache-Control`, `Origin` and conditional requests stay,

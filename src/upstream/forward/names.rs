@@ -29,8 +29,8 @@ pub(super) static RESPONSE_HOP_BY_HOP: [HeaderName; 5] = [
 ];
 
 /// What only a gateway may say: addresses, schemes, hosts and paths of the original request, in the spellings of
-/// the usual proxies and frameworks, since a backend may reflect them and no cache key has them; method overrides; `Proxy` (CVE-2016-5385); `Expect`, which the gateway has
-/// answered. Names that start with `x-forwarded-` are covered as a family.
+/// the usual proxies and frameworks, since a backend may reflect them and no cache key has them; method overrides;
+/// `Proxy` (CVE-2016-5385); `Expect`, which the gateway has answered. Names that start with `x-forwarded-` are covered as a family.
 static GATEWAY_ONLY: [&str; 63] = [
     "forwarded",
     "x-forwarded",
@@ -132,6 +132,32 @@ static PROTECTED: [&str; 22] = [
 
 static PROTECTED_FAMILIES: [&str; 5] = ["content-", "if-", "accept", "access-control-", "sec-"];
 
+/// What of [`PROTECTED_FAMILIES`] a request has, and the gateway, its cache or the framing goes by.
+static JUDGED: [&str; 19] = [
+    "accept",
+    "accept-charset",
+    "accept-datetime",
+    "accept-encoding",
+    "accept-language",
+    "content-digest",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "content-length",
+    "content-location",
+    "content-md5",
+    "content-range",
+    "content-type",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+];
+
+/// Names of these families are the browser's.
+static BROWSER_FAMILIES: [&str; 2] = ["access-control-", "sec-"];
+
 /// Whether a `Connection` nomination of this lower-case name is ignored.
 pub(super) fn is_protected(name: &str) -> bool {
     PROTECTED.contains(&name) || PROTECTED_FAMILIES.iter().any(|family| name.starts_with(family))
@@ -190,14 +216,15 @@ impl Set {
     }
 
     /// Whether a lower-case name is to go. A name with `_`, `.` or another separator is judged as if it had `-`, since
-    /// CGI-like servers see no difference; for the same reason such spellings of protected end-to-end fields go.
+    /// CGI-like servers see no difference; for the same reason such spellings of protected end-to-end fields go. Other
+    /// names pass, whatever they begin with.
     pub(super) fn holds(&self, name: &str) -> bool {
         if name.bytes().all(|byte| folded(byte) == byte) {
             return self.names.contains(name) || name.starts_with(FORWARDED_FAMILY);
         }
         begins_like(name, FORWARDED_FAMILY)
-            || PROTECTED_FAMILIES.iter().any(|family| begins_like(name, family))
-            || PROTECTED.iter().any(|known| reads_as(name, known))
+            || BROWSER_FAMILIES.iter().any(|family| begins_like(name, family))
+            || PROTECTED.iter().chain(&JUDGED).any(|known| reads_as(name, known))
             || self.names.iter().any(|known| reads_as(name, known))
     }
 }

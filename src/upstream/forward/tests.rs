@@ -118,13 +118,29 @@ fn no_spelling_of_a_gateway_header_passes() {
         "Transfer.Encoding",
         "X.Api.Key",
         "Sec.Fetch",
+        "Accept_Encoding",
+        "Accept.Language",
+        "Content_Type",
+        "If.None_Match",
     ] {
         assert!(stripped(&[(name, "x"), (name, "y")]).is_empty(), "{name}");
     }
     let twice = [("x-user-id", "a"), ("X-User-Id", "b"), ("x_user_id", "c"), ("accept", "*/*")];
     assert_eq!(stripped(&twice), ["accept: */*"]);
     // Of a client's own making, and no imitation.
-    for name in ["x.custom", "x-user.ids", "x.user", "xuserid", "x--user-id", "user.agents"] {
+    for name in [
+        "x.custom",
+        "x-user.ids",
+        "x.user",
+        "xuserid",
+        "x--user-id",
+        "user.agents",
+        "accepted_terms",
+        "acceptance.id",
+        "content_id",
+        "content.ids",
+        "if_ready",
+    ] {
         assert_eq!(stripped(&[(name, "x")]), [format!("{name}: x")]);
     }
 }
