@@ -1,32 +1,39 @@
 //! Tokens that were disabled or deleted while the store was away: it hears of them before requests ask it again.
 
-use ::redis::{Cmd, RedisResult, Value, cmd};
+use std::time::Duration;
 
-use super::held::Hold;
+use ::redis::{Cmd, RedisResult, Value, cmd};
+use tokio::time::timeout;
+
+use super::held::{Hold, Word};
 use super::record::Record;
 use super::store::{ATTEMPTS, ApiTokens, only, replacing};
 use super::token::Id;
+use crate::clock::UnixMillis;
 use crate::redis::{Link, Publisher};
+
+/// How long this holds up what else is handed over.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 impl ApiTokens {
     /// Refuses a token here from now on, whatever the store says, and sees that the store and the other instances hear
     /// of it. Returns whether there was room, and a store.
-    pub fn hold(&self, id: Id, hold: Hold) -> bool {
+    pub fn hold(&self, id: Id, hold: Hold, now: UnixMillis) -> bool {
         let Some(store) = self.store() else { return false };
-        if !self.held.hold(id, hold) {
+        if !self.held.hold(id, Word { hold, at: now }) {
             return false;
         }
         store.hand_over_soon();
         // A cluster that has lost the record's node can still tell them. Nobody waits for it.
         let publisher = Publisher::new(std::sync::Arc::clone(store));
-        let news = [super::store::HELD, hold.to_message(id).as_bytes()].concat();
+        let news = [super::store::HELD, hold.to_message(id, now).as_bytes()].concat();
         tokio::spawn(async move { publisher.publish(&news).await });
         true
     }
 
-    /// Whether the store has not heard of all that was disabled or deleted here.
-    pub fn owe(&self) -> bool {
-        !self.held.is_empty()
+    /// How many tokens were disabled or deleted here of which the store has not heard.
+    pub fn owed(&self) -> usize {
+        self.held.len()
     }
 
     /// Tells this node what concerns it of that. What it does not take stays held. Returns whether anything does.
@@ -34,19 +41,27 @@ impl ApiTokens {
     /// # Errors
     /// The connection broke.
     pub async fn hand_over(&self, link: &mut Link<'_>) -> RedisResult<bool> {
+        if self.held.is_empty() {
+            return Ok(false);
+        }
+        // Others have something to hand over, too, and all that is held is refused here meanwhile.
+        timeout(PATIENCE, self.hand_over_each(link)).await.unwrap_or(Ok(true))
+    }
+
+    async fn hand_over_each(&self, link: &mut Link<'_>) -> RedisResult<bool> {
         let (mut count, mut is_left) = (0_usize, false);
-        for (id, hold) in self.held.all() {
+        for (id, word) in self.held.all() {
             let key = self.key("api_token", id);
             if !link.holds(key.as_bytes()) {
                 continue;
             }
-            let done = match hold {
-                Hold::Disabled => disable(link, &key).await,
+            let done = match word.hold {
+                Hold::Disabled => disable(link, &key, word.at).await,
                 Hold::Deleted => self.delete_at(link, id, &key).await,
             };
             match done {
                 Ok(true) => {
-                    self.held.settle(id, hold);
+                    self.held.settle(id, word);
                     self.forget(id);
                     if let Some(store) = self.store() {
                         // A lost message costs nothing: each request reads the record.
@@ -86,8 +101,8 @@ impl ApiTokens {
     }
 }
 
-/// Returns whether the record says so now, or is none.
-async fn disable(link: &mut Link<'_>, key: &str) -> RedisResult<bool> {
+/// Returns whether the record says so now, or something that was said after `at`, or is none.
+async fn disable(link: &mut Link<'_>, key: &str, at: UnixMillis) -> RedisResult<bool> {
     for _ in 0..ATTEMPTS {
         let mut reading = cmd("MGET");
         reading.arg(key);
@@ -98,9 +113,10 @@ async fn disable(link: &mut Link<'_>, key: &str) -> RedisResult<bool> {
         else {
             return Ok(true);
         };
-        if std::mem::replace(&mut record.disabled, true) {
+        if record.disabled || record.switched.is_some_and(|switched| switched >= at.0) {
             return Ok(true);
         }
+        record.switch(true, at);
         if ask(link, &replacing(key, &stored, &record)).await? == Value::Int(1) {
             return Ok(true);
         }

@@ -104,6 +104,9 @@ pub struct Record {
     /// Whether it is refused for now.
     #[serde(default)]
     pub disabled: bool,
+    /// When it was disabled or enabled last, milliseconds since the epoch: what was said before counts no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switched: Option<u64>,
 }
 
 /// A secret that was replaced and still works for a while.
@@ -170,6 +173,7 @@ impl Record {
             created: now.as_secs(),
             expires: life.map(|life| now.plus(life).as_secs_ceil()),
             disabled: false,
+            switched: None,
         };
         record.check()?;
         if record.encode().len() > MAX_RECORD {
@@ -241,6 +245,12 @@ impl Record {
         let old = std::mem::replace(&mut self.secret, secret);
         let until = now.plus(grace).as_secs_ceil();
         self.previous = (!grace.is_zero()).then_some(Previous { secret: old, until });
+    }
+
+    /// Refuses the token for now, or accepts it again, as was said at `at`.
+    pub fn switch(&mut self, disabled: bool, at: UnixMillis) {
+        self.disabled = disabled;
+        self.switched = Some(self.switched.unwrap_or(0).max(at.0));
     }
 
     /// Until when a replaced secret still works, seconds since the epoch.

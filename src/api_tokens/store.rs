@@ -284,8 +284,8 @@ impl ApiTokens {
     pub fn follow(&self, payload: &[u8]) -> bool {
         if let Some(news) = payload.strip_prefix(HELD) {
             let told = std::str::from_utf8(news).ok().and_then(Hold::from_message);
-            if let (Some((id, hold)), Some(store)) = (told, self.store()) {
-                self.held.hold(id, hold);
+            if let (Some((id, word)), Some(store)) = (told, self.store()) {
+                self.held.hold(id, word);
                 store.hand_over_soon();
             }
             return true;
@@ -395,8 +395,8 @@ impl ApiTokens {
     /// # Errors
     /// See [`Problem`].
     pub async fn disable(&self, id: Id, disabled: bool, now: UnixMillis) -> Result<Listed, Problem> {
-        let changed = self.change(id, now, |record| record.disabled = disabled).await?;
-        self.held.release(id);
+        let changed = self.change(id, now, |record| record.switch(disabled, now)).await?;
+        self.held.settle_disabled(id, now);
         Ok(changed)
     }
 
@@ -447,6 +447,10 @@ impl ApiTokens {
                 return Ok(listed);
             }
         };
+        // The store has not heard of it yet, but the operator has.
+        if self.held.of(id) == Some(Hold::Deleted) {
+            return Err(Problem::Unknown);
+        }
         let key = self.key("api_token", id);
         for _ in 0..ATTEMPTS {
             let before = self.read(store, id).await?.ok_or(Problem::Unknown)?;

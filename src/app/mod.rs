@@ -369,9 +369,9 @@ fn background(
     let owed = async move { ending.settle().await };
     let ending = Recoverer(Arc::clone(shared));
     let exit = move || {
-        let revocations = ending.0.pending.len();
         if ending.owes() {
-            tracing::warn!(revocations, "what Redis never got of this instance ends with it");
+            let (revocations, api_tokens) = (ending.0.pending.len(), ending.0.api_tokens.owed());
+            tracing::warn!(revocations, api_tokens, "what Redis never got of this instance ends with it");
         }
         logging.flush();
         std::process::exit(0);

@@ -367,7 +367,7 @@ async fn api_token_call(gateway: &Gateway, call: ApiTokenCall) -> Result<ApiToke
     let one = |listed, token| ApiTokenDone::One(Box::new(listed), token);
     // Whoever has to end a token does not wait for the store to come back.
     let hold = |id, hold| {
-        let held = tokens.hold(id, hold).then_some(ApiTokenDone::Held(id, hold));
+        let held = tokens.hold(id, hold, now).then_some(ApiTokenDone::Held(id, hold));
         held.ok_or(OperationError::StoreUnavailable)
     };
     let mut doubt = None;

@@ -48,7 +48,7 @@ impl Recovery for Recoverer {
         !shared.pending.is_empty()
             || shared.cache.generations().owes()
             || shared.sessions.owe()
-            || shared.api_tokens.owe()
+            || shared.api_tokens.owed() > 0
     }
 
     async fn verify(&self, link: &mut Link<'_>) -> RedisResult<()> {
