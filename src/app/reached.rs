@@ -8,7 +8,7 @@ use ::redis::{RedisResult, cmd};
 use async_trait::async_trait;
 
 use crate::pipeline::Recoverer;
-use crate::redis::{EventHandler, Link};
+use crate::redis::{EventHandler, Link, Look};
 
 /// News of other instances and, the first time, a look at the eviction policy.
 pub(super) struct Reached {
@@ -36,12 +36,8 @@ impl EventHandler for Reached {
         self.inner.catch_up(link).await
     }
 
-    fn has_kept(&self) -> bool {
-        self.inner.has_kept()
-    }
-
-    async fn look(&self, link: &mut Link<'_>) -> RedisResult<()> {
-        self.inner.look(link).await
+    fn looker(&self) -> Box<dyn Look> {
+        self.inner.looker()
     }
 }
 

@@ -16,6 +16,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::identity::Identity;
 use crate::clock::UnixMillis;
+use crate::identifiers::MAX_KEY_PART;
 
 /// Revocations remembered by default.
 pub const DEFAULT_KNOWN: usize = 1_000_000;
@@ -23,6 +24,15 @@ pub const DEFAULT_KNOWN: usize = 1_000_000;
 pub const DEFAULT_PENDING: usize = 100_000;
 /// How long a token without `exp` stays revoked by default: 30 days.
 pub const DEFAULT_LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+/// The longest life of any revocation, ten years: whatever claims to last longer lasts so long from now on.
+pub const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
+
+/// How keys of revoked tokens and of cut-offs begin, after the prefix.
+pub const TOKENS: &str = "blacklist:";
+/// See [`TOKENS`].
+pub const CUTOFFS: &str = "revoked_before:";
+/// Longest name of a token in its key.
+const MAX_TOKEN_PART: usize = 128;
 
 /// What a revocation does to tokens that fall under its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,12 +89,31 @@ impl Revocation {
         }
     }
 
-    /// Remaining life in the store, never zero; `None` when the revocation has no effect any more.
+    /// Remaining life in the store, never zero, at most [`LONGEST`]; `None` when the revocation has no effect any more.
     #[must_use]
     pub fn ttl(&self, now: UnixMillis) -> Option<Duration> {
         match self.until.millis_since(now) {
             0 => None,
-            left => Some(Duration::from_millis(left)),
+            left => Some(Duration::from_millis(left).min(LONGEST)),
+        }
+    }
+
+    /// Whether the key, without this prefix, is one that instances make for such a revocation. Other keys that look
+    /// alike belong to somebody else.
+    #[must_use]
+    pub fn is_named_well(&self, prefix: &str) -> bool {
+        let Some(name) = self.key.strip_prefix(prefix) else { return false };
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._~@-".contains(&byte);
+        match self.effect {
+            Effect::Token => name
+                .strip_prefix(TOKENS)
+                .is_some_and(|token| (1..=MAX_TOKEN_PART).contains(&token.len()) && token.bytes().all(plain)),
+            Effect::IssuedBefore(_) => name.strip_prefix(CUTOFFS).is_some_and(|account| {
+                let tagged = account.strip_prefix('{').and_then(|account| account.strip_suffix('}'));
+                let account = tagged.unwrap_or(account);
+                (1..=MAX_KEY_PART).contains(&account.len())
+                    && account.bytes().all(|byte| plain(byte) || byte == b'%')
+            }),
         }
     }
 }
@@ -194,47 +223,45 @@ impl Known {
         self.find(blacklist_key).is_some_and(|(until, _)| until > now)
     }
 
-    /// The next revocations from `cursor` on that end after `after`, at most `most`; none at the end. What is learned
-    /// or let go of meanwhile may be met or not. One shard is locked at a time.
-    pub fn walk(&self, cursor: &mut Cursor, most: usize, after: UnixMillis) -> Vec<Revocation> {
-        let mut found = Vec::new();
-        while let Some(shard) = self.shards.get(cursor.shard) {
+    /// Looks at the next `most` of what is held and returns those of it that were said, not merely inferred, and end
+    /// after `after`. What is learned or let go of meanwhile may be met or not. One shard is locked at a time. Returns
+    /// whether the walk goes on.
+    pub fn walk(&self, cursor: &mut Cursor, most: usize, after: UnixMillis) -> (Vec<Revocation>, bool) {
+        let (mut found, mut seen) = (Vec::new(), 0);
+        while let Some(shard) = self.shards.get((cursor.first + cursor.shard) & (self.shards.len() - 1))
+            && cursor.shard < self.shards.len()
+        {
             let shard = shard.read();
             let from = cursor.after.map_or(Bound::Unbounded, Bound::Excluded);
             for end in shard.by_end.range((from, Bound::Unbounded)) {
-                if found.len() >= most {
-                    return found;
+                if seen >= most {
+                    return (found, true);
                 }
+                seen += 1;
                 cursor.after = Some(*end);
-                let (until, hash) = *end;
-                if until > after
-                    && let Some(entry) = shard.entries.get(&hash)
+                if let Some(entry) = shard.entries.get(&end.1)
+                    && let Some((until, effect)) = entry.said
+                    && until > after
                 {
-                    found.push(Revocation { key: Arc::clone(&entry.key), effect: entry.effect, until });
+                    found.push(Revocation { key: Arc::clone(&entry.key), effect, until });
                 }
             }
-            *cursor = Cursor { shard: cursor.shard + 1, after: None };
+            (cursor.shard, cursor.after) = (cursor.shard + 1, None);
         }
-        found
-    }
-
-    /// Some revocations that end after `after`, at most `most`, others each time.
-    pub fn sample(&self, most: usize, after: UnixMillis) -> Vec<Revocation> {
-        let shard = fastrand::usize(..self.shards.len().max(1));
-        let ends = self.shards.get(shard).and_then(|shard| {
-            let shard = shard.read();
-            Some((shard.by_end.first()?.0.0, shard.by_end.last()?.0.0))
-        });
-        let from = ends.map(|(first, last)| (UnixMillis(fastrand::u64(first..=last)), 0));
-        let mut found = self.walk(&mut Cursor { shard, after: from }, most, after);
-        if found.len() < most {
-            found.append(&mut self.walk(&mut Cursor::default(), most - found.len(), after));
-        }
-        found
+        (found, false)
     }
 
     /// Holds a revocation; of two for one key the later end and the stronger effect are kept.
     pub fn learn(&self, revocation: &Revocation, now: UnixMillis) -> Learned {
+        self.hold(revocation, true, now)
+    }
+
+    /// As [`Self::learn`], of what nobody said in so many words: it holds here, and the store is never told.
+    pub fn infer(&self, revocation: &Revocation, now: UnixMillis) -> Learned {
+        self.hold(revocation, false, now)
+    }
+
+    fn hold(&self, revocation: &Revocation, said: bool, now: UnixMillis) -> Learned {
         if revocation.until <= now {
             return Learned::Past;
         }
@@ -242,7 +269,7 @@ impl Known {
         let Some(shard) = self.shard(hash) else { return Learned::NotHeld };
         let mut shard = shard.write();
         let before = shard.entries.len();
-        let learned = shard.learn(hash, revocation, self.per_shard, now);
+        let learned = shard.learn(hash, revocation, said, self.per_shard, now);
         self.count(before, shard.entries.len());
         drop(shard);
         if matches!(learned, Learned::Held | Learned::AtTheCostOfAnother) {
@@ -320,14 +347,25 @@ impl Default for Known {
 /// Where a walk through all that is known goes on.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cursor {
+    first: usize,
     shard: usize,
     after: Option<(UnixMillis, u128)>,
+}
+
+impl Cursor {
+    /// The beginning of a walk that meets the same as any other, in an order of its own.
+    #[must_use]
+    pub fn anywhere() -> Self {
+        Self { first: fastrand::usize(..1 << 16), ..Self::default() }
+    }
 }
 
 struct Entry {
     key: Arc<str>,
     until: UnixMillis,
     effect: Effect,
+    /// What of it was said: the rest was inferred.
+    said: Option<(UnixMillis, Effect)>,
 }
 
 /// Entries by hash, and the same by their end.
@@ -338,8 +376,19 @@ struct Shard {
 }
 
 impl Shard {
-    fn learn(&mut self, hash: u128, new: &Revocation, capacity: usize, now: UnixMillis) -> Learned {
+    fn learn(
+        &mut self,
+        hash: u128,
+        new: &Revocation,
+        said: bool,
+        capacity: usize,
+        now: UnixMillis,
+    ) -> Learned {
         if let Some(entry) = self.entries.get_mut(&hash) {
+            if said {
+                let before = entry.said.unwrap_or((new.until, new.effect));
+                entry.said = Some((before.0.max(new.until), before.1.max(new.effect)));
+            }
             let (until, effect) = (entry.until.max(new.until), entry.effect.max(new.effect));
             if (until, effect) == (entry.until, entry.effect) {
                 return Learned::AlreadyHeld;
@@ -362,7 +411,8 @@ impl Shard {
             }
             learned = Learned::AtTheCostOfAnother;
         }
-        let entry = Entry { key: Arc::clone(&new.key), until: new.until, effect: new.effect };
+        let said = said.then_some((new.until, new.effect));
+        let entry = Entry { key: Arc::clone(&new.key), until: new.until, effect: new.effect, said };
         self.entries.insert(hash, entry);
         self.by_end.insert((new.until, hash));
         learned
@@ -403,6 +453,8 @@ impl Hasher for AlreadyHashed {
 /// Revocations made while the store was away, owed to it, bounded.
 pub struct Pending {
     owed: Mutex<Owed>,
+    /// Those that are being written just now: nobody knows yet whether the store has got them.
+    under_way: AtomicUsize,
     capacity: usize,
     dropped: AtomicU64,
 }
@@ -417,7 +469,12 @@ impl Pending {
     /// Keeps at most `capacity` revocations, at least one.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        Self { owed: Mutex::default(), capacity: capacity.max(1), dropped: AtomicU64::new(0) }
+        Self {
+            owed: Mutex::default(),
+            under_way: AtomicUsize::new(0),
+            capacity: capacity.max(1),
+            dropped: AtomicU64::new(0),
+        }
     }
 
     /// Keeps a revocation to be written later; also for handing back what could not be written. When full the
@@ -443,7 +500,7 @@ impl Pending {
     }
 
     /// Takes at most `max` of what is owed under keys that `wanted` accepts, longest-lived first, leaving out what
-    /// has no effect any more.
+    /// has no effect any more. They are under way until [`Self::arrived`] is told of each.
     pub fn drain(&self, now: UnixMillis, max: usize, wanted: impl Fn(&str) -> bool) -> Vec<Revocation> {
         let mut owed = self.owed.lock();
         let chosen: Vec<_> =
@@ -457,12 +514,25 @@ impl Pending {
                 taken.push(Revocation { key, effect, until });
             }
         }
+        // Before anybody can see that it is no longer in there.
+        self.send(taken.len());
         taken
     }
 
-    /// Revocations owed.
+    /// Counts what is sent to the store; [`Self::arrived`] ends it.
+    pub fn send(&self, count: usize) {
+        self.under_way.fetch_add(count, Ordering::AcqRel);
+    }
+
+    /// So many of those under way were written, or are owed again.
+    pub fn arrived(&self, count: usize) {
+        self.under_way.fetch_sub(count, Ordering::AcqRel);
+    }
+
+    /// Revocations owed, those under way included.
     pub fn len(&self) -> usize {
-        self.owed.lock().by_key.len()
+        let owed = self.owed.lock();
+        owed.by_key.len() + self.under_way.load(Ordering::Acquire)
     }
 
     /// Whether nothing is owed.
@@ -600,37 +670,84 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_meets_everything_once_and_a_sample_some_of_it() {
+    fn a_walk_meets_everything_once_wherever_it_begins() {
         let known = Known::new(200_000);
         let all: Vec<Revocation> = (0..5_000).map(|n| token(&n.to_string(), 10 + n % 7)).collect();
         for revocation in &all {
             known.learn(revocation, UnixMillis(0));
         }
-        let walk = |most, after| {
-            let (mut cursor, mut met) = (Cursor::default(), Vec::new());
+        let walk = |most, after, mut cursor| {
+            let mut met = Vec::new();
             loop {
-                let batch = known.walk(&mut cursor, most, UnixMillis(after));
+                let (batch, goes_on) = known.walk(&mut cursor, most, UnixMillis(after));
                 assert!(batch.len() <= most);
-                if batch.is_empty() {
+                met.extend(batch);
+                if !goes_on {
                     met.sort_by(|a: &Revocation, b| a.key.cmp(&b.key));
                     return met;
                 }
-                met.extend(batch);
             }
         };
         let mut expected = all.clone();
         expected.sort_by(|a, b| a.key.cmp(&b.key));
         for most in [1, 7, 1_000, 10_000] {
-            assert_eq!(walk(most, 0), expected, "{most}");
+            assert_eq!(walk(most, 0, Cursor::anywhere()), expected, "{most}");
         }
         expected.retain(|revocation| revocation.until.0 > 13);
-        assert_eq!(walk(100, 13), expected);
-        let met: std::collections::HashSet<_> = (0..50)
-            .flat_map(|_| known.sample(40, UnixMillis(0)).into_iter().map(|revocation| revocation.key))
-            .collect();
-        assert!(met.len() > 200, "{} in fifty samples", met.len());
-        assert_eq!(known.sample(10, UnixMillis(16)), []);
-        assert_eq!(Known::new(5).sample(10, UnixMillis(0)), []);
+        assert_eq!(walk(100, 13, Cursor::default()), expected);
+        assert_eq!(Known::new(5).walk(&mut Cursor::anywhere(), 10, UnixMillis(0)), (vec![], false));
+    }
+
+    #[test]
+    fn what_was_only_inferred_holds_and_is_never_told() {
+        let (known, now) = (Known::new(10), UnixMillis(0));
+        let told = || known.walk(&mut Cursor::default(), 10, now).0;
+        assert_eq!(known.infer(&token("a", 1_000), now), Learned::Held);
+        assert!(known.holds("blacklist:a", now) && told().is_empty());
+        assert_eq!(known.learn(&token("a", 100), now), Learned::AlreadyHeld);
+        assert_eq!(told(), [token("a", 100)], "what was said, and no longer than that");
+        assert!(known.holds("blacklist:a", UnixMillis(999)));
+        known.learn(&token("a", 200), now);
+        known.infer(&token("a", 2_000), now);
+        assert_eq!(told(), [token("a", 200)]);
+    }
+
+    #[test]
+    fn only_names_that_instances_make_are_those_of_revocations() {
+        let named = |key: &str, effect| {
+            Revocation { key: key.into(), effect, until: UnixMillis(1) }.is_named_well("tg:")
+        };
+        let long = |count: usize| format!("tg:blacklist:{}", "x".repeat(count));
+        for (key, well) in [
+            ("tg:blacklist:a.B_c~d@e-1", true),
+            (&*long(128), true),
+            (&*long(129), false),
+            ("blacklist:a", false),
+            ("tg:blacklist:", false),
+            ("tg:blacklist:a:b", false),
+            ("tg:blacklist:{a}", false),
+            ("tg:revoked_before:a", false),
+        ] {
+            assert_eq!(named(key, Effect::Token), well, "{key}");
+        }
+        for (key, well) in [
+            ("tg:revoked_before:main~a%3A", true),
+            ("tg:revoked_before:{a}", true),
+            ("tg:revoked_before:{a", false),
+            ("tg:revoked_before:a:b", false),
+            ("tg:blacklist:a", false),
+        ] {
+            assert_eq!(named(key, Effect::IssuedBefore(5)), well, "{key}");
+        }
+        let identity = identity("a b:c", "j:k", None);
+        for revocation in [
+            identity.revocation(UnixMillis(0), DEFAULT_LONGEST),
+            identity.revocation_everywhere(UnixMillis(0), DEFAULT_LONGEST),
+        ] {
+            assert!(revocation.is_named_well(""), "{revocation:?}");
+        }
+        let endless = token("a", u64::MAX);
+        assert_eq!(endless.ttl(UnixMillis(0)), Some(LONGEST));
     }
 
     #[test]
@@ -642,6 +759,8 @@ mod tests {
         assert_eq!((pending.len(), pending.dropped()), (2, 1));
         assert_eq!(pending.drain(UnixMillis(0), 1, |_| true), [token("a", 40)]);
         assert_eq!(pending.drain(UnixMillis(30), 10, |_| true), []);
+        assert!(!pending.is_empty(), "it is under way");
+        pending.arrived(1);
         assert!(pending.is_empty());
     }
 

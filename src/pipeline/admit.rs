@@ -31,9 +31,8 @@ use crate::route::table::Found;
 use crate::route::{Route, normalise};
 use crate::upstream::forward;
 
-/// How long a ban or revocation that the store reported is believed without asking again, when its end is not
-/// known here.
-const CUTOFF_KNOWN_FOR: std::time::Duration = std::time::Duration::from_secs(3_600);
+/// How long a revocation that the store reported is believed while it is away, when the token's end is not known.
+const REVOKED_KNOWN_FOR: std::time::Duration = std::time::Duration::from_secs(3_600);
 
 /// What cache and limits made of a request; a request of the cache's own is not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -356,12 +355,13 @@ pub(super) fn refuse_known_revoked(
     }
 }
 
-/// A revocation that the store knows and this instance did not: it learns it for the time the store is away.
+/// A revocation that the store knows and this instance did not: it holds here for the time the store is away. What
+/// exactly was revoked, and until when, the store has not said, so that it is never told of it.
 pub(super) fn revoked(gateway: &Gateway, identity: Option<&Arc<Identity>>, now: UnixMillis) -> Refusal {
     if let Some(identity) = identity {
-        let until = identity.usable_until.unwrap_or_else(|| now.plus(CUTOFF_KNOWN_FOR));
+        let until = identity.usable_until.unwrap_or_else(|| now.plus(REVOKED_KNOWN_FOR));
         let key = Arc::clone(&identity.keys.blacklist);
-        gateway.shared.learn(&Revocation { key, effect: Effect::Token, until }, now);
+        gateway.shared.infer(&Revocation { key, effect: Effect::Token, until }, now);
     }
     IdentityRefusal::Token(Refused::Revoked).into()
 }

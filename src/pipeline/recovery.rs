@@ -4,23 +4,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{RedisResult, cmd};
+use ::redis::{RedisResult, Value, cmd};
 use async_trait::async_trait;
+use tokio::time::timeout;
 
 use super::exchange::GATE;
 use super::gateway::Shared;
-use crate::clock::UnixMillis;
-use crate::identity::revocation::{Effect, Revocation};
+use super::restore::Restorer;
+use crate::identity::revocation::{CUTOFFS, Effect, LONGEST, Revocation, TOKENS};
 use crate::limits::gate;
-use crate::redis::{EventHandler, Link, Recovery};
+use crate::redis::{EventHandler, Link, Look, Recovery};
 
 /// Revocations read from the store when a connection is made: enough for any logout habit, bounded against a
 /// store that is full of something else.
 const MAX_LEARNED: usize = 500_000;
 const SCAN_COUNT: usize = 1_000;
-/// Revoked tokens and cut-offs, by the beginnings of their keys after the prefix.
-const TOKENS: &str = "blacklist:";
-const CUTOFFS: &str = "revoked_before:";
+/// A node that takes longer for one answer has gone silent.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// For so long holds what has no end in the store: it was set by hand.
+const ENDLESS: Duration = Duration::from_secs(86_400);
 /// The key, after the prefix, of a counter that tries whether the store can count at all.
 const PROBE: &str = "tollgate:probe";
 
@@ -31,7 +33,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub struct Recoverer(pub Arc<Shared>);
 
 impl Recoverer {
-    /// Returns once the store has got all that it is owed, the uses of sessions included that are being written down.
+    /// Returns once the store has got all that it is owed, what is on its way included: revocations, invalidations,
+    /// sessions and their uses, and what was said of API tokens. Counters are not waited for.
     pub async fn settle(&self) {
         let Some(store) = &self.0.store else { return };
         while self.owes() || self.0.sessions.are_written() {
@@ -83,39 +86,26 @@ impl EventHandler for Recoverer {
         if self.0.forget_counter(payload) || self.0.api_tokens.follow(payload) {
             return;
         }
+        let (Some(store), now) = (&self.0.store, self.0.clock.now()) else { return };
         let revocation = std::str::from_utf8(payload).ok().and_then(Revocation::from_message);
         // What is learned is written again where it was lost: never under a key that means something else.
-        if let Some(revocation) = revocation.filter(|revocation| self.0.is_named_well(revocation)) {
-            self.0.learn(&revocation, self.0.clock.now());
+        let prefix = &store.settings().key_prefix;
+        if let Some(mut revocation) = revocation.filter(|revocation| revocation.is_named_well(prefix)) {
+            revocation.until = revocation.until.min(now.plus(LONGEST));
+            self.0.learn(&revocation, now);
         }
     }
 
     async fn catch_up(&self, link: &mut Link<'_>) -> RedisResult<()> {
-        self.0.learn_revocations(link.connection()).await?;
-        self.0.restore_revocations(link).await
+        self.0.learn_revocations(link.connection()).await
     }
 
-    fn has_kept(&self) -> bool {
-        !self.0.known.is_empty()
-    }
-
-    async fn look(&self, link: &mut Link<'_>) -> RedisResult<()> {
-        self.0.look_for_lost_revocations(link).await
+    fn looker(&self) -> Box<dyn Look> {
+        Box::new(Restorer::new(Arc::clone(&self.0)))
     }
 }
 
 impl Shared {
-    /// Whether the key of a revocation is that of one.
-    fn is_named_well(&self, revocation: &Revocation) -> bool {
-        let Some(store) = &self.store else { return false };
-        let family = match revocation.effect {
-            Effect::Token => TOKENS,
-            Effect::IssuedBefore(_) => CUTOFFS,
-        };
-        let name = revocation.key.strip_prefix(&*store.settings().key_prefix);
-        name.is_some_and(|name| name.len() > family.len() && name.starts_with(family))
-    }
-
     /// Learns the revocations that the store holds, so that they hold here while it is away.
     async fn learn_revocations(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
         let Some(store) = &self.store else { return Ok(()) };
@@ -128,7 +118,10 @@ impl Shared {
             loop {
                 let mut scan = cmd("SCAN");
                 scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN_COUNT);
-                let (next, keys): (u64, Vec<String>) = scan.query_async(connection).await?;
+                let answer = timeout(ANSWER_TIMEOUT, scan.query_async(connection)).await;
+                let (next, keys): (u64, Vec<Vec<u8>>) = answer.map_err(std::io::Error::from)??;
+                // No key of a revocation is anything but text.
+                let keys: Vec<_> = keys.into_iter().filter_map(|key| String::from_utf8(key).ok()).collect();
                 learned = learned.saturating_add(keys.len());
                 self.learn_keys(connection, keys, family == CUTOFFS).await?;
                 cursor = next;
@@ -156,31 +149,37 @@ impl Shared {
         if keys.is_empty() {
             return Ok(());
         }
+        let Some(store) = &self.store else { return Ok(()) };
         let mut pipeline = ::redis::pipe();
         for key in &keys {
-            pipeline.cmd("PEXPIRETIME").arg(key).cmd("GET").arg(key);
+            pipeline.cmd("PTTL").arg(key).cmd("GET").arg(key);
         }
-        // Each for itself: in a cluster a key may have moved since it was seen.
-        let answers = connection.send_packed_commands(&pipeline, 0, pipeline.len()).await?;
+        // Before the question: what is believed here ends no later than there.
         let now = self.clock.now();
+        // Each for itself: in a cluster a key may have moved since it was seen.
+        let answers = connection.send_packed_commands(&pipeline, 0, pipeline.len());
+        let answers = timeout(ANSWER_TIMEOUT, answers).await.map_err(std::io::Error::from)??;
         for (key, answer) in keys.into_iter().zip(answers.chunks(2)) {
-            let [ends, value] = answer else { continue };
-            if matches!(ends, ::redis::Value::ServerError(_)) {
+            // What is of another type is somebody else's.
+            let [Value::Int(left), Value::BulkString(value)] = answer else { continue };
+            let number = std::str::from_utf8(value).ok().and_then(|text| text.trim().parse().ok());
+            let effect = match number {
+                _ if !are_cutoffs => Effect::Token,
+                // What cannot be read as a number revokes: it fails closed.
+                number => Effect::IssuedBefore(number.unwrap_or(u64::MAX)),
+            };
+            let life = u64::try_from(*left).ok().map(Duration::from_millis);
+            let until = now.plus(life.unwrap_or(ENDLESS).min(LONGEST));
+            let revocation = Revocation { key: key.into(), effect, until };
+            if !revocation.is_named_well(&store.settings().key_prefix) {
                 continue;
             }
-            let until = match ends {
-                ::redis::Value::Int(at) if *at > 0 => UnixMillis(at.unsigned_abs()),
-                // A key that never expires was set by hand: believed until it is asked for again.
-                _ => now.plus(Duration::from_secs(86_400)),
-            };
-            let effect = if are_cutoffs {
-                let text: String = ::redis::from_redis_value(value.clone()).unwrap_or_default();
-                // What cannot be read as a number revokes: it fails closed.
-                Effect::IssuedBefore(text.trim().parse().unwrap_or(u64::MAX))
+            // What no instance has written holds here, and is not written when it is taken away again.
+            if life.is_some() && (!are_cutoffs || number.is_some()) {
+                self.learn(&revocation, now);
             } else {
-                Effect::Token
-            };
-            self.learn(&Revocation { key: key.into(), effect, until }, now);
+                self.infer(&revocation, now);
+            }
         }
         Ok(())
     }

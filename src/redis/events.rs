@@ -1,15 +1,15 @@
 //! News that instances tell each other through one pub/sub channel. Delivery is best effort: whatever must
 //! hold is also stored under a key, and the handler reads those each time news may have been missed.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::redis::aio::{MultiplexedConnection, PubSubSink};
 use ::redis::{Cmd, RedisError, RedisResult, Value, cmd};
 use async_trait::async_trait;
 use futures::StreamExt;
+use futures::future::join_all;
 
 use super::node::Node;
 use super::{Lane, Link, Store, Topology, Unavailable};
@@ -19,8 +19,12 @@ const CHANNEL: &str = "tollgate:events";
 const RESUBSCRIBE_PAUSE: Duration = Duration::from_millis(250);
 /// A subscription only listens, so nothing but a question shows that it is still heard.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two looks whether a node has lost anything.
-const LOOK_PAUSE: Duration = Duration::from_secs(1);
+/// Before the first look whether a node has lost anything.
+const FIRST_LOOK: Duration = Duration::from_millis(250);
+/// After a look that failed.
+const FAILED_LOOK: Duration = Duration::from_secs(1);
+/// A look that takes longer has failed: its connection may have gone silent.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Receives what other instances (and this one) publish.
 #[async_trait]
@@ -32,12 +36,16 @@ pub trait EventHandler: Send + Sync + 'static {
     /// each node that owns keys, with a connection to it.
     async fn catch_up(&self, link: &mut Link<'_>) -> RedisResult<()>;
 
-    /// Whether there is anything that a node could have lost.
-    fn has_kept(&self) -> bool;
+    /// Somebody who looks whether one node still has what was told. A node that was away is looked at anew.
+    fn looker(&self) -> Box<dyn Look>;
+}
 
-    /// Looks whether the node still has what was told, and gives back what it has lost: it may have been emptied
-    /// without any connection ending. Called again and again, with a connection of its own.
-    async fn look(&self, link: &mut Link<'_>) -> RedisResult<()>;
+/// Looks whether a node still has what was told: it may have been emptied without any connection ending.
+#[async_trait]
+pub trait Look: Send {
+    /// Looks at some of it and gives back what the node has lost. Called again and again, with a connection of its own,
+    /// after the pause that it returns.
+    async fn look(&mut self, link: &mut Link<'_>) -> RedisResult<Duration>;
 }
 
 /// Publishes to all instances.
@@ -64,8 +72,13 @@ impl Store {
         command
     }
 
+    /// News do not know databases: whoever has another one has other keys, and a channel of its own.
     fn channel(&self) -> String {
-        format!("{}{CHANNEL}", self.settings.key_prefix)
+        let prefix = &self.settings.key_prefix;
+        match self.settings.database() {
+            0 => format!("{prefix}{CHANNEL}"),
+            database => format!("{prefix}{CHANNEL}:{database}"),
+        }
     }
 
     /// Runs until the process ends: keeps the subscription alive. Spawn it once.
@@ -138,9 +151,12 @@ impl Store {
                     return Err(error);
                 }
             }
+            // A node that joins later makes all of this begin anew.
+            let nodes = self.nodes();
+            let looking = nodes.iter().map(|node| self.keep_looking(node, handler.looker(), warned));
             tokio::select! {
                 ended = self.keep_asking(sink) => ended,
-                () = self.keep_looking(handler, warned) => Ok(()),
+                _ = join_all(looking) => Ok(()),
             }
         };
         tokio::select! {
@@ -168,37 +184,41 @@ impl Store {
         }
     }
 
-    /// Looks at each node that is there, for ever.
-    async fn keep_looking(&self, handler: &dyn EventHandler, warned: &AtomicBool) {
-        let mut connections: HashMap<u64, MultiplexedConnection> = HashMap::new();
+    /// Looks at a node whenever it is there, for ever.
+    async fn keep_looking(&self, node: &Node, mut looker: Box<dyn Look>, warned: &AtomicBool) {
+        let mut kept: Option<MultiplexedConnection> = None;
+        let mut pause = FIRST_LOOK.mul_f64(0.5 + fastrand::f64());
         loop {
-            tokio::time::sleep(LOOK_PAUSE).await;
-            let nodes = self.nodes();
-            connections.retain(|id, _| nodes.iter().any(|node| node.id == *id));
-            for node in nodes.iter().filter(|node| node.breaker.closed().is_some() && handler.has_kept()) {
-                let kept = connections.remove(&node.id);
-                let look = async {
-                    let connection = match kept {
-                        Some(connection) => connection,
-                        None => node.connect(&self.config).await?,
-                    };
-                    handler.look(&mut Link::new(self, node, connection.clone())).await?;
-                    Ok::<_, RedisError>(connection)
+            tokio::time::sleep(pause).await;
+            node.breaker.wait_until_closed().await;
+            let began = Instant::now();
+            let connection = kept.take();
+            let look = async {
+                let connection = match connection {
+                    Some(connection) => connection,
+                    None => node.connect(&self.config).await?,
                 };
-                let looked = tokio::select! {
-                    looked = look => looked,
-                    () = node.breaker.wait_until_open() => continue,
-                };
-                match looked {
-                    Ok(connection) => drop(connections.insert(node.id, connection)),
-                    // The next look is made with a new connection, and others see whether the node is there.
-                    Err(error) => {
-                        if !error.is_unrecoverable_error() && !warned.swap(true, Ordering::Relaxed) {
-                            tracing::warn!(%error, "could not give revocations back to Redis");
-                        }
-                    }
+                let pause = looker.look(&mut Link::new(self, node, connection.clone())).await?;
+                Ok::<_, RedisError>((connection, pause))
+            };
+            let outcome = tokio::select! {
+                outcome = tokio::time::timeout(LOOK_TIMEOUT, look) => outcome.unwrap_or_else(|late| Err(io(late))),
+                () = node.breaker.wait_until_open() => continue,
+            };
+            pause = match outcome {
+                Ok((connection, pause)) => {
+                    kept = Some(connection);
+                    // Others want something of the node, too.
+                    pause.max(began.elapsed())
                 }
-            }
+                // The next look is made with a new connection, and others see whether the node is there.
+                Err(error) => {
+                    if !error.is_unrecoverable_error() && !warned.swap(true, Ordering::Relaxed) {
+                        tracing::warn!(%error, "could not give revocations back to Redis");
+                    }
+                    FAILED_LOOK
+                }
+            };
         }
     }
 
@@ -211,6 +231,10 @@ impl Store {
                 .map_err(std::io::Error::from)??;
         }
     }
+}
+
+fn io(error: impl Into<std::io::Error>) -> RedisError {
+    error.into().into()
 }
 
 fn not_connected() -> RedisError {

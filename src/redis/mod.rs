@@ -30,7 +30,7 @@ use tokio::sync::Notify;
 
 pub use self::connection::Lane;
 pub use self::error::{FailureKind, Unavailable};
-pub use self::events::{EventHandler, Publisher};
+pub use self::events::{EventHandler, Look, Publisher};
 pub use self::link::{Link, Sent};
 pub use self::scan::Scan;
 pub use self::script::Script;

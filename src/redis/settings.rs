@@ -54,6 +54,14 @@ pub(super) enum Target {
 pub struct UnusableUrl;
 
 impl Settings {
+    /// The number of the database.
+    pub(super) fn database(&self) -> i64 {
+        match &self.target {
+            Target::Single(info) | Target::Sentinel { master: info, .. } => info.redis_settings().db(),
+            Target::Cluster { .. } => 0,
+        }
+    }
+
     /// Settings for `url` with the documented defaults: connect 2 s, deadline 20 ms, health check 30 s,
     /// breaker after 5 failures.
     ///

@@ -140,6 +140,112 @@ fn a_redis_that_was_emptied_without_an_interruption_gets_back_what_was_revoked()
     assert!(tokens.iter().all(|token| is_revoked(&later, token)));
 }
 
+/// Waits until all that the gateway knows was compared with what Redis holds, twice over.
+fn give_back_all(gateway: &Gateway, redis: &Redis) {
+    assert!(revoke(gateway, &json!({"jti": "marker"})));
+    for _ in 0..2 {
+        raw(redis, &["DEL", "blacklist:marker"]);
+        assert_eventually!(redis.keys().contains(&"blacklist:marker".to_owned()), "it is given back", BACK);
+    }
+}
+
+/// The revocations that Redis holds, in order, but for that one.
+fn revocations(redis: &Redis) -> Vec<String> {
+    let mut keys = redis.keys();
+    keys.retain(|key| key.starts_with("blacklist:") || key.starts_with("revoked_before:"));
+    keys.retain(|key| key != "blacklist:marker");
+    keys.sort();
+    keys
+}
+
+#[test]
+fn keys_of_others_that_look_like_revocations_are_neither_brought_back_nor_overwritten() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    raw(&redis, &["SADD", "blacklist:ips", "192.0.2.1"]);
+    raw(&redis, &["SADD", "revoked_before:set", "x"]);
+    raw(&redis, &["SET", "blacklist:by-hand", "1"]);
+    raw(&redis, &["SET", "revoked_before:words", "all", "EX", "900"]);
+    raw(&redis, &["SET", "blacklist:ips:today", "1", "EX", "900"]);
+    raw(&redis, &["SET", "blacklist:ours", "1", "EX", "900"]);
+    let gateway = gateway(&config(&origin, PATIENT, ROUTES), &redis.url());
+    let known = || gateway.metric("tollgate_revocations_known", &[]);
+    assert_eventually!(known() == Some(3.0), "ours, by-hand and words hold here");
+    assert!(revoke(&gateway, &json!({"jti": "list"})));
+    redis.flush();
+    raw(&redis, &["LPUSH", "blacklist:list", "x"]);
+    give_back_all(&gateway, &redis);
+    assert_eq!(revocations(&redis), ["blacklist:list", "blacklist:ours"]);
+    assert_eq!(raw(&redis, &["LLEN", "blacklist:list"]), redis::Value::Int(1));
+    assert!(ttl(&redis, "blacklist:ours") <= 900);
+}
+
+#[test]
+fn what_was_only_inferred_from_a_refusal_is_not_written_down() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let gateway = gateway(&config(&origin, PATIENT, ROUTES), &redis.url());
+    let (token, user) = (Token::of("ada"), Token::of("bob"));
+    let key = format!("blacklist:{}", token.jti());
+    raw(&redis, &["SET", &key, "1", "EX", "60"]);
+    raw(&redis, &["SET", "revoked_before:bob", "4102444800", "EX", "60"]);
+    assert!(is_revoked(&gateway, &token) && is_revoked(&gateway, &user));
+    give_back_all(&gateway, &redis);
+    assert!(ttl(&redis, &key) <= 60);
+    assert_eq!(revocations(&redis), [&*key, "revoked_before:bob"]);
+    raw(&redis, &["DEL", &key, "revoked_before:bob"]);
+    give_back_all(&gateway, &redis);
+    assert_eq!(revocations(&redis), [""; 0]);
+}
+
+#[test]
+fn clocks_that_differ_and_news_that_last_for_ever_stop_no_giving_back() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let gateway = gateway(&config(&origin, PATIENT, ROUTES), &redis.url());
+    let (now, _): (u64, u64) = redis::cmd("TIME").query(&mut redis.client()).unwrap();
+    let tell = |until: &str, key: &str| {
+        raw(&redis, &["PUBLISH", "tollgate:events", &format!("{until} t blacklist:{key}")]);
+    };
+    // By an instance whose clock is ahead by the half of a minute, and by somebody who cannot count.
+    raw(&redis, &["SET", "blacklist:ahead", "1", "EX", "600"]);
+    tell(&((now + 630) * 1_000).to_string(), "ahead");
+    tell(&u64::MAX.to_string(), "for-ever");
+    assert_eventually!(gateway.metric("tollgate_revocations_known", &[]) == Some(2.0), "both are known");
+    give_back_all(&gateway, &redis);
+    assert!(ttl(&redis, "blacklist:ahead") <= 600, "nothing of it was missing");
+    assert!(holds(&redis, &["blacklist:for-ever".to_owned()]));
+    assert!(ttl(&redis, "blacklist:for-ever") <= 3_660 * 86_400);
+}
+
+#[test]
+fn an_instance_that_started_before_the_giving_back_learns_from_it() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let relay = Relay::to(redis.addr());
+    let config = config(&origin, ROOMY, ROUTES);
+    let first = gateway(&config, &relay.redis_url());
+    let (tokens, keys) = revoke_both(&first);
+    cut_off(&first, &relay);
+    redis.flush();
+    let second = gateway(&config, &redis.url());
+    assert!(tokens.iter().all(|token| !is_revoked(&second, token)));
+    relay.restore();
+    assert_eventually!(holds(&redis, &keys), "Redis gets back what it has lost", BACK);
+    let known = || second.metric("tollgate_revocations_known", &[]);
+    assert_eventually!(known() == Some(2.0), "it is told", BACK);
+}
+
+#[test]
+fn each_database_has_news_of_its_own() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let config = config(&origin, PATIENT, ROUTES);
+    let [usual, other, twin] =
+        ["", "/1", "/1"].map(|database| gateway(&config, &format!("{}{database}", redis.url())));
+    let known = |gateway: &Gateway| gateway.metric("tollgate_revocations_known", &[]);
+    assert!(revoke(&other, &json!({"subject": "bob"})));
+    assert_eventually!(known(&twin) == Some(1.0), "it is told in the same database");
+    assert!(revoke(&usual, &json!({"jti": "a"})));
+    assert_eq!((known(&usual), known(&other)), (Some(1.0), Some(1.0)));
+    assert!(!is_revoked(&usual, &Token::of("bob")) && is_revoked(&twin, &Token::of("bob")));
+}
+
 #[test]
 fn no_revocation_weakens_another() {
     let (redis, origin) = (Redis::start(), Origin::start());
@@ -238,6 +344,20 @@ fn what_redis_is_owed_at_the_end_of_an_instance_reaches_it() {
 }
 
 #[test]
+fn a_revocation_that_is_on_its_way_at_the_end_of_an_instance_reaches_redis() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let relay = Relay::to(redis.addr());
+    let ending = gateway(&config(&origin, ROOMY, ROUTES), &relay.redis_url());
+    cut_off(&ending, &relay);
+    assert!(!revoke(&ending, &json!({"jti": "late"})));
+    relay.delay_answers(Duration::from_millis(20));
+    relay.restore();
+    assert!(ending.terminate().success());
+    assert!(holds(&redis, &["blacklist:late".to_owned()]), "{}", ending.logs());
+    assert!(!ending.logs().contains("ends with it"), "{}", ending.logs());
+}
+
+#[test]
 fn what_redis_cannot_get_holds_up_the_end_of_an_instance_for_a_moment_only() {
     let (redis, origin) = (Redis::start(), Origin::start());
     let relay = Relay::to(redis.addr());
@@ -288,6 +408,8 @@ fn an_api_token_that_leaks_while_redis_is_away_is_ended_here_at_once_and_everywh
         let reply = call(&first, name, &body);
         assert_eq!((reply.code(), &*reply.detail()), (503, "the shared store is not reachable"), "{name}");
     }
+    let reply = call(&first, "enable", &json!({ "id": dead.0 }));
+    assert_eq!(reply.code(), 404, "what was deleted is not there to be enabled: {}", reply.text());
     relay.restore();
     for gateway in [&second, &first] {
         for (_, token) in [&leaked, &unseen] {
@@ -312,6 +434,30 @@ fn an_api_token_that_leaks_while_redis_is_away_is_ended_here_at_once_and_everywh
     // It is no more than that: it can be enabled again.
     assert_eq!(done(&first, "enable", &json!({ "id": leaked.0 }))["disabled"], json!(false));
     assert_eq!([said(&get(&first, "/a", &leaked.1)), said(&get(&second, "/a", &leaked.1))], [ok(), ok()]);
+}
+
+#[test]
+fn what_was_disabled_first_and_enabled_then_stays_enabled_whoever_hears_of_it_late() {
+    use api_tokens::{create, done, get, ok, refused, said, text};
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let [first, second] = pair(&text(&origin, ROOMY), &redis);
+    let (id, token) = create(&first, &json!({}));
+    done(&first, "disable", &json!({ "id": id }));
+    assert_eq!(said(&get(&second, "/a", &token)), refused("Token revoked"));
+    done(&first, "enable", &json!({ "id": id }));
+    // An instance that still holds what it was told in an outage tells it now.
+    raw(&redis, &["PUBLISH", "tollgate:events", &format!("api_token_held d {id} 1000")]);
+    for gateway in [&first, &second] {
+        assert_eventually!(said(&get(gateway, "/a", &token)) == ok(), "it is settled", BACK);
+    }
+    assert_eq!(done(&second, "list", &json!({}))["tokens"][0]["disabled"], json!(false));
+    // What is said after it holds.
+    raw(&redis, &["PUBLISH", "tollgate:events", &format!("api_token_held d {id} 4102444800000")]);
+    assert_eventually!(
+        done(&second, "list", &json!({}))["tokens"][0]["disabled"] == json!(true),
+        "it is disabled",
+        BACK
+    );
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Now and then all sessions are looked through, by one instance at a time: those that have ended, or whose tokens are revoked, are taken out of the
-//! values they stand in, and those that live are counted.
+//! Now and then all sessions are looked through, by one instance at a time: those that have ended, or whose tokens are
+//! revoked, are taken out of the values they stand in, and those that live are counted.
 
 use std::sync::Arc;
 use std::time::Duration;
