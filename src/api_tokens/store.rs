@@ -281,10 +281,12 @@ impl ApiTokens {
     }
 
     /// Follows the news that a token changed. Returns whether `payload` was such news.
-    pub fn follow(&self, payload: &[u8]) -> bool {
+    pub fn follow(&self, payload: &[u8], now: UnixMillis) -> bool {
         if let Some(news) = payload.strip_prefix(HELD) {
             let told = std::str::from_utf8(news).ok().and_then(Hold::from_message);
-            if let (Some((id, word)), Some(store)) = (told, self.store()) {
+            if let (Some((id, mut word)), Some(store)) = (told, self.store()) {
+                // Nobody speaks in the future: what is said then would count less.
+                word.at = word.at.min(now);
                 self.held.hold(id, word);
                 store.hand_over_soon();
             }

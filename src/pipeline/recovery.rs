@@ -83,10 +83,11 @@ impl Recovery for Recoverer {
 #[async_trait]
 impl EventHandler for Recoverer {
     fn event(&self, payload: &[u8]) {
-        if self.0.forget_counter(payload) || self.0.api_tokens.follow(payload) {
+        let now = self.0.clock.now();
+        if self.0.forget_counter(payload) || self.0.api_tokens.follow(payload, now) {
             return;
         }
-        let (Some(store), now) = (&self.0.store, self.0.clock.now()) else { return };
+        let Some(store) = &self.0.store else { return };
         let revocation = std::str::from_utf8(payload).ok().and_then(Revocation::from_message);
         // What is learned is written again where it was lost: never under a key that means something else.
         let prefix = &store.settings().key_prefix;

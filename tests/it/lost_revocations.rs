@@ -458,6 +458,17 @@ fn what_was_disabled_first_and_enabled_then_stays_enabled_whoever_hears_of_it_la
         "it is disabled",
         BACK
     );
+    // Nor does news from the future outweigh what is said in its time.
+    done(&second, "enable", &json!({ "id": id }));
+    for gateway in [&first, &second] {
+        assert_eventually!(said(&get(gateway, "/a", &token)) == ok(), "it is settled", BACK);
+    }
+    raw(&redis, &["PUBLISH", "tollgate:events", &format!("api_token_held d {id} 4102444800000")]);
+    assert_eventually!(
+        done(&second, "list", &json!({}))["tokens"][0]["disabled"] == json!(true),
+        "it is disabled again",
+        BACK
+    );
 }
 
 #[test]
