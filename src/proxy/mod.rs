@@ -327,14 +327,18 @@ impl ProxyHttp for Proxy {
             exchange.refuse(session, Refusal::OnlyIfCached).await?;
             return Ok(false);
         }
-        // Where many wait, the last of them hear late that what they wait for has come.
-        if stored::waited_too_long(session)
-            && !background
-            && exchange.warming.is_none()
-            && let Some(ready) = stored::find(session, exchange)
+        if stored::waited_in_vain(session)
+            && let Some(transaction) = exchange.transaction()
         {
-            stored::answer(session, ready, exchange).await.map_err(Error::into_down)?;
-            return Ok(false);
+            transaction.waited_in_vain();
+            // Where many wait, the last of them hear late that what they wait for has come.
+            if !background
+                && exchange.warming.is_none()
+                && let Some(ready) = stored::find(session, exchange)
+            {
+                stored::answer(session, ready, exchange).await.map_err(Error::into_down)?;
+                return Ok(false);
+            }
         }
         Ok(true)
     }
