@@ -306,6 +306,41 @@ fn a_redis_that_refuses_the_list_has_everything_dropped_instead_and_nothing_else
 }
 
 #[test]
+fn a_redis_that_refuses_all_invalidations_is_used_for_all_else_and_not_asked_over_and_over() {
+    let stage = Stage::start();
+    let other = stage.another();
+    uses_redis(&other);
+    count(&stage.origin);
+    let before = stored(&[&stage.gateway, &other], "/items/7", "ada");
+    let acl = |rules: &[&str]| {
+        let mut command = redis::cmd("ACL");
+        command.arg("SETUSER").arg("default").arg(rules);
+        command.exec(&mut stage.redis.client()).unwrap();
+    };
+    acl(&["resetkeys", "~[^c]*", "~c[^a]*", "~cache:*", "~cache_lock:*", "%R~cache_*"]);
+    let token = Token::of("ada").sign();
+    for _ in 0..20 {
+        let change =
+            stage.gateway.client().put("/items/7").host("api.example").bearer(&token).body("x").send();
+        assert_eq!(change.code(), 200);
+        assert_eq!(stage.gateway.metric("tollgate_store_degraded", &[]), Some(0.0), "{}", change.text());
+    }
+    assert_ne!(read(&stage.gateway, "/items/7", "ada").text(), before);
+    let connections = || {
+        let info: String = redis::cmd("INFO").arg("stats").query(&mut stage.redis.client()).unwrap();
+        let line = info.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+        line.unwrap().trim().parse::<u64>().unwrap()
+    };
+    let (made, begun) = (connections(), Instant::now());
+    std::thread::sleep(Duration::from_secs(3));
+    let made = connections() - made;
+    assert!(made <= 4 * (begun.elapsed().as_secs() + 2), "{made} connections");
+    assert_eq!(read(&other, "/items/7", "ada").text(), before, "nobody could tell it");
+    acl(&["allkeys"]);
+    assert_eventually!(read(&other, "/items/7", "ada").text() != before, "it is told in the end");
+}
+
+#[test]
 fn an_instance_without_redis_purges_by_prefix_too() {
     let origin = Origin::start();
     let gateway = crate::cache::gateway(&origin.addr().to_string(), "", "");
