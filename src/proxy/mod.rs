@@ -34,7 +34,7 @@ use pingora::{Error, ErrorType, Result};
 
 use crate::cache::conditions::{not_modified, range_counts};
 use crate::cache::request::Bypass;
-use crate::cache::transaction::REFRESH;
+use crate::cache::transaction::{REFRESH, Transaction};
 use crate::metrics::Held;
 use crate::pipeline::give_back::settle_counts;
 use crate::pipeline::{self, Admission, CacheUse, Context, Gateway, Origin, Refusal, Reply, outcome};
@@ -217,7 +217,7 @@ impl ProxyHttp for Proxy {
     fn cache_key_callback(&self, _session: &Session, exchange: &mut Exchange) -> Result<CacheKey> {
         exchange
             .transaction()
-            .map(|transaction| transaction.key())
+            .map(Transaction::key)
             .ok_or_else(|| Error::explain(ErrorType::InternalError, "the cache was enabled without a key"))
     }
 

@@ -305,6 +305,31 @@ fn a_redis_that_refuses_the_list_has_everything_dropped_instead_and_nothing_else
     }
 }
 
+/// As a master does that has just lost its replicas, or its place.
+#[test]
+fn a_refusal_that_passes_leaves_a_purge_by_prefix_what_it_is() {
+    let stage = Stage::start();
+    let other = stage.another();
+    uses_redis(&other);
+    count(&stage.origin);
+    // The first one drops everything, and begins a list.
+    purge(&stage.gateway, &json!({"prefix": "/mine/first/"}));
+    let gateways = [&stage.gateway, &other];
+    let [purged, spared] = ["/mine/a/1", "/mine/b/1"].map(|path| stored(&gateways, path, "ada"));
+    let replicas = |least: u8| {
+        let mut command = redis::cmd("CONFIG");
+        command.arg("SET").arg("min-replicas-to-write").arg(least).exec(&mut stage.redis.client()).unwrap();
+    };
+    replicas(1);
+    assert_eq!(purge(&stage.gateway, &json!({"prefix": "/mine/a/"})), (false, false));
+    assert_ne!(read(&stage.gateway, "/mine/a/1", "ada").text(), purged);
+    replicas(0);
+    assert_eventually!(read(&other, "/mine/a/1", "ada").text() != purged, "the other one is told");
+    for gateway in gateways {
+        assert_eq!(read(gateway, "/mine/b/1", "ada").text(), spared);
+    }
+}
+
 #[test]
 fn a_redis_that_refuses_all_invalidations_is_used_for_all_else_and_not_asked_over_and_over() {
     let stage = Stage::start();
