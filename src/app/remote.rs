@@ -51,7 +51,7 @@ impl RedisTier {
             Ok(_) if self.refusing.swap(false, Ordering::Relaxed) => {
                 tracing::warn!("Redis takes cached responses again");
             }
-            Err(cause @ (Unavailable::Refusing | Unavailable::Rejected))
+            Err(cause @ (Unavailable::Refusing | Unavailable::NotPermitted | Unavailable::Rejected))
                 if !self.refusing.swap(true, Ordering::Relaxed) =>
             {
                 tracing::warn!(%cause, "Redis refuses cached responses: they stay in memory, and are offered now and then");

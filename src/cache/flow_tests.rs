@@ -61,7 +61,7 @@ impl ProxyHttp for Proxy {
         Ok(())
     }
     fn cache_key_callback(&self, _: &Session, ctx: &mut Self::CTX) -> Result<CacheKey> {
-        Ok(ctx.as_ref().unwrap().key())
+        Ok(ctx.as_mut().unwrap().key())
     }
     fn cache_vary_filter(
         &self,

@@ -7,30 +7,42 @@ use std::time::Duration;
 use pingora::cache::CacheKey;
 use tokio::time::Instant;
 
-/// The end of a request's patience, once it has waited for another instance.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Patience(Arc<OnceLock<Instant>>);
+/// Since when a request looks for its object, and when its patience ends, once it has waited for another instance.
+#[derive(Clone, Debug)]
+pub(super) struct Patience(Arc<(Instant, OnceLock<Instant>)>);
 
 impl Patience {
-    /// Gives the request of `key` patience.
-    pub(super) fn attach(key: &mut CacheKey) {
-        key.extensions.insert(Self::default());
+    /// Gives the request of `key`, which begins to look, patience.
+    pub(super) fn attach(key: &mut CacheKey) -> Self {
+        let patience = Self(Arc::new((Instant::now(), OnceLock::new())));
+        key.extensions.insert(patience.clone());
+        patience
     }
 
-    /// When the patience of the request of `key` ends, if it has waited already.
+    /// Since when the request of `key` looks for its object.
+    pub(super) fn began(key: &CacheKey) -> Option<Instant> {
+        key.extensions.get::<Self>().map(|patience| patience.0.0)
+    }
+
+    /// When the patience of the request of `key` ends, if it has waited for another instance.
     pub(super) fn end(key: &CacheKey) -> Option<Instant> {
-        key.extensions.get::<Self>().and_then(|patience| patience.0.get().copied())
+        key.extensions.get::<Self>().and_then(Self::ends)
     }
 
-    /// Notes that the request of `key` has waited for another instance since `began`, and waits for `whole` at most.
-    pub(super) fn begin(key: &CacheKey, began: Instant, whole: Duration) {
+    /// Notes that the request of `key` has waited for another instance, and waits for `whole` at most since it began.
+    pub(super) fn begin(key: &CacheKey, whole: Duration) {
         if let Some(patience) = key.extensions.get::<Self>() {
-            patience.0.get_or_init(|| began + whole);
+            let (began, end) = &*patience.0;
+            end.get_or_init(|| *began + whole);
         }
     }
 
-    /// Whether the request of `key` has waited for as long as it may.
-    pub(super) fn is_over(key: &CacheKey) -> bool {
-        Self::end(key).is_some_and(|end| end <= Instant::now())
+    /// Whether the request has waited for as long as it may.
+    pub(super) fn is_over(&self) -> bool {
+        self.ends().is_some_and(|end| end <= Instant::now())
+    }
+
+    fn ends(&self) -> Option<Instant> {
+        self.0.1.get().copied()
     }
 }

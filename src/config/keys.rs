@@ -201,7 +201,7 @@ pub static KEYS: &[Key] = &[
     is("upstreams.<name>.connect_retries", "0 to 10", "1", "Further attempts when a connection cannot be opened."),
     is("upstreams.<name>.max_h2_streams", "1 to 1000", "100", "Most concurrent streams of one h2c connection."),
 
-    is("cache.memory", "size, four times `cache.max_object` to 1 TiB", r#""64MiB""#, "The memory tier of this instance: stored responses, those on their way in, and all that is needed to find them."),
+    is("cache.memory", "size, four times `cache.max_object` to 1 TiB", r#""64MiB""#, "The memory tier of this instance: stored responses, those on their way in, and all that is needed to find them. With less than about eight times `cache.max_object` the largest responses do not get to Redis."),
     is("cache.redis", "boolean", "true", "Whether Redis is the second tier, shared by all instances."),
     is("cache.max_object", "size, up to 1 GiB", r#""1MiB""#, "Largest response that is stored."),
     is("cache.redis_max_object", "size, up to 512 MiB", r#""1MiB""#, "Largest response that is stored in Redis."),

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
 use super::gateway::Shared;
-use crate::cache::generations::{Generations, PROPOSED_FOR, PrefixPurge, PrefixWrite, PrefixWritten, Write};
+use crate::cache::generations::{ANNOUNCED_FOR, Generations, PrefixPurge, PrefixWrite, PrefixWritten, Write};
 use crate::cache::prefixes::{self, Prefix};
 use crate::cache::room::Room;
 use crate::cache::tag::Tags;
@@ -21,9 +21,6 @@ use crate::redis::{Lane, Link, Script, Sent, Store, Unavailable};
 const BATCH: usize = 1_000;
 /// A write nobody waits for may take this long.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// How long after Redis refused an invalidation it is offered again.
-const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Puts a purge by prefix on the list.
 static PURGE_PREFIX: LazyLock<Script> =
@@ -67,7 +64,7 @@ impl Shared {
         // A call to a node that is away ends at once.
         let deadline = store.deadline(patience);
         let calls = writes.iter().zip(&commands).map(|(write, command)| {
-            store.call_within(deadline, Lane::Decisions, store.shard(write.key.as_bytes()), command)
+            store.call_if_permitted(deadline, Lane::Decisions, store.shard(write.key.as_bytes()), command)
         });
         let outcomes = futures::future::join_all(calls).await;
         let mut all = true;
@@ -79,12 +76,21 @@ impl Shared {
                 all = false;
             }
         }
-        self.cache.generations().settle(&settled);
+        self.cache.generations().settle(&settled, self.clock.now());
         if !all {
-            // Until then this instance alone knows that the old entries are dead.
-            store.hand_over_soon();
+            self.offer_again(store);
         }
         all
+    }
+
+    /// Until the store has what it lacks, this instance alone knows that the old entries are dead. A store that is known
+    /// to refuse some of it is not asked at once for each.
+    fn offer_again(&self, store: &Store) {
+        if self.invalidations_refused.load(Ordering::Relaxed) {
+            self.hand_over_later();
+        } else {
+            store.hand_over_soon();
+        }
     }
 
     /// Makes everything stored under `prefix` unreachable, here at once, and on every instance once the store knows. It is
@@ -107,18 +113,18 @@ impl Shared {
         let answer = store.eval_aside(deadline, Lane::Decisions, shard, &PURGE_PREFIX, &command).await;
         let answer = match answer {
             Ok(answer) => answer,
-            Err(cause) if cause.is_refusal() => {
+            Err(cause) if cause.is_lasting_refusal() => {
                 let instead = self.widen(&[*write], cause);
                 let told = self.write_generations(instead, Some(patience)).await;
                 return PrefixPurged { shared: told, widened: true };
             }
             Err(_) => {
-                store.hand_over_soon();
+                self.offer_again(store);
                 return PrefixPurged { shared: false, widened: false };
             }
         };
         let written = written(answer).ok();
-        generations.settle_prefix(&write, written.as_ref());
+        generations.settle_prefix(&write, written.as_ref(), self.clock.now());
         PrefixPurged { shared: true, widened: written.is_none_or(|written| written.widened) }
     }
 
@@ -158,8 +164,9 @@ impl Shared {
             }
             let version = loading.borrow().clone();
             if let Some(version) = version.filter(|_| is_mine) {
-                // As new as the values, or newer.
-                Generations::replace_version(values, Bytes::from(version.into_vec()));
+                // As new as the values, or newer; it may be gone.
+                let version = Some(version).filter(|version| !version.is_empty());
+                Generations::replace_version(values, version.map(|version| Bytes::from(version.into_vec())));
                 return;
             }
             if is_mine || !generations.lacks_prefixes(values, now) {
@@ -187,7 +194,7 @@ impl Shared {
         let deadline = until.saturating_duration_since(Instant::now());
         let commands: Vec<Cmd> = proposals.iter().map(|(_, write)| proposal(write)).collect();
         let calls = proposals.iter().zip(&commands).map(|((_, write), command)| {
-            store.call_aside(deadline, Lane::Decisions, store.shard(write.key.as_bytes()), command)
+            store.call_in_passing(deadline, Lane::Decisions, store.shard(write.key.as_bytes()), command)
         });
         let answers = futures::future::join_all(calls).await;
         let told = self.clock.now();
@@ -207,6 +214,7 @@ impl Shared {
 
     /// Has generations kept that the store knows nothing of, or for a short while only, in the background.
     pub fn create_generations(&self, writes: Vec<Write>) {
+        let writes = self.cache.generations().to_keep(writes, self.clock.now());
         let Some(store) = self.store.as_ref().filter(|_| !writes.is_empty()).map(Arc::clone) else { return };
         if self.cache.tiers().room().is_some_and(Room::is_crowded) {
             return;
@@ -231,19 +239,21 @@ impl Shared {
         if !purges.is_empty() {
             PURGE_PREFIX.load().exec_async(link.connection()).await?;
         }
+        let mut refused = None;
         for batch in purges.chunks(BATCH) {
             let commands: Vec<Cmd> = batch.iter().map(prefix_command).collect();
-            let mut refused: Option<(Vec<PrefixWrite>, Unavailable)> = None;
+            let mut never: Option<(Vec<PrefixWrite>, Unavailable)> = None;
             for (write, sent) in batch.iter().zip(link.send_each(&commands).await?) {
                 match sent {
-                    Sent::Executed => generations.settle_prefix(write, None),
+                    Sent::Executed => generations.settle_prefix(write, None, self.clock.now()),
                     Sent::Moved => {}
-                    Sent::Refused(cause) => {
-                        refused.get_or_insert_with(|| (Vec::new(), cause)).0.push(write.clone());
+                    Sent::Refused(cause) if cause.is_lasting_refusal() => {
+                        never.get_or_insert_with(|| (Vec::new(), cause)).0.push(write.clone());
                     }
+                    Sent::Refused(cause) => refused = Some(cause),
                 }
             }
-            if let Some((writes, cause)) = refused {
+            if let Some((writes, cause)) = never {
                 // To be handed over with what follows, or to another node.
                 self.widen(&writes, cause);
                 self.store.iter().for_each(|store| store.hand_over_soon());
@@ -251,7 +261,6 @@ impl Shared {
         }
         let mut writes = generations.pending();
         writes.retain(|write| link.holds(write.key.as_bytes()));
-        let mut refused = None;
         for batch in writes.chunks(BATCH) {
             let commands: Vec<Cmd> = batch.iter().map(command).collect();
             let mut settled = Vec::with_capacity(batch.len());
@@ -262,7 +271,7 @@ impl Shared {
                     Sent::Refused(cause) => refused = Some(cause),
                 }
             }
-            generations.settle(&settled);
+            generations.settle(&settled, self.clock.now());
         }
         self.note_refused(refused);
         Ok(())
@@ -281,11 +290,7 @@ impl Shared {
                 if !self.invalidations_refused.swap(true, Ordering::Relaxed) {
                     tracing::warn!(%cause, "Redis refuses invalidations: other instances may serve what is dropped here");
                 }
-                let Some(store) = self.store.as_ref().map(Arc::clone) else { return };
-                tokio::spawn(async move {
-                    tokio::time::sleep(REFUSED_PAUSE).await;
-                    store.hand_over_soon();
-                });
+                self.hand_over_later();
             }
             None => {}
         }
@@ -332,13 +337,13 @@ fn command(write: &Write) -> Cmd {
 fn proposal(write: &Write) -> Cmd {
     let mut command = cmd("SET");
     command.arg(&*write.key).arg(write.announced()).arg("NX").arg("GET");
-    command.arg("PX").arg(millis(PROPOSED_FOR));
+    command.arg("PX").arg(millis(ANNOUNCED_FOR));
     command
 }
 
 fn keep(write: &Write) -> Cmd {
     let mut command = KEEP_GENERATION.command();
     command.arg(1).arg(&*write.key).arg(&*write.value).arg(write.announced());
-    command.arg(write.ttl.map_or(0, |ttl| millis(ttl).max(1)));
+    command.arg(write.ttl.map_or(0, |ttl| millis(ttl).max(1))).arg(u8::from(write.is_announced));
     command
 }

@@ -83,6 +83,7 @@ impl Limiting<'_> {
         let plan = adjusted.as_ref().unwrap_or_else(|| self.plan());
         let asked = tokio::time::Instant::now();
         let verdict = self.ask(&mut checks, pending.as_ref(), now).await?;
+        let took = asked.elapsed();
         let Verdict { decision, source, blind, watched, generations, mut late } = verdict;
         if let Err(refusal) = self.judge_watched(watched).await {
             self.undo(&checks, &decision, source, blind, &refusal);
@@ -105,9 +106,13 @@ impl Limiting<'_> {
             }
             // Rare too: nothing was stored with such a tag for long.
             if !late && values.iter().any(Option::is_none) {
-                let until = asked + half;
-                let agreeing = self.gateway.shared.agree_on_generations(pending.tags(), values, now, until);
-                Box::pin(agreeing).await;
+                // It takes about as long as the exchange has, and is in vain where that is not left.
+                if asked.elapsed() + took <= half {
+                    let until = asked + half;
+                    let agreeing =
+                        self.gateway.shared.agree_on_generations(pending.tags(), values, now, until);
+                    Box::pin(agreeing).await;
+                }
                 late = asked.elapsed() >= half;
             }
         }

@@ -22,7 +22,7 @@ pub(super) fn edit_request(header: &mut RequestHeader, edit: impl FnOnce(&mut He
     }
 }
 
-/// Lets `edit` change the fields of a response that just came from the upstream.
+/// Lets `edit` change the fields of a response to a client.
 pub(super) fn edit_response(header: &mut ResponseHeader, edit: impl FnOnce(&mut HeaderMap)) {
     let canonical = header.status.canonical_reason();
     let reason = header.get_reason_phrase().filter(|reason| Some(*reason) != canonical).map(str::to_owned);
@@ -32,7 +32,7 @@ pub(super) fn edit_response(header: &mut ResponseHeader, edit: impl FnOnce(&mut 
     edit(&mut parts.headers);
     *header = ResponseHeader::from(parts);
     if reason.is_some() {
-        // It came over the wire a moment ago: it is a valid one.
+        // It was one before: it is valid.
         let _ = header.set_reason_phrase(reason.as_deref());
     }
 }

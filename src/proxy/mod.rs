@@ -34,7 +34,7 @@ use pingora::{Error, ErrorType, Result};
 
 use crate::cache::conditions::{not_modified, range_counts};
 use crate::cache::request::Bypass;
-use crate::cache::transaction::REFRESH;
+use crate::cache::transaction::{REFRESH, Transaction};
 use crate::metrics::Held;
 use crate::pipeline::give_back::settle_counts;
 use crate::pipeline::{self, Admission, CacheUse, Context, Gateway, Origin, Refusal, Reply, outcome};
@@ -217,7 +217,7 @@ impl ProxyHttp for Proxy {
     fn cache_key_callback(&self, _session: &Session, exchange: &mut Exchange) -> Result<CacheKey> {
         exchange
             .transaction()
-            .map(|transaction| transaction.key())
+            .map(Transaction::key)
             .ok_or_else(|| Error::explain(ErrorType::InternalError, "the cache was enabled without a key"))
     }
 
@@ -327,14 +327,18 @@ impl ProxyHttp for Proxy {
             exchange.refuse(session, Refusal::OnlyIfCached).await?;
             return Ok(false);
         }
-        // Where many wait, the last of them hear late that what they wait for has come.
-        if stored::waited_too_long(session)
-            && !background
-            && exchange.warming.is_none()
-            && let Some(ready) = stored::find(session, exchange)
+        if stored::waited_in_vain(session)
+            && let Some(transaction) = exchange.transaction()
         {
-            stored::answer(session, ready, exchange).await.map_err(Error::into_down)?;
-            return Ok(false);
+            transaction.waited_in_vain();
+            // Where many wait, the last of them hear late that what they wait for has come.
+            if !background
+                && exchange.warming.is_none()
+                && let Some(ready) = stored::find(session, exchange)
+            {
+                stored::answer(session, ready, exchange).await.map_err(Error::into_down)?;
+                return Ok(false);
+            }
         }
         Ok(true)
     }

@@ -19,11 +19,15 @@ pub(super) fn find(session: &mut Session, exchange: &mut Exchange) -> Option<Rea
     transaction.ready(&request.method, &request.headers, now)
 }
 
-/// Whether pingora gave up to wait for another request's fetch.
-pub(super) fn waited_too_long(session: &Session) -> bool {
+/// Whether pingora gave up to wait for another request's fetch, or was told to.
+pub(super) fn waited_in_vain(session: &Session) -> bool {
     matches!(
         session.cache.phase(),
-        CachePhase::Disabled(NoCacheReason::CacheLockTimeout | NoCacheReason::CacheLockRetryLimit)
+        CachePhase::Disabled(
+            NoCacheReason::CacheLockTimeout
+                | NoCacheReason::CacheLockRetryLimit
+                | NoCacheReason::CacheLockGiveUp
+        )
     )
 }
 

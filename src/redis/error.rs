@@ -26,6 +26,9 @@ pub enum Unavailable {
     /// Redis cannot serve at the moment: loading, read-only, out of memory, authentication.
     #[error("Redis refuses to serve")]
     Refusing,
+    /// The user may not do this (an ACL).
+    #[error("Redis does not permit the command")]
+    NotPermitted,
     /// The key's slot is on the move between nodes of the cluster, and no node did as asked.
     #[error("the key is moving to another node")]
     Redirected,
@@ -72,15 +75,18 @@ impl Unavailable {
             Self::BreakerOpen => FailureKind::BreakerOpen,
             Self::DeadlinePassed => FailureKind::Deadline,
             Self::NotConnected | Self::CannotConnect | Self::ConnectionLost => FailureKind::Connection,
-            Self::ScriptUnknown | Self::Refusing | Self::Redirected | Self::ClusterDown | Self::Rejected => {
-                FailureKind::Reply
-            }
+            Self::ScriptUnknown
+            | Self::Refusing
+            | Self::NotPermitted
+            | Self::Redirected
+            | Self::ClusterDown
+            | Self::Rejected => FailureKind::Reply,
         }
     }
 
-    /// Whether Redis has answered that it does not do this.
-    pub const fn is_refusal(self) -> bool {
-        matches!(self, Self::Refusing | Self::Rejected)
+    /// Whether Redis has answered that it does not do this, and will not by itself.
+    pub const fn is_lasting_refusal(self) -> bool {
+        matches!(self, Self::NotPermitted | Self::Rejected)
     }
 
     /// Whether the failure says something about the store and not only about one command.
@@ -93,7 +99,7 @@ impl Unavailable {
 
     /// Whether one such failure is proof enough, so that no further request need try.
     pub(super) const fn is_conclusive(self) -> bool {
-        matches!(self, Self::CannotConnect | Self::Refusing)
+        matches!(self, Self::CannotConnect | Self::Refusing | Self::NotPermitted)
     }
 }
 
@@ -111,14 +117,11 @@ impl From<RedisError> for Unavailable {
             ErrorKind::Server(ServerErrorKind::ClusterDown) => Self::ClusterDown,
             ErrorKind::Io => Self::ConnectionLost,
             _ if error.is_unrecoverable_error() => Self::ConnectionLost,
-            _ if matches!(
-                error.code(),
-                Some("OOM" | "NOAUTH" | "WRONGPASS" | "NOPERM" | "MISCONF" | "BUSY" | "NOREPLICAS")
-            ) =>
-            {
-                Self::Refusing
-            }
-            _ => Self::Rejected,
+            _ => match error.code() {
+                Some("OOM" | "NOAUTH" | "WRONGPASS" | "MISCONF" | "BUSY" | "NOREPLICAS") => Self::Refusing,
+                Some("NOPERM") => Self::NotPermitted,
+                _ => Self::Rejected,
+            },
         }
     }
 }

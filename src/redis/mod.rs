@@ -93,8 +93,12 @@ enum Topology {
 enum Weight {
     /// Whether it can decide.
     Counts,
+    /// The same, unless Redis does not permit this command: it may permit all that decides.
+    CountsIfPermitted,
     /// Nothing.
     Aside,
+    /// Nothing, not of the connection either: it has less time than a decision.
+    InPassing,
 }
 
 /// Why a node did not do as asked.
@@ -212,6 +216,28 @@ impl Store {
         command: &Cmd,
     ) -> Result<Value, Unavailable> {
         self.call_as(Weight::Counts, deadline, lane, shard, command).await
+    }
+
+    /// As [`Store::call_within`], for what a Redis that can decide may still not permit (an ACL).
+    pub async fn call_if_permitted(
+        &self,
+        deadline: Duration,
+        lane: Lane,
+        shard: Shard,
+        command: &Cmd,
+    ) -> Result<Value, Unavailable> {
+        self.call_as(Weight::CountsIfPermitted, deadline, lane, shard, command).await
+    }
+
+    /// As [`Store::call_aside`], with so little time that no answer says nothing about the connection either.
+    pub async fn call_in_passing(
+        &self,
+        deadline: Duration,
+        lane: Lane,
+        shard: Shard,
+        command: &Cmd,
+    ) -> Result<Value, Unavailable> {
+        self.call_as(Weight::InPassing, deadline, lane, shard, command).await
     }
 
     /// As [`Store::call_within`], for what can be done without: how it ends says nothing about whether the store can
@@ -481,13 +507,17 @@ impl Store {
                 value => Ok(value),
             }
         };
-        let outcome = self.attempt(node, epoch, lane, until, send).await;
+        let outcome = self.attempt(node, epoch, lane, until, weight, send).await;
         let failure = outcome.as_ref().err().and_then(Failure::unavailable);
-        match weight {
-            Weight::Counts => self.account(node, epoch, started.elapsed(), failure),
-            Weight::Aside => {
-                self.observer.call(started.elapsed(), failure.map_or(Ok(()), |why| Err(why.kind())));
-            }
+        let counts = match weight {
+            Weight::Counts => true,
+            Weight::CountsIfPermitted => failure != Some(Unavailable::NotPermitted),
+            Weight::Aside | Weight::InPassing => false,
+        };
+        if counts {
+            self.account(node, epoch, started.elapsed(), failure);
+        } else {
+            self.observer.call(started.elapsed(), failure.map_or(Ok(()), |why| Err(why.kind())));
         }
         outcome
     }
@@ -505,7 +535,8 @@ impl Store {
         let send = |mut connection: MultiplexedConnection| async move {
             connection.send_packed_commands(pipeline, 0, pipeline.len()).await
         };
-        let outcome = self.attempt(node, epoch, lane, until, send).await.map_err(Failure::settle);
+        let outcome = self.attempt(node, epoch, lane, until, Weight::Counts, send).await;
+        let outcome = outcome.map_err(Failure::settle);
         let failure = match &outcome {
             Ok(values) => values.iter().find_map(|value| match value {
                 Value::ServerError(error) => Some(Unavailable::from(RedisError::from(error.clone())))
@@ -524,6 +555,7 @@ impl Store {
         epoch: Epoch,
         lane: Lane,
         until: tokio::time::Instant,
+        weight: Weight,
         send: impl FnOnce(MultiplexedConnection) -> F,
     ) -> Result<T, Failure>
     where
@@ -545,7 +577,9 @@ impl Store {
                     .map_or_else(|| Unavailable::from(error).into(), Failure::Redirected))
             }
             Err(_) => {
-                connection::note_silence(serial);
+                if !matches!(weight, Weight::InPassing) {
+                    connection::note_silence(serial);
+                }
                 Err(Unavailable::DeadlinePassed.into())
             }
         }

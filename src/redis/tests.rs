@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use super::{Lane, Settings, Store, Unavailable, Unburdened, Unobserved};
+use super::{Lane, Settings, Shard, Store, Unavailable, Unburdened, Unobserved};
 
 /// Answers every command with `+OK` or an error, unless silent; as a sentinel it names a master, and every master
 /// says that it is one.
@@ -40,14 +40,22 @@ impl Server {
     }
 
     async fn serve(self: Arc<Self>, mut stream: TcpStream, number: usize) {
-        let mut buffer = [0; 4096];
+        let (mut buffer, mut owed) = ([0; 4096], 0);
         while let Ok(length @ 1..) = stream.read(&mut buffer).await {
             if number <= self.silent_up_to.load(SeqCst) {
                 continue;
             }
             let text = String::from_utf8_lossy(&buffer[..length]);
-            let commands = text.matches('*').count();
-            let reply = if self.refuses.load(SeqCst) { "-READONLY no\r\n" } else { "+OK\r\n" };
+            let commands = text.matches('*').count() + std::mem::take(&mut owed);
+            if text.contains("LATE") {
+                owed = commands;
+                continue;
+            }
+            let reply = match () {
+                () if self.refuses.load(SeqCst) => "-READONLY no\r\n",
+                () if text.contains("FORBIDDEN") => "-NOPERM no\r\n",
+                () => "+OK\r\n",
+            };
             let mut replies = vec![reply.to_owned(); commands];
             let last = if text.contains("GET-MASTER-ADDR-BY-NAME") {
                 let master = self.master.lock().map(|master| master.port().to_string());
@@ -135,6 +143,39 @@ async fn an_error_reply_is_an_error_and_opens_the_breaker_where_it_is_about_the_
     assert_eq!(ask(&store).await, Err(Unavailable::Refusing));
     assert!(!store.available_everywhere());
     assert_eq!(ask(&store).await, Err(Unavailable::BreakerOpen));
+}
+
+#[tokio::test]
+async fn what_is_not_permitted_opens_the_breaker_unless_it_can_be_done_without() {
+    let (_server, addr) = Server::start().await;
+    let store = store(addr, 5, PATIENT);
+    let command = cmd("FORBIDDEN");
+    let refused = store.call_if_permitted(PATIENT, Lane::Decisions, Shard::ONLY, &command).await;
+    assert_eq!(refused, Err(Unavailable::NotPermitted));
+    assert!(store.available_everywhere());
+    let refused = store.call(Lane::Decisions, Shard::ONLY, &command).await;
+    assert_eq!(refused, Err(Unavailable::NotPermitted));
+    assert!(!store.available_everywhere());
+}
+
+#[tokio::test]
+async fn a_connection_is_not_given_up_for_what_is_asked_in_passing() {
+    let (server, addr) = Server::start().await;
+    let store = store(addr, 5, PATIENT);
+    let (little, late) = (Duration::from_millis(5), cmd("LATE"));
+    assert!(ask(&store).await.is_ok());
+    for _ in 0..4 {
+        let answer = store.call_in_passing(little, Lane::Decisions, Shard::ONLY, &late).await;
+        assert_eq!(answer, Err(Unavailable::DeadlinePassed));
+    }
+    assert!(ask(&store).await.is_ok());
+    assert_eq!(server.accepted(), 1);
+    for _ in 0..3 {
+        let answer = store.call_aside(little, Lane::Decisions, Shard::ONLY, &late).await;
+        assert_eq!(answer, Err(Unavailable::DeadlinePassed));
+    }
+    assert!(ask(&store).await.is_ok());
+    assert_eq!(server.accepted(), 2);
 }
 
 #[tokio::test]

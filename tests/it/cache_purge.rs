@@ -305,6 +305,66 @@ fn a_redis_that_refuses_the_list_has_everything_dropped_instead_and_nothing_else
     }
 }
 
+/// As a master does that has just lost its replicas, or its place.
+#[test]
+fn a_refusal_that_passes_leaves_a_purge_by_prefix_what_it_is() {
+    let stage = Stage::start();
+    let other = stage.another();
+    uses_redis(&other);
+    count(&stage.origin);
+    // The first one drops everything, and begins a list.
+    purge(&stage.gateway, &json!({"prefix": "/mine/first/"}));
+    let gateways = [&stage.gateway, &other];
+    let [purged, spared] = ["/mine/a/1", "/mine/b/1"].map(|path| stored(&gateways, path, "ada"));
+    let replicas = |least: u8| {
+        let mut command = redis::cmd("CONFIG");
+        command.arg("SET").arg("min-replicas-to-write").arg(least).exec(&mut stage.redis.client()).unwrap();
+    };
+    replicas(1);
+    assert_eq!(purge(&stage.gateway, &json!({"prefix": "/mine/a/"})), (false, false));
+    assert_ne!(read(&stage.gateway, "/mine/a/1", "ada").text(), purged);
+    replicas(0);
+    assert_eventually!(read(&other, "/mine/a/1", "ada").text() != purged, "the other one is told");
+    for gateway in gateways {
+        assert_eq!(read(gateway, "/mine/b/1", "ada").text(), spared);
+    }
+}
+
+#[test]
+fn a_redis_that_refuses_all_invalidations_is_used_for_all_else_and_not_asked_over_and_over() {
+    let stage = Stage::start();
+    let other = stage.another();
+    uses_redis(&other);
+    count(&stage.origin);
+    let before = stored(&[&stage.gateway, &other], "/items/7", "ada");
+    let acl = |rules: &[&str]| {
+        let mut command = redis::cmd("ACL");
+        command.arg("SETUSER").arg("default").arg(rules);
+        command.exec(&mut stage.redis.client()).unwrap();
+    };
+    acl(&["resetkeys", "~[^c]*", "~c[^a]*", "~cache:*", "~cache_lock:*", "%R~cache_*"]);
+    let token = Token::of("ada").sign();
+    for _ in 0..20 {
+        let change =
+            stage.gateway.client().put("/items/7").host("api.example").bearer(&token).body("x").send();
+        assert_eq!(change.code(), 200);
+        assert_eq!(stage.gateway.metric("tollgate_store_degraded", &[]), Some(0.0), "{}", change.text());
+    }
+    assert_ne!(read(&stage.gateway, "/items/7", "ada").text(), before);
+    let connections = || {
+        let info: String = redis::cmd("INFO").arg("stats").query(&mut stage.redis.client()).unwrap();
+        let line = info.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+        line.unwrap().trim().parse::<u64>().unwrap()
+    };
+    let (made, begun) = (connections(), Instant::now());
+    std::thread::sleep(Duration::from_secs(3));
+    let made = connections() - made;
+    assert!(made <= 4 * (begun.elapsed().as_secs() + 2), "{made} connections");
+    assert_eq!(read(&other, "/items/7", "ada").text(), before, "nobody could tell it");
+    acl(&["allkeys"]);
+    assert_eventually!(read(&other, "/items/7", "ada").text() != before, "it is told in the end");
+}
+
 #[test]
 fn an_instance_without_redis_purges_by_prefix_too() {
     let origin = Origin::start();

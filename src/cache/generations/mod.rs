@@ -22,8 +22,8 @@ use crate::clock::UnixMillis;
 
 use self::mix::{finish, mix, mix_compare, mix_list, mix_tag};
 pub use self::purges::{PrefixPurge, PrefixWrite, PrefixWritten};
-pub use self::state::PROPOSED_FOR;
-use self::state::{Proposal, Proposed, State};
+pub use self::state::ANNOUNCED_FOR;
+use self::state::{Known, PROPOSED_FOR, Proposal, Proposed, State};
 use self::unique::Unique;
 
 /// 128 bits over the generations of a request's tags; part of its cache key.
@@ -40,13 +40,16 @@ pub struct Write {
     pub value: Box<str>,
     /// Life of the key; `None`: it stays (the epoch, and the version of the purges by prefix).
     pub ttl: Option<Duration>,
+    /// Redis has told it, for a short while: it is kept only where it still is, or another one may have come and gone.
+    pub is_announced: bool,
     tag: Box<str>,
     /// The invalidation that this write tells Redis of.
     invalidation: Box<str>,
 }
 
 impl Write {
-    /// The value for a short while: other instances are to look for the same, but nothing may be stored under it ever.
+    /// The value for a short while: other instances are to look for the same. The mark is no part of the
+    /// generation, and nothing is stored under it but by instances that do not know it.
     pub fn announced(&self) -> String {
         format!("{}{ANNOUNCED}", self.value)
     }
@@ -70,8 +73,8 @@ pub enum Resolution {
     Ready {
         /// For the cache key.
         fingerprint: Fingerprint,
-        /// Tags that Redis has no generation of. The writes are to be made with `SET NX` when a response is
-        /// stored under the fingerprint, which is good for nobody else until then.
+        /// Generations that Redis has for a short while only, or not at all: to be kept, as far as [`Generations::to_keep`]
+        /// says so, when a response is stored under the fingerprint.
         absent: Vec<Write>,
     },
     /// The number of values is not the number of tags: the request goes without the cache.
@@ -152,7 +155,8 @@ impl Generations {
                 };
                 if announced {
                     let value = String::from_utf8_lossy(value.unwrap_or_default()).into();
-                    absent.push(self.write(tag.into(), value, Box::default()));
+                    let write = self.write(tag.into(), value, Box::default());
+                    absent.push(Write { is_announced: true, ..write });
                 }
                 if let Some(pending) = state.pending.get(tag) {
                     // Neither alone: Redis may get a later invalidation before it gets this one.
@@ -210,6 +214,26 @@ impl Generations {
         }
     }
 
+    /// Which of the generations that a request took are to be kept, now that something is stored under them: those that
+    /// this instance still goes by. A proposal that Redis was never told of is none any more after its time, or another
+    /// instance's invalidation might come and go unseen.
+    pub fn to_keep(&self, mut absent: Vec<Write>, now: UnixMillis) -> Vec<Write> {
+        if absent.is_empty() {
+            return absent;
+        }
+        let state = self.state.read();
+        absent.retain(|write| {
+            let is_current = state.agrees(&write.tag, Some(write.value.as_bytes()))
+                && !state.pending.contains_key(&write.tag);
+            let is_proposed = || {
+                let proposal = state.proposed.get(&write.tag);
+                proposal.is_some_and(|proposal| proposal.value == write.value && now <= proposal.until)
+            };
+            is_current && (write.is_announced || is_proposed())
+        });
+        absent
+    }
+
     /// The fingerprint from memory, while Redis is away or where there is none.
     pub fn local(&self, tags: &Tags, place: Place<'_>, now: UnixMillis) -> Fingerprint {
         let mut hasher = Sha256::new();
@@ -225,7 +249,7 @@ impl Generations {
         }
         let known = self.prefixes.load();
         for tag in tags.iter() {
-            let value = state.known.get(tag).map_or_else(|| state.unknown(tag), Option::as_deref);
+            let value = state.known.get(tag).map_or_else(|| state.unknown(tag), Known::value);
             mix_tag(&mut hasher, tag, value.map(str::as_bytes), &known, place, now);
         }
         mix_compare(&mut hasher, place);
@@ -287,8 +311,8 @@ impl Generations {
             .collect()
     }
 
-    /// Redis has these: they need not be kept for it.
-    pub fn settle(&self, writes: &[Write]) {
+    /// At `now` Redis has these: they need not be kept for it.
+    pub fn settle(&self, writes: &[Write], now: UnixMillis) {
         let mut state = self.state.write();
         for write in writes {
             // A later invalidation of the same tag is not confirmed by an earlier write.
@@ -296,9 +320,9 @@ impl Generations {
                 state.pending.remove(&write.tag);
                 // So that who asks Redis and who cannot look for the same.
                 if let Some(known) = state.known.get_mut(&write.tag)
-                    && known.as_ref() == Some(&write.invalidation)
+                    && known.value.as_ref() == Some(&write.invalidation)
                 {
-                    *known = Some(write.value.clone());
+                    *known = Known { value: Some(write.value.clone()), settled: now };
                 }
             }
         }
@@ -343,7 +367,7 @@ impl Generations {
                 }
             }
             let value = value(tag, read);
-            if !state.agrees(tag, value.as_deref().map(str::as_bytes)) {
+            if !state.agrees(tag, value.as_deref().map(str::as_bytes)) && !state.settled_since(tag, now) {
                 state.remember(tag, value, self.remembered, &self.unique);
             }
         }
@@ -361,6 +385,6 @@ impl Generations {
         // Everything depends on these: with them everything would end.
         let stays = tag == epoch_tag() || *tag == *PREFIXES;
         let ttl = (!stays).then_some(self.ttl);
-        Write { key: self.key(&tag), value, ttl, tag, invalidation }
+        Write { key: self.key(&tag), value, ttl, is_announced: false, tag, invalidation }
     }
 }

@@ -71,9 +71,9 @@ impl Generations {
     }
 
     /// Puts another version of the list of purges by prefix in the place of the one that was read with `values`.
-    pub fn replace_version<V>(values: &mut [Option<V>], version: V) {
+    pub fn replace_version<V>(values: &mut [Option<V>], version: Option<V>) {
         if let Some(value) = values.get_mut(PREFIXES_AT) {
-            *value = Some(version);
+            *value = version;
         }
     }
 
@@ -148,8 +148,8 @@ impl Generations {
         own.map(|(field, own)| self.prefix_write(field, own.invalidation.clone())).collect()
     }
 
-    /// Redis has this one; `written` is what it said, if that is known.
-    pub fn settle_prefix(&self, write: &PrefixWrite, written: Option<&PrefixWritten>) {
+    /// At `at` Redis has this one; `written` is what it said, if that is known.
+    pub fn settle_prefix(&self, write: &PrefixWrite, written: Option<&PrefixWritten>, at: UnixMillis) {
         let mut state = self.state.write();
         // A later purge of the same prefix is not confirmed by an earlier write.
         if state.own.get(&write.field).is_some_and(|own| own.invalidation == write.invalidation) {
@@ -160,6 +160,9 @@ impl Generations {
         let now = now.unwrap_or_else(|| self.unique.next());
         state.proposed.remove(PREFIXES);
         state.remember(PREFIXES, Some(now), self.remembered, &self.unique);
+        if let Some(known) = state.known.get_mut(PREFIXES) {
+            known.settled = at;
+        }
         let follows = written.filter(|written| {
             let known = self.prefixes.load();
             !written.widened

@@ -9,8 +9,7 @@ use crate::clock::UnixMillis;
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    /// Last known generation of a tag; `None`: known to have none.
-    pub(super) known: HashMap<Box<str>, Option<Box<str>>, ahash::RandomState>,
+    pub(super) known: HashMap<Box<str>, Known, ahash::RandomState>,
     /// What a tag outside `known` has. It changes whenever something is forgotten, so that a forgotten
     /// invalidation can never make an old entry reachable again.
     pub(super) floor: Option<Box<str>>,
@@ -22,6 +21,15 @@ pub(super) struct State {
     pub(super) own: HashMap<Box<str>, Own, ahash::RandomState>,
     /// The entries of the snapshot's list.
     pub(super) listed: HashMap<Box<str>, Box<str>, ahash::RandomState>,
+}
+
+/// What is known of a tag.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// Its last generation; `None`: it has none.
+    pub(super) value: Option<Box<str>>,
+    /// When Redis was last known to have an invalidation made here.
+    pub(super) settled: UnixMillis,
 }
 
 #[derive(Debug)]
@@ -49,7 +57,9 @@ pub(super) enum Proposed {
 
 /// How long a generation is proposed. Long enough for the requests that wait for one fetch; short, because
 /// within it an invalidation by another instance goes unnoticed if Redis evicts it at once.
-pub const PROPOSED_FOR: Duration = Duration::from_secs(10);
+pub(super) const PROPOSED_FOR: Duration = Duration::from_secs(10);
+/// How long Redis has what instances agree on: longer than the head of a response usually takes.
+pub const ANNOUNCED_FOR: Duration = Duration::from_secs(60);
 /// Most proposals at a time; without one a request that is not the first fetches once more.
 pub(super) const MAX_PROPOSED: usize = 10_000;
 /// Most of them that are made while Redis does not answer. There they stay until something else takes their place.
@@ -71,8 +81,13 @@ impl State {
         if self.pending.contains_key(tag) {
             return true;
         }
-        let known = self.known.get(tag).map_or(self.floor.as_deref(), Option::as_deref);
+        let known = self.known.get(tag).map_or(self.floor.as_deref(), Known::value);
         known.map(str::as_bytes) == value
+    }
+
+    /// Whether what a request was told that began at `now` may be older than an invalidation made here.
+    pub(super) fn settled_since(&self, tag: &str, now: UnixMillis) -> bool {
+        self.known.get(tag).is_some_and(|known| now <= known.settled)
     }
 
     /// The generation that this instance proposes for a tag without one, to a request that began at `now`.
@@ -126,7 +141,7 @@ impl State {
 
     pub(super) fn remember(&mut self, tag: &str, value: Option<Box<str>>, bound: usize, unique: &Unique) {
         if let Some(known) = self.known.get_mut(tag) {
-            *known = value;
+            known.value = value;
             return;
         }
         if self.known.len() >= bound {
@@ -135,10 +150,17 @@ impl State {
             self.known.clear();
             self.floor = Some(unique.next());
             for (tag, value) in &self.pending {
-                self.known.insert(tag.clone(), Some(value.clone()));
+                let known = Known { value: Some(value.clone()), ..Known::default() };
+                self.known.insert(tag.clone(), known);
             }
         }
-        self.known.insert(tag.into(), value);
+        self.known.insert(tag.into(), Known { value, ..Known::default() });
+    }
+}
+
+impl Known {
+    pub(super) fn value(&self) -> Option<&str> {
+        self.value.as_deref()
     }
 }
 

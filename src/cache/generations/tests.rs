@@ -6,6 +6,7 @@ use crate::cache::prefixes::{self, Prefix, Version};
 use crate::cache::tag::{route_tag, user_tag};
 
 const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
+const BEFORE: UnixMillis = UnixMillis(NOW.0 - 1);
 const PLACE: Place<'static> = place("/todos/1");
 
 const fn place(path: &str) -> Place<'_> {
@@ -117,11 +118,60 @@ fn instances_agree_on_a_generation_before_anything_is_stored_under_it() {
             1 => {
                 let writes = two.invalidate([Box::from("a")]);
                 redis.write(&writes);
-                two.settle(&writes);
+                two.settle(&writes, BEFORE);
             }
             _ => drop(redis.0.remove("cache_tag:a")),
         }
     }
+}
+
+#[test]
+fn a_generation_is_kept_while_the_instance_goes_by_it() {
+    let generations = Generations::new(&settings(10, 10), true);
+    let (tags, none) = (tags(&["a"]), [None::<&[u8]>; 3]);
+    let proposed = absent(generations.resolve(&tags, PLACE, &none, NOW));
+    assert!(proposed.len() == 3 && proposed.iter().all(|write| !write.is_announced));
+    let later = NOW.plus(PROPOSED_FOR + Duration::from_millis(1));
+    assert_eq!(generations.to_keep(proposed.clone(), NOW), proposed);
+    assert_eq!(generations.to_keep(proposed.clone(), later), [], "nobody was told of it");
+    let announced: Vec<_> = proposed
+        .iter()
+        .map(|write| Some(write.announced()))
+        .map(|value| value.map(String::into_bytes))
+        .collect();
+    let announced = absent(generations.resolve(&tags, PLACE, &announced, NOW));
+    assert!(announced.len() == 3 && announced.iter().all(|write| write.is_announced));
+    assert_eq!(
+        generations.to_keep(announced.clone(), later),
+        announced,
+        "Redis says whether it has it still"
+    );
+    let writes = generations.invalidate([Box::from("a")]);
+    assert_eq!(generations.to_keep(announced.clone(), NOW), announced[..2]);
+    generations.settle(&writes, BEFORE);
+    assert_eq!(generations.to_keep(announced.clone(), NOW), announced[..2]);
+    let told: Vec<_> = announced.iter().map(|_| Some(b"another")).collect();
+    generations.resolve(&tags, PLACE, &told, NOW);
+    assert_eq!(generations.to_keep(announced, NOW), [], "another instance's");
+}
+
+#[test]
+fn who_was_told_before_an_invalidation_does_not_bring_back_what_was_before_it() {
+    let generations = Generations::new(&settings(10, 10), true);
+    let (tags, mut redis) = (tags(&["a"]), Redis::default());
+    redis.write(&absent(generations.resolve(&tags, PLACE, &[None::<&[u8]>; 3], BEFORE)));
+    let told = redis.read(&generations, &tags);
+    let old = ready(generations.resolve(&tags, PLACE, &told, BEFORE));
+    let writes = generations.invalidate([Box::from("a")]);
+    redis.write(&writes);
+    generations.settle(&writes, NOW);
+    let new = generations.local(&tags, PLACE, NOW);
+    assert_eq!(ready(generations.resolve(&tags, PLACE, &told, BEFORE)), old, "it began before");
+    assert_eq!(generations.local(&tags, PLACE, NOW), new, "Redis goes away");
+    let later = NOW.plus(Duration::from_millis(1));
+    let told = [Some(b"x"), Some(b"y"), Some(b"z")];
+    let told = ready(generations.resolve(&tags, PLACE, &told, later));
+    assert_eq!(generations.local(&tags, PLACE, later), told, "another instance's");
 }
 
 #[test]
@@ -141,7 +191,7 @@ fn who_cannot_ask_redis_looks_for_the_same_as_who_can() {
     // After an invalidation, from the moment Redis has it.
     let writes = generations.invalidate([Box::from("todo:1")]);
     redis.write(&writes);
-    generations.settle(&writes);
+    generations.settle(&writes, BEFORE);
     let after = generations.local(&tags, PLACE, NOW);
     assert_ne!(after, alone);
     assert_eq!(ready(resolve(&redis, NOW)), after);
@@ -261,10 +311,10 @@ fn writes_that_arrive_out_of_order_revive_nothing() {
     let second = generations.invalidate([Box::from("todo:1")]);
     look(&redis);
     redis.write(&second);
-    generations.settle(&second);
+    generations.settle(&second, BEFORE);
     look(&redis);
     redis.write(&first);
-    generations.settle(&first);
+    generations.settle(&first, BEFORE);
     look(&redis);
     // One that is repeated because its answer was lost.
     let lost = generations.invalidate([Box::from("todo:1")]);
@@ -273,7 +323,7 @@ fn writes_that_arrive_out_of_order_revive_nothing() {
     let repeated = generations.pending();
     assert_ne!(repeated[0].value, lost[0].value);
     redis.write(&repeated);
-    generations.settle(&repeated);
+    generations.settle(&repeated, BEFORE);
     assert!(generations.pending().is_empty());
     look(&redis);
 }
@@ -294,7 +344,7 @@ fn an_invalidation_reaches_every_instance_and_only_its_tag() {
     // The writing instance sees it before Redis does.
     assert_ne!(ready(one.resolve(&todo, PLACE, &redis.read(&one, &todo), NOW)), before);
     redis.write(&writes);
-    one.settle(&writes);
+    one.settle(&writes, BEFORE);
 
     let after = ready(two.resolve(&todo, PLACE, &redis.read(&two, &todo), NOW));
     assert_ne!(after, before);
@@ -323,7 +373,7 @@ fn an_outage_keeps_entries_reachable_and_local_invalidations_hold_after_it() {
     let pending = generations.pending();
     assert_eq!(pending.len(), 1);
     redis.write(&pending);
-    generations.settle(&pending);
+    generations.settle(&pending, BEFORE);
     assert!(generations.pending().is_empty());
     let after = look(&redis);
     assert!(![before, during, unconfirmed].contains(&after));
@@ -334,9 +384,9 @@ fn settling_an_older_write_keeps_a_newer_one_pending() {
     let generations = Generations::new(&settings(10, 10), true);
     let first = generations.invalidate([Box::from("a")]);
     let second = generations.invalidate([Box::from("a")]);
-    generations.settle(&first);
+    generations.settle(&first, BEFORE);
     assert_eq!(generations.pending().len(), 1);
-    generations.settle(&second);
+    generations.settle(&second, BEFORE);
     assert!(generations.pending().is_empty());
 }
 
@@ -423,7 +473,7 @@ impl Listing {
         let mut values = self.redis.read(generations, &tags);
         if generations.lacks_prefixes(&values, NOW) && read {
             self.load(generations);
-            Generations::replace_version(&mut values, self.version().as_bytes().to_vec());
+            Generations::replace_version(&mut values, Some(self.version().as_bytes().to_vec()));
         }
         let resolution = generations.resolve(&tags, place(path), &values, NOW);
         let fingerprint = ready(resolution.clone());
@@ -460,7 +510,7 @@ fn a_purge_by_prefix_concerns_what_lies_under_it_on_every_instance_and_nothing_e
         assert_ne!(pending, before, "before Redis knows");
         assert_eq!(redis.look(&one, "/b/1", true), beside);
         let written = redis.purge(&write);
-        one.settle_prefix(&write, Some(&written));
+        one.settle_prefix(&write, Some(&written), BEFORE);
         assert!(!one.owes() && !written.widened);
         let tags = Tags::epoch();
         assert!(!one.lacks_prefixes(&redis.redis.read(&one, &tags), NOW), "it made the change itself");
@@ -485,7 +535,7 @@ fn a_list_that_cannot_be_had_widens_each_purge_and_brings_nothing_back() {
     for round in 0..3 {
         let write = prefix_write(one.invalidate_prefix(&prefix("/a/"), NOW));
         let written = redis.purge(&write);
-        one.settle_prefix(&write, Some(&written));
+        one.settle_prefix(&write, Some(&written), BEFORE);
         assert_eq!(written.widened, round > 0, "the list before was lost");
         let blind = redis.look(&two, "/a/1", false);
         assert!(!seen.contains(&blind));
@@ -502,7 +552,7 @@ fn a_list_that_cannot_be_had_widens_each_purge_and_brings_nothing_back() {
             assert!(!seen.contains(&evicted));
             seen.push(evicted);
             let write = prefix_write(one.invalidate_prefix(&prefix("/c"), NOW));
-            one.settle_prefix(&write, Some(&redis.purge(&write)));
+            one.settle_prefix(&write, Some(&redis.purge(&write)), BEFORE);
             redis.list.clear();
         }
     }
@@ -605,7 +655,7 @@ proptest::proptest! {
                     if reaches {
                         let written = redis.purge(&write);
                         if answered {
-                            instances[by].settle_prefix(&write, Some(&written));
+                            instances[by].settle_prefix(&write, Some(&written), BEFORE);
                         }
                         for path in 0..4 {
                             dead[1 - by][path].extend(&gone[path]);
@@ -618,7 +668,7 @@ proptest::proptest! {
                 Step::HandOver { by } => {
                     for write in instances[by].pending_prefixes() {
                         redis.purge(&write);
-                        instances[by].settle_prefix(&write, None);
+                        instances[by].settle_prefix(&write, None, BEFORE);
                     }
                     for (_, gone) in owed[by].drain(..) {
                         for path in 0..4 {

@@ -51,16 +51,21 @@ impl Tiers {
 
     async fn wait(&'static self, remote: &Remote, key: &CacheKey, serial: Serial, landing: Landing) -> Found {
         let hash = u128::from_be_bytes(key.combined_bin());
-        let (began, end) = (Instant::now(), Patience::end(key));
         let landing = Passenger { tiers: self, hash, serial, heard: false }.wait(landing);
-        let landed = match end {
+        let landed = match Patience::began(key) {
             None => landing.await,
-            // It has waited before.
-            Some(end) => tokio::time::timeout_at(end, landing).await.unwrap_or_default(),
+            // It may have waited before, here or elsewhere.
+            Some(began) => {
+                let heard = tokio::time::timeout_at(began + self.patience, landing).await;
+                heard.unwrap_or_else(|_| {
+                    Patience::begin(key, self.patience);
+                    Landed::default()
+                })
+            }
         };
         if landed.waited {
             remote.waited(Waited::Request);
-            Patience::begin(key, began, self.patience);
+            Patience::begin(key, self.patience);
         }
         // Another key with this hash may have been asked for.
         landed.found.filter(|(entry, _)| entry.is_named(key))

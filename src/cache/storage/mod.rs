@@ -139,8 +139,8 @@ impl Tiers {
         // With its head.
         let biggest =
             allocated(max_object_bytes.max(1)).saturating_add(max_object_bytes / 16 + ROOM_FOR_HEAD);
-        let copies = if remote.is_some() { COPIES } else { 1 };
-        let fills = (limit / FILLS_SHARE).max(biggest.saturating_mul(copies)).min(limit / 2);
+        let copied = if remote.is_some() { settings.remote_max_object_bytes.min(biggest) } else { 0 };
+        let fills = (limit / FILLS_SHARE).max(biggest).max(copied.saturating_mul(COPIES)).min(limit / 2);
         let stored = limit - fills;
         let shards = (stored / biggest.saturating_mul(BIGGEST_PER_SHARD)).clamp(1, MAX_SHARDS);
         let shards = prev_power_of_two(shards);

@@ -42,6 +42,10 @@ pub struct Transaction {
     cache: &'static Cache,
     route: Arc<RouteCache>,
     key: CacheKey,
+    /// Once pingora has the key: how long the request waits for others.
+    patience: Option<Patience>,
+    /// It has waited for others as long as it may.
+    out_of_patience: bool,
     public_key: Box<str>,
     directives: RequestDirectives,
     scope: Scope,
@@ -98,8 +102,18 @@ impl Transaction {
     }
 
     /// For `cache_key_callback`.
-    pub fn key(&self) -> CacheKey {
-        self.key.clone()
+    pub fn key(&mut self) -> CacheKey {
+        let mut key = self.key.clone();
+        // Others fetch the same on other instances.
+        if self.cache.tiers().remote_counters().is_some() {
+            self.patience = Some(Patience::attach(&mut key));
+        }
+        key
+    }
+
+    /// For `proxy_upstream_filter`: pingora has given up to wait for another request.
+    pub fn waited_in_vain(&mut self) {
+        self.out_of_patience = self.patience.as_ref().is_some_and(Patience::is_over);
     }
 
     /// For `cache_vary_filter`.
@@ -374,7 +388,7 @@ impl Transaction {
         });
         let detail = match phase {
             _ if self.not_stored.is_some() => self.not_stored.map(NotStored::as_str),
-            CachePhase::Disabled(NoCacheReason::CacheLockGiveUp) if !Patience::is_over(&self.key) => {
+            CachePhase::Disabled(NoCacheReason::CacheLockGiveUp) if !self.out_of_patience => {
                 Some("not_shareable")
             }
             CachePhase::Disabled(

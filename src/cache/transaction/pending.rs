@@ -11,7 +11,6 @@ use crate::cache::Cache;
 use crate::cache::directives::RequestDirectives;
 use crate::cache::generations::{Fingerprint, Resolution};
 use crate::cache::key::{self, Target, Unstamped};
-use crate::cache::patience::Patience;
 use crate::cache::policy::Scope;
 use crate::cache::prefixes::Compare;
 use crate::cache::request::{self, Bypass};
@@ -113,13 +112,12 @@ impl Pending {
         let mut key = CacheKey::new(bytes, "");
         // Hashed once here instead of in each of pingora's steps.
         key.set_primary_bin_override(hash);
-        if cache.tiers().claims(now) {
-            Patience::attach(&mut key);
-        }
         Transaction {
             cache,
             route: self.route,
             key,
+            patience: None,
+            out_of_patience: false,
             public_key: self.public_key,
             directives: self.directives,
             scope: self.scope,
