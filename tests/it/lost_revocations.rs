@@ -6,10 +6,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::api_tokens;
+use crate::sessions::{issuer, log_in};
 use crate::setup::{PATIENT, ROOMY, config, degraded, gateway, get_as, pair, revoke, ttl};
 use crate::support::cluster::Cluster;
 use crate::support::gateway::{ADMIN_TOKEN, Gateway};
-use crate::support::origin::{Origin, Reply};
+use crate::support::origin::Origin;
 use crate::support::process::Signal;
 use crate::support::redis::Redis;
 use crate::support::relay::Relay;
@@ -68,18 +69,6 @@ fn admin(gateway: &Gateway, call: &str, body: &Value) -> Value {
     let reply = gateway.admin().post(&format!("/api/v1/{call}")).bearer(ADMIN_TOKEN).json(body).send();
     assert_eq!(reply.code(), 200, "{}", reply.text());
     reply.json()
-}
-
-fn issuer() -> Origin {
-    let origin = Origin::start();
-    origin.route("/login", |login| {
-        Reply::text(200, "welcome").header("x-token", login.header("x-issue").unwrap_or_default())
-    });
-    origin
-}
-
-fn log_in(gateway: &Gateway, token: &Token) {
-    assert_eq!(gateway.client().get("/login").header("x-issue", &token.sign()).send().code(), 200);
 }
 
 /// Cuts the gateway off and waits until it has noticed.

@@ -128,7 +128,7 @@ fn admin(gateway: &Gateway, call: &str, body: &Value) -> Value {
 }
 
 /// An upstream that gives out the token that it is told.
-fn issuer() -> Origin {
+pub fn issuer() -> Origin {
     let origin = Origin::start();
     origin.route("/login", |login| {
         Reply::text(200, "welcome").header("x-token", login.header("x-issue").unwrap_or_default())

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::setup::{
-    PATIENT, ROOMY, address, codes, config, gateway, get_as, get_from, revoke, revoke_everywhere,
+    PATIENT, ROOMY, address, codes, config, degraded, gateway, get_as, get_from, revoke, revoke_everywhere,
 };
 use crate::support::cluster::{Cluster, Server, slot};
 use crate::support::gateway::Gateway;
@@ -48,10 +48,6 @@ path = "/**"
 upstream = "app"
 auth = "required"
 "#;
-
-fn is_degraded(gateway: &Gateway) -> bool {
-    gateway.metric("tollgate_store_degraded", &[]) == Some(1.0)
-}
 
 fn is_revoked(gateway: &Gateway, token: &Token) -> bool {
     get_as(gateway.addr(), "/x", &token.sign()).code() == 401
@@ -128,14 +124,14 @@ fn a_failover_ordered_and_one_forced_fail_no_request_and_lose_no_revocation() {
     // The old master must follow the new one before that may be lost.
     let old = pair.servers().iter().find(|server| server.port() != pair.current().port()).unwrap();
     assert_eventually!(old.info("master_link_status") == "up", "the old master follows");
-    assert_eventually!(!is_degraded(both[0]) && !is_degraded(both[1]), "the first failover is over for both");
+    assert_eventually!(!degraded(both[0]) && !degraded(both[1]), "the first failover is over for both");
     let master = pair.current();
     let port = master.port();
     master.kill();
     assert_eventually!(
         {
             get_from(&both[0].client(), "/strict", "10.9.9.9").send();
-            is_degraded(both[0])
+            degraded(both[0])
         },
         "the loss is noticed"
     );
@@ -147,7 +143,7 @@ fn a_failover_ordered_and_one_forced_fail_no_request_and_lose_no_revocation() {
     assert_eventually!(is_revoked(both[1], &during), "what was owed reached the new master", BACK);
     assert!(is_revoked(both[1], &known));
     for gateway in both {
-        assert_eventually!(!is_degraded(gateway), "the gauge is right");
+        assert_eventually!(!degraded(gateway), "the gauge is right");
         assert_eventually!(gateway.count_logs(FOUND) == gateway.count_logs(LOST), "each loss has an end");
     }
     settle(loads);
@@ -204,7 +200,7 @@ fn a_lost_node_of_a_cluster_takes_only_its_own_keys_to_memory() {
         assert_eventually!(
             {
                 get_from(&gateway.client(), "/strict", &lost[1]).send();
-                is_degraded(gateway)
+                degraded(gateway)
             },
             "the loss shows in the metrics"
         );
@@ -239,7 +235,7 @@ fn a_lost_node_of_a_cluster_takes_only_its_own_keys_to_memory() {
         BACK
     );
     for gateway in &gateways {
-        assert_eventually!(!is_degraded(gateway), "the recovery shows in the metrics");
+        assert_eventually!(!degraded(gateway), "the recovery shows in the metrics");
         assert_eventually!(gateway.count_logs(FOUND) == 1, "the recovery is told");
         assert_eq!(gateway.count_logs(LOST), 1, "{}", gateway.logs());
         assert!(gateway.logs().contains(&cluster.node(0).addr().to_string()));
@@ -263,7 +259,7 @@ fn a_node_that_comes_back_is_told_what_was_admitted_without_it() {
     assert_eventually!(
         {
             get_from(&client, "/wide", &addresses_on(&cluster, 0, "wide", 1, 1)[0]).send();
-            is_degraded(&gateway)
+            degraded(&gateway)
         },
         "the loss is noticed"
     );
@@ -278,7 +274,7 @@ fn a_node_that_comes_back_is_told_what_was_admitted_without_it() {
         "its counters hold what was admitted meanwhile"
     );
     assert_eq!(cluster.node(0).query::<i64>(&["PEXPIRETIME", &key(known)]), ends);
-    assert_eventually!(!is_degraded(&gateway), "the node is asked again");
+    assert_eventually!(!degraded(&gateway), "the node is asked again");
     assert_eq!(codes(&client, "/strict", known, 2), [200, 429]);
     assert_eq!(codes(&client, "/strict", new, 3), [200, 200, 429]);
     assert_eq!(count(cluster.node(1), &key(kept)), Some(1), "the others were told nothing twice");
@@ -312,7 +308,7 @@ fn a_replica_that_takes_over_is_counted_on_soon() {
     );
     println!("shared again after {:?}", since.elapsed());
     assert_eq!(codes(&client, "/strict", &ips[0], 3), [200, 200, 429], "the count went on");
-    assert_eventually!(!is_degraded(&gateway), "nothing is missing any more");
+    assert_eventually!(!degraded(&gateway), "nothing is missing any more");
     settle(loads);
 }
 
